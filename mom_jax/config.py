@@ -1,0 +1,295 @@
+"""`ModelConfig`: everything that defines a Mixture-of-Modules model, checked when it is made.
+
+Letters used throughout the library: B batch, L sequence, T = B·L tokens, D width, F inner width, V vocabulary,
+N modules in a pool, K modules taken per step, H assembly steps per chunk, S chunks, R router width, C router classes.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from mom_jax.fields import check_types, require
+
+Side = Literal["attention", "ffn"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterConfig:
+    """How a router scores the classes of its side (paper section 3.2; both sides have the same kind of router).
+
+    kind: `mlp` has no state; `gru` keeps one over the assembly steps; `gru_dev` drops the recurrence from the
+        candidate; `gru_random` mixes uniform noise into the state.
+    dim: R, the width of the hidden layer or of the state.
+    scoring: `softmax` of logits / temperature, or `raw` scores.
+    weights: what multiplies a chosen module's output. `renormalised`: its probability over the sum of the K chosen
+        (null classes included); `probability`: the probability itself; `raw`: the raw score. `auto`: `raw` with raw
+        scoring, else `probability` at K = 1 (where the renormalised weight is constantly 1 and the language-model loss
+        would give the router no gradient) and `renormalised` at K > 1.
+    straight_through: multiply by the weight's sign; the gradient passes to the weight, clamped to [-1, 1] per token
+        and module.
+    all_modules: every token uses every module, weighted by its score; `top_k` and `weights` have no say.
+    classes: how many classes a router scores, SKIP aside: its `own` side's modules, the `max` of both sides', or the
+        `ffn` side's (the last two as the official code has them; classes without a module are null).
+    noise_in_evaluation: whether `gru_random` needs noise in evaluation too; otherwise its mean, 1/2, is used there.
+    """
+
+    kind: Literal["mlp", "gru", "gru_dev", "gru_random"] = "gru"
+    dim: int = 256
+    scoring: Literal["softmax", "raw"] = "softmax"
+    temperature: float = 0.2
+    weights: Literal["auto", "renormalised", "probability", "raw"] = "auto"
+    straight_through: bool = False
+    all_modules: bool = False
+    classes: Literal["own", "max", "ffn"] = "own"
+    noise_in_evaluation: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.dim >= 1, "dim", self.dim, "must be at least 1")
+        require(self.temperature > 0, "temperature", self.temperature, "must be positive")
+        allowed = ("auto", "raw") if self.scoring == "raw" else ("auto", "renormalised", "probability")
+        require(self.weights in allowed, "weights", self.weights, f"with scoring={self.scoring!r} use one of {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceConfig:
+    """What one side (attention or FFN) may choose at which step: a prior on the router's logits.
+
+    choice: `free`: any class at any step; `ordered`: step h uses module h (a vanilla layer; no router is built);
+        `ordered_or_skip`: step h uses module h or SKIP.
+    preference: a bonus, in logits after the temperature, for module h at step h; steps beyond the last module prefer
+        SKIP where there is one. Only with `free`.
+    anneal_steps: the preference falls linearly to 0 over this many training steps; 0 keeps it.
+    prior: an explicit table of H rows of C logits that is added: 0 free, -inf forbidden, positive preferred.
+    """
+
+    choice: Literal["free", "ordered", "ordered_or_skip"] = "free"
+    preference: float = 0.0
+    anneal_steps: int = 0
+    prior: tuple[tuple[float, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(math.isfinite(self.preference), "preference", self.preference, "must be finite")
+        require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, "must be at least 0")
+        free = self.choice == "free"
+        require(free or self.preference == 0, "preference", self.preference, "needs choice='free'")
+        require(free or self.prior is None, "prior", self.prior, "needs choice='free'")
+        if self.prior is not None:
+            for h, row in enumerate(self.prior):
+                good = bool(row) and all(value < math.inf for value in row) and max(row) > -math.inf
+                require(good, f"prior[{h}]", row, "must be logits below infinity that leave some class allowed")
+
+
+@dataclasses.dataclass(frozen=True)
+class BalanceConfig:
+    """The load-balancing loss C·Σ f_i·P_i over all classes, SKIP and nulls included.
+
+    weight: its factor in the total loss.
+    kind: `global`: over all steps of all chunks together; `depthwise`: the mean of each step's loss.
+    softmax_again: take the softmax of scores that already are probabilities once more, as the official code does.
+    needs_routed_attention: no balance loss at all where attention is not routed, as in the official code.
+    """
+
+    weight: float = 0.01
+    kind: Literal["global", "depthwise"] = "global"
+    softmax_again: bool = False
+    needs_routed_attention: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.weight >= 0, "weight", self.weight, "must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class DropoutConfig:
+    """Rates: of the embeddings, of attention probabilities, and of sublayer outputs (routed FFNs have none)."""
+
+    embedding: float = 0.0
+    attention: float = 0.0
+    residual: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("embedding", "attention", "residual"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
+
+    @property
+    def active(self) -> bool:
+        return max(self.embedding, self.attention, self.residual) > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A Mixture-of-Modules model; `ModelConfig.official` has the official code's behaviour, `vanilla` phase 1's model.
+
+    The layers, bottom to top: embeddings; `num_bottom` anchors (plain GPT-2 layers); `num_chunks` chunks of
+    `num_steps` assembly steps over a pool of `num_attn_modules` and `num_ffn_modules` modules, each chunk followed by
+    an anchor if `anchor_after_chunk`; `num_top` anchors; a layer norm; the head, tied to the token embedding.
+
+    d_ff: None means 4·d_model. num_classes: builds a sequence-classification head. dtype: of the computation;
+    parameters, router logits and softmax are float32. remat: what the backward pass recomputes: `none`; `dots`: all but
+    matrix products; `full`: each assembly step and anchor. dispatch: the routed matmul's backend (mom_jax/dispatch.py).
+    """
+
+    vocab_size: int = 50257
+    context_length: int = 1024
+    d_model: int = 768
+    num_heads: int = 12
+    d_ff: int | None = None
+    num_bottom: int = 1
+    num_top: int = 1
+    num_chunks: int = 1
+    anchor_after_chunk: bool = False
+    num_attn_modules: int = 4
+    num_ffn_modules: int = 4
+    num_steps: int = 8
+    top_k: int = 1
+    skip: bool = True
+    attention: ChoiceConfig = ChoiceConfig()
+    ffn: ChoiceConfig = ChoiceConfig()
+    router: RouterConfig = RouterConfig()
+    weighted_qkv: bool = False
+    balance: BalanceConfig = BalanceConfig()
+    z_loss: float = 0.0
+    activation: Literal["gelu_new", "gelu", "relu"] = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    num_classes: int | None = None
+    dropout: DropoutConfig = DropoutConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    dispatch: Literal["auto", "dense", "blocked", "ragged"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("vocab_size", "context_length", "d_model", "num_heads", "num_attn_modules", "num_ffn_modules"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        for name in ("num_steps", "top_k"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        for name in ("num_bottom", "num_top", "num_chunks", "z_loss"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
+        for name in ("d_ff", "num_classes"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
+        require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", self.layer_norm_epsilon, "must be positive")
+        divisible = self.d_model % self.num_heads == 0
+        require(divisible, "num_heads", self.num_heads, f"must divide d_model={self.d_model}")
+        for side in ("attention", "ffn"):
+            self._check_side(side)
+
+    def _check_side(self, side: Side) -> None:
+        choice, modules, classes = getattr(self, side), self.modules(side), self.classes(side)
+        # A pool of one module is shared by all steps whatever `choice` says; without chunks there is no pool.
+        if not self.num_chunks or modules == 1:
+            return
+        if choice.choice != "free":
+            allowed = f"must equal {side}'s {modules} modules where {side}.choice={choice.choice!r}"
+            require(self.num_steps == modules, "num_steps", self.num_steps, allowed)
+        if choice.choice == "ordered":
+            return
+        if choice.choice == "ordered_or_skip":
+            require(self.skip, "skip", self.skip, f"{side}.choice='ordered_or_skip' needs skip=True")
+        if choice.prior is not None:
+            shape = (len(choice.prior), *{len(row) for row in choice.prior})
+            want = (self.num_steps, classes)
+            require(shape == want, f"{side}.prior", shape, f"must have the shape (num_steps, classes) = {want}")
+        if self.router.all_modules:
+            allowed = f"needs a class for each of {side}'s {modules} modules"
+            require(classes - self.skip >= modules, "router.classes", self.router.classes, allowed)
+        else:
+            allowed = f"must be at most the {classes} classes of the {side} router"
+            require(self.top_k <= classes, "top_k", self.top_k, allowed)
+
+    # Derived sizes.
+
+    @property
+    def inner_width(self) -> int:
+        """F."""
+        return self.d_ff or 4 * self.d_model
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def weights(self) -> Literal["renormalised", "probability", "raw"]:
+        """`router.weights` with `auto` resolved."""
+        if self.router.weights != "auto":
+            return self.router.weights
+        if self.router.scoring == "raw":
+            return "raw"
+        return "probability" if self.top_k == 1 else "renormalised"
+
+    @property
+    def pool_size(self) -> int:
+        """M: the vanilla layers that a chunk's pool is made of."""
+        return max(self.num_attn_modules, self.num_ffn_modules)
+
+    @property
+    def num_layers(self) -> int:
+        """The layers of the vanilla counterpart."""
+        return self.num_bottom + self.num_chunks * (self.pool_size + self.anchor_after_chunk) + self.num_top
+
+    @property
+    def depth(self) -> int:
+        """The layers that a token passes through."""
+        return self.num_bottom + self.num_chunks * (self.num_steps + self.anchor_after_chunk) + self.num_top
+
+    def modules(self, side: Side) -> int:
+        """N of that side."""
+        return self.num_attn_modules if side == "attention" else self.num_ffn_modules
+
+    def classes(self, side: Side) -> int:
+        """C of that side's router; SKIP, where there is one, is the last class."""
+        modules = {"own": self.modules(side), "max": self.pool_size, "ffn": self.num_ffn_modules}
+        return modules[self.router.classes] + self.skip
+
+    def choices(self, side: Side) -> int:
+        """How many classes a token takes at each step on that side."""
+        return self.modules(side) if self.router.all_modules else self.top_k
+
+    def kind(self, side: Side) -> Literal["routed", "ordered", "shared"]:
+        """How that side's steps pick modules: by a router; module h at step h; or the only one there is."""
+        if self.modules(side) == 1:
+            return "shared"
+        return "ordered" if getattr(self, side).choice == "ordered" else "routed"
+
+    # Related configurations.
+
+    @classmethod
+    def official(cls, **fields: Any) -> "ModelConfig":
+        """A configuration that behaves as the authors' code: `fields` and the values that the code fixes.
+
+        `top_k` is cut to the number of classes, as there.
+        """
+        router: RouterConfig = fields.pop("router", RouterConfig())
+        router = dataclasses.replace(
+            router,
+            weights="renormalised" if router.scoring == "softmax" else "raw",
+            classes="ffn" if router.kind in ("mlp", "gru_dev") else "max",
+            noise_in_evaluation=True,
+        )
+        balance = dataclasses.replace(
+            fields.pop("balance", BalanceConfig()), softmax_again=True, needs_routed_attention=True
+        )
+        top_k = fields.pop("top_k", cls.top_k)
+        config = cls(**fields, router=router, balance=balance, top_k=1)
+        return dataclasses.replace(config, top_k=min(top_k, config.classes("ffn")))
+
+    def vanilla(self) -> "ModelConfig":
+        """Phase 1's counterpart: the plain transformer whose layers become this model's modules and anchors."""
+        size, ordered = self.pool_size, ChoiceConfig(choice="ordered")
+        return dataclasses.replace(
+            self, num_attn_modules=size, num_ffn_modules=size, num_steps=size, attention=ordered, ffn=ordered
+        )
+
+    def at_step(self, step: int) -> "ModelConfig":
+        """This model with its annealed preferences fixed at their strength after `step` training steps."""
+
+        def fix(choice: ChoiceConfig) -> ChoiceConfig:
+            if not choice.anneal_steps:
+                return choice
+            rest = max(0.0, 1 - step / choice.anneal_steps)
+            return dataclasses.replace(choice, preference=choice.preference * rest, anneal_steps=0)
+
+        return dataclasses.replace(self, attention=fix(self.attention), ffn=fix(self.ffn))

@@ -1,0 +1,155 @@
+"""`Config`: one experiment. Frozen dataclasses all the way down, so that every field is a flag and a line of JSON."""
+
+import dataclasses
+from typing import Literal
+
+from mom_jax.config import ModelConfig
+from mom_jax.fields import check_types, require
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens come from.
+
+    source: `builtin:stdlib` (the sources of Python's standard library) or `text:GLOB` (a document a file).
+    tokenizer: `sentencepiece` trains one on the source's training documents; otherwise the path of a `.model` file.
+    vocab_size: of the tokenizer that is trained; the model's vocabulary must be as large.
+    batch_size: sequences per optimizer step. length: tokens per sequence.
+    validation_fraction: the share of documents held out, chosen by the hash of their names.
+    validation_batches: how many fixed batches an evaluation during training reads; 0 reads them all.
+    cache: the folder of tokenizers and token caches, shared by all runs.
+    """
+
+    source: str = "builtin:stdlib"
+    tokenizer: str = "sentencepiece"
+    vocab_size: int = 8192
+    batch_size: int = 8
+    length: int = 256
+    seed: int = 0
+    validation_fraction: float = 0.05
+    validation_batches: int = 16
+    cache: str = "~/.cache/mom_jax"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("vocab_size", "batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(self.length >= 2, "length", self.length, "must be at least 2")
+        require(self.validation_batches >= 0, "validation_batches", self.validation_batches, "must be at least 0")
+        good = 0 < self.validation_fraction < 1
+        require(good, "validation_fraction", self.validation_fraction, "must lie between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW as in the paper's recipe, with a schedule of the learning rate.
+
+    schedule: `cosine` from the peak to `final_fraction` of it; `constant`; `wsd` (warm-up, stable, and a linear decay
+        over the last `decay_steps`). All warm up linearly over `warmup_steps`.
+    weight_decay: of matrices; biases and layer norms have none.
+    router_multiplier: the routers' learning rate over everybody else's.
+    multipliers: (pattern, factor) pairs, the first that matches a parameter's path wins; `*` matches anything.
+    freeze: patterns of parameters that do not change; for a whole side: `chunks/*/attention/*`.
+    accumulation: micro-batches per optimizer step; the step equals the whole batch's, balance loss included.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    final_fraction: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-5
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    router_multiplier: float = 1.0
+    multipliers: tuple[tuple[str, float], ...] = ()
+    freeze: tuple[str, ...] = ()
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("learning_rate", "epsilon", "clip_norm"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "router_multiplier"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
+        require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "must lie between 0 and 1")
+        require(self.accumulation >= 1, "accumulation", self.accumulation, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One row of training.
+
+    model: the configuration's `model`, or its `vanilla` counterpart.
+    init_from: `scratch`; `previous` (the phase before); or the folder of a run, of one of its phases
+        (`RUN/checkpoints/PHASE`) or of one step. Only the parameters are taken. A vanilla model's layers become the
+        modules of a Mixture-of-Modules.
+    """
+
+    name: str
+    steps: int
+    model: Literal["model", "vanilla"] = "model"
+    init_from: str = "scratch"
+    optim: OptimConfig = OptimConfig()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.steps >= 1, "steps", self.steps, "must be at least 1")
+        require(self.name.isidentifier(), "name", self.name, "must be a plain word")
+        total = self.optim.warmup_steps + (self.optim.decay_steps if self.optim.schedule == "wsd" else 0)
+        allowed = f"with decay_steps must be at most the phase's {self.steps} steps"
+        require(total <= self.steps, "optim.warmup_steps", self.optim.warmup_steps, allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """every: steps between checkpoints; the last one and the one with the lowest validation loss are kept."""
+
+    every: int = 500
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.every >= 1, "every", self.every, "must be at least 1")
+        require(self.keep >= 1, "keep", self.keep, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment: a model, its data and the phases that train it.
+
+    run: the run's folder. Running again with the same folder resumes.
+    resume: another run's folder to go on from where this run's own has no checkpoint yet: parameters, optimizer and
+        position in the data.
+    evaluate_every: steps between evaluations on the held-out documents; every phase ends with one.
+    """
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    phases: tuple[Phase, ...] = (
+        Phase("pretrain", 1000, model="vanilla"),
+        Phase("mom", 1000, init_from="previous"),
+    )
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    run: str = "runs/default"
+    resume: str | None = None
+    seed: int = 0
+    evaluate_every: int = 500
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(len(self.phases) > 0, "phases", self.phases, "must have at least one row")
+        names = [phase.name for phase in self.phases]
+        require(len(set(names)) == len(names), "phases", names, "must have different names")
+        require(self.phases[0].init_from != "previous", "phases[0].init_from", "previous", "has no phase before it")
+        require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "must be at least 1")
+        allowed = f"must be at most model.context_length={self.model.context_length}"
+        require(self.data.length <= self.model.context_length, "data.length", self.data.length, allowed)
+        for i, phase in enumerate(self.phases):
+            allowed = f"must divide data.batch_size={self.data.batch_size}"
+            divides = self.data.batch_size % phase.optim.accumulation == 0
+            require(divides, f"phases[{i}].optim.accumulation", phase.optim.accumulation, allowed)

@@ -1,0 +1,157 @@
+"""A chunk: H assembly steps over one pool of attention modules and one of FFN modules.
+
+The steps are one `lax.scan`, so that compile time and program size do not depend on H. What differs from step to step
+rides along as the scan's input: the prior, the keys, the caches and, where a side is ordered (step h uses module h), the
+module's weights themselves, which then meet plain matrix products: no router, no sort.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mom_jax import pool
+from mom_jax.config import ModelConfig, Side
+from mom_jax.layers import FFN, INIT_STD, KV, Attention, SublayerWeights, View, plain_attention, plain_ffn
+from mom_jax.router import Router, Selection, prior_table, select
+from mom_jax.routing import Routing, collect, exchange
+
+REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_saveable, "full": jax.checkpoint_policies.nothing_saveable}
+
+
+def remat(function: Any, config: ModelConfig) -> Any:
+    """`function`, recomputed in the backward pass as `config.remat` says."""
+    if config.remat == "none":
+        return function
+    # Inside a scan the recomputation cannot be merged with the forward pass, so nothing needs to be kept apart.
+    return jax.checkpoint(function, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+
+
+class Noise(NamedTuple):
+    """Uniform noise for `gru_random` routers, [H, B, L, R] a side in a chunk, [S, H, B, L, R] in a model's call."""
+
+    attention: jax.Array | None = None
+    ffn: jax.Array | None = None
+
+
+class StepInputs(NamedTuple):
+    """What a scan over the steps reads at step h; every array has a leading axis H, absent parts are None."""
+
+    step: jax.Array
+    prior: dict[Side, jax.Array | None]
+    ordered: dict[Side, SublayerWeights | None]
+    noise: dict[Side, jax.Array | None]
+    key: jax.Array | None
+    exchange_key: jax.Array | None
+    cache: KV | None
+
+
+class StepOutputs(NamedTuple):
+    """What a scan over the steps leaves, with a leading axis H."""
+
+    routing: Routing
+    cache: KV | None
+    captured: dict[str, jax.Array]
+
+
+class Chunk(nnx.Module):
+    """A pool of modules, its routers, and the scan that assembles them."""
+
+    def __init__(self, config: ModelConfig, *, ordered_out_std: float, rngs: nnx.Rngs):
+        self.config = config
+        for side, sublayer in (("attention", Attention), ("ffn", FFN)):
+            # An ordered pool is a stack of GPT-2 layers and starts as one; pools that are routed start alike.
+            std = ordered_out_std if config.kind(side) == "ordered" else INIT_STD
+            setattr(self, side, sublayer(config, stack=(config.modules(side),), out_std=std, rngs=rngs))
+            if config.kind(side) == "routed":
+                setattr(self, f"{side}_router", Router(config, side, rngs=rngs))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        view: View,
+        valid: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        noise: Noise = Noise(),
+        step: jax.Array | int | None = None,
+        exchange_key: jax.Array | None = None,
+        cache: KV | None = None,
+        capture: tuple[str, ...] = (),
+    ) -> tuple[jax.Array, StepOutputs]:
+        """x [B, L, D] through H steps. valid: [B, L] bool, the tokens that statistics count."""
+        config, (batch, length, _) = self.config, x.shape
+        weights: dict[Side, SublayerWeights] = {"attention": self.attention.weights(), "ffn": self.ffn.weights()}
+        kinds = {side: config.kind(side) for side in weights}
+        shared = {side: jax.tree.map(lambda w: w[0], weights[side]) for side in weights if kinds[side] == "shared"}
+
+        def keys(base: jax.Array | None) -> jax.Array | None:
+            return None if base is None else jax.random.split(base, config.num_steps)
+
+        inputs = StepInputs(
+            step=jnp.arange(config.num_steps, dtype=jnp.int32),
+            prior={s: prior_table(config, s, step) if kinds[s] == "routed" else None for s in weights},
+            ordered={s: w if kinds[s] == "ordered" else None for s, w in weights.items()},
+            noise={"attention": noise.attention, "ffn": noise.ffn},
+            key=keys(key),
+            exchange_key=keys(exchange_key),
+            cache=cache,
+        )
+        states = {
+            s: getattr(self, f"{s}_router").initial_state(batch * length) for s in weights if kinds[s] == "routed"
+        }
+
+        def body(carry: tuple, now: StepInputs) -> tuple[tuple, StepOutputs]:
+            x, states = carry
+            states, statistics, captured = dict(states), {}, {}
+            attention_key, ffn_key = (None, None) if now.key is None else jax.random.split(now.key)
+
+            def route(side: Side, x: jax.Array, key: jax.Array | None) -> Selection:
+                logits, states[side] = self._score(side, x, states[side], now.noise[side], key)
+                selection, scores = select(logits, config, side, now.prior[side])
+                if now.exchange_key is not None:
+                    selection = exchange(selection, jax.random.fold_in(now.exchange_key, side == "ffn"))
+                statistics[side] = collect(selection, scores, now.step, valid.reshape(-1), config, side)
+                if "routing" in capture:
+                    shape = (batch, length, -1)
+                    captured[f"{side}/scores"] = scores.reported_TxC.reshape(shape)
+                    captured[f"{side}/index"] = selection.index_TxK.reshape(shape)
+                    captured[f"{side}/weight"] = selection.weight_TxK.reshape(shape)
+                    if states[side] is not None:
+                        captured[f"{side}/state"] = states[side].reshape(shape)
+                return selection
+
+            arguments: dict[str, Any] = {"key": attention_key, "cache": now.cache}
+            if kinds["attention"] == "routed":
+                selection = route("attention", x, attention_key)
+                y, kv = pool.routed_attention(weights["attention"], x, selection, view, config, **arguments)
+            else:
+                own = now.ordered["attention"] or shared["attention"]
+                y, kv = plain_attention(own, x, view, config, **arguments)
+            x = x + y
+            if kinds["ffn"] == "routed":
+                x = x + pool.routed_ffn(weights["ffn"], x, route("ffn", x, ffn_key), config)
+            else:
+                x = x + plain_ffn(now.ordered["ffn"] or shared["ffn"], x, config, key=ffn_key)
+            if "hidden" in capture:
+                captured["hidden"] = x
+            routing = Routing(statistics.get("attention"), statistics.get("ffn"))
+            return (x, states), StepOutputs(routing, kv, captured)
+
+        (x, _), outputs = jax.lax.scan(remat(body, config), (x, states), inputs)
+        return x, outputs
+
+    def _score(
+        self, side: Side, x: jax.Array, state: jax.Array | None, noise: jax.Array | None, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The side's router on x [B, L, D]: (logits [T, C], state). Noise is given, drawn from `key`, or its mean."""
+        router: Router = getattr(self, f"{side}_router")
+        x = x.reshape(-1, x.shape[-1])
+        if self.config.router.kind != "gru_random" or (noise is None and key is None):
+            return router(x, state)
+        shape = (x.shape[0], self.config.router.dim)
+        if noise is None:
+            # The same key serves dropout; folding in a constant keeps the two streams apart.
+            noise = jax.random.uniform(jax.random.fold_in(key, 1), shape)
+        return router(x, state, noise.reshape(shape))

@@ -1,0 +1,253 @@
+"""`MoM`: embeddings, anchors, chunks of assembly steps, a final layer norm, and heads."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mom_jax.assembly import Chunk, Noise, remat
+from mom_jax.config import ModelConfig
+from mom_jax.layers import INIT_STD, KV, Layer, View, dropout, normal, normalise, ones, zeros
+from mom_jax.routing import Routing, stack
+
+CAPTURES = ("hidden", "routing")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of everything seen so far: one pair per anchor, one per (chunk, step).
+
+    kv: for each of `bottom`, `chunks`, `anchors`, `top` a list of KV [B, M, D]; a chunk's has a leading axis H.
+    valid: [B, M] bool, the slots that hold a real token. length: int32, the slots in use.
+    """
+
+    kv: dict[str, list[KV]]
+    valid: jax.Array
+    length: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """hidden: [B, L, D] after the final layer norm. routing: the routers' statistics. captured: what was asked for.
+
+    `logits` [B, L, V] in float32 are computed when they are read, from the tied token embedding.
+    """
+
+    hidden: jax.Array
+    embedding: jax.Array
+    routing: Routing
+    cache: Cache | None
+    captured: dict[str, jax.Array]
+
+    @property
+    def logits(self) -> jax.Array:
+        embedding = self.embedding.astype(self.hidden.dtype)
+        return jnp.einsum("bld,vd->blv", self.hidden, embedding, preferred_element_type=jnp.float32)
+
+
+class Embedding(nnx.Module):
+    """Learned token and position embeddings."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.tokens = normal(rngs, config.vocab_size, config.d_model)
+        self.positions = normal(rngs, config.context_length, config.d_model)
+
+
+class FinalNorm(nnx.Module):
+    """GPT-2's ln_f."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.scale, self.bias = ones(config.d_model), zeros(config.d_model)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = normalise(x, self.config.layer_norm_epsilon).astype(jnp.float32)
+        return (y * self.scale[...][None, None] + self.bias[...][None, None]).astype(x.dtype)
+
+
+class Head(nnx.Module):
+    """A linear map to class logits, without bias."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.kernel = normal(rngs, config.d_model, config.num_classes)
+
+
+class MoM(nnx.Module):
+    """A Mixture-of-Modules language model (arXiv 2407.06677), or, with ordered chunks, a GPT-2.
+
+    >>> model = MoM(ModelConfig(), rngs=nnx.Rngs(0))
+    >>> logits = model(jnp.zeros((1, 16), jnp.int32)).logits
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        out_std = INIT_STD / (2 * max(1, config.num_layers)) ** 0.5  # GPT-2's, for layers that run once
+
+        def layers(count: int) -> nnx.List:
+            return nnx.List([Layer(config, out_std=out_std, rngs=rngs) for _ in range(count)])
+
+        self.embed = Embedding(config, rngs=rngs)
+        self.bottom = layers(config.num_bottom)
+        self.chunks = nnx.List([Chunk(config, ordered_out_std=out_std, rngs=rngs) for _ in range(config.num_chunks)])
+        self.anchors = layers(config.num_chunks if config.anchor_after_chunk else 0)
+        self.top = layers(config.num_top)
+        self.final_norm = FinalNorm(config)
+        if config.num_classes is not None:
+            self.head = Head(config, rngs=rngs)
+
+    def __call__(
+        self,
+        ids: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        key: jax.Array | None = None,
+        noise: Noise | None = None,
+        step: jax.Array | int | None = None,
+        exchange_key: jax.Array | None = None,
+        cache: Cache | None = None,
+        capture: tuple[str, ...] = (),
+    ) -> Output:
+        """Runs the model on token ids [B, L].
+
+        mask: [B, L], true (non-zero) for real tokens; padding is not attended to and not counted in statistics.
+        positions: [B, L] for the position embedding; by default they count up (from the cache's length).
+        segment_ids: [B, L]; tokens attend to their own segment only.
+        key: draws dropout and router noise; without one the pass is deterministic.
+        noise: the noise of `gru_random` routers, [S, H, B, L, R] a side, instead of drawing it.
+        step: training steps taken, for priors that are annealed; without it they have their full strength.
+        exchange_key: deals every step's choices to other tokens, to measure what the routing knows.
+        cache: from `init_cache` or a previous output; `ids` are the tokens that follow.
+        capture: `hidden` ([B, L, D] after the embedding and every layer, [H, B, L, D] per chunk) and/or `routing`
+            (per side [S, H, B, L, ...]: scores, index, weight, state).
+
+        Raises ValueError where lengths do not fit or the routers need noise that is not there.
+        """
+        config, (batch, length) = self.config, ids.shape
+        self._check(length, segment_ids, key, noise, cache, capture)
+        valid = jnp.ones((batch, length), bool) if mask is None else mask.astype(bool)
+        view, valid_slots = _view(valid, segment_ids, cache)
+        if positions is None:
+            start = 0 if cache is None else cache.length
+            positions = start + jnp.arange(length, dtype=jnp.int32)[None]
+        keys = None if key is None else iter(jax.random.split(key, 1 + config.depth))
+
+        def next_key() -> jax.Array | None:
+            return None if keys is None else next(keys)
+
+        x = self.embed.tokens[...][ids] + self.embed.positions[...][positions]
+        x = dropout(x.astype(config.dtype), config.dropout.embedding, next_key())
+        captured = {"embed": x} if "hidden" in capture else {}
+        new_kv: dict[str, list[KV]] = {"bottom": [], "chunks": [], "anchors": [], "top": []}
+        routing, traces = [], []
+
+        def run(group: str, index: int, x: jax.Array) -> jax.Array:
+            layer: Layer = getattr(self, group)[index]
+            old = None if cache is None else cache.kv[group][index]
+            call = remat(lambda x, key, old: layer(x, view, key=key, cache=old), config)
+            x, kv = call(x, next_key(), old)
+            new_kv[group].append(kv)
+            if "hidden" in capture:
+                captured[f"{group}/{index}"] = x
+            return x
+
+        for i in range(config.num_bottom):
+            x = run("bottom", i, x)
+        for i, chunk in enumerate(self.chunks):
+            x, outputs = chunk(
+                x,
+                view,
+                valid,
+                key=next_key(),
+                noise=Noise() if noise is None else jax.tree.map(lambda n, i=i: n[i], noise),
+                step=step,
+                exchange_key=None if exchange_key is None else jax.random.fold_in(exchange_key, i),
+                cache=None if cache is None else cache.kv["chunks"][i],
+                capture=capture,
+            )
+            new_kv["chunks"].append(outputs.cache)
+            routing.append(outputs.routing)
+            if "hidden" in capture:
+                captured[f"chunks/{i}"] = outputs.captured.pop("hidden")
+            traces.append(outputs.captured)
+            if config.anchor_after_chunk:
+                x = run("anchors", i, x)
+        for i in range(config.num_top):
+            x = run("top", i, x)
+        if traces:
+            captured |= jax.tree.map(lambda *leaves: jnp.stack(leaves), *traces)
+        if "hidden" in capture:
+            captured["pre_norm"] = x
+        cache = None if cache is None else Cache(new_kv, valid_slots, cache.length + length)
+        return Output(self.final_norm(x), self.embed.tokens[...], stack(routing), cache, captured)
+
+    def classify(self, hidden: jax.Array, last_index: jax.Array) -> jax.Array:
+        """Class logits [B, num_classes] in float32 from the hidden state [B, L, D] at each row's `last_index` [B]."""
+        if self.config.num_classes is None:
+            raise ValueError("num_classes=None: this model has no classification head")
+        last = jnp.take_along_axis(hidden, last_index[:, None, None], axis=1)[:, 0]
+        return jnp.matmul(last, self.head.kernel[...].astype(last.dtype), preferred_element_type=jnp.float32)
+
+    def init_cache(self, batch: int, slots: int) -> Cache:
+        """An empty cache for `slots` tokens of each of `batch` sequences."""
+        config = self.config
+
+        def kv(*lead: int) -> KV:
+            shape = (*lead, batch, slots, config.d_model)
+            return KV(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+        kvs = {
+            "bottom": [kv() for _ in self.bottom],
+            "chunks": [kv(config.num_steps) for _ in self.chunks],
+            "anchors": [kv() for _ in self.anchors],
+            "top": [kv() for _ in self.top],
+        }
+        return Cache(kvs, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
+
+    def _check(self, length: int, segment_ids: Any, key: Any, noise: Any, cache: Any, capture: tuple[str, ...]) -> None:
+        config = self.config
+        if length > config.context_length:
+            raise ValueError(f"ids have {length} tokens, more than context_length={config.context_length}")
+        if cache is not None and segment_ids is not None:
+            raise ValueError("segment_ids cannot be used with a cache")
+        if unknown := set(capture) - set(CAPTURES):
+            raise ValueError(f"capture={sorted(unknown)}: known are {CAPTURES}")
+        routed = config.num_chunks and "routed" in (config.kind("attention"), config.kind("ffn"))
+        random = routed and config.router.kind == "gru_random" and config.router.noise_in_evaluation
+        if random and key is None and noise is None:
+            raise ValueError("router.noise_in_evaluation=True: pass noise= or key=")
+
+
+def _view(valid: jax.Array, segment_ids: jax.Array | None, cache: Cache | None) -> tuple[View, jax.Array]:
+    """What the tokens of this call may see, and the cache's valid slots after it."""
+    length = valid.shape[1]
+    if cache is None:
+        place = jnp.arange(length)
+        visible = (place[None, :] <= place[:, None])[None] & valid[:, None, :]
+        if segment_ids is not None:
+            visible &= segment_ids[:, :, None] == segment_ids[:, None, :]
+        return View(visible), valid
+    slots = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
+    place = cache.length + jnp.arange(length, dtype=jnp.int32)
+    visible = (jnp.arange(slots.shape[1], dtype=jnp.int32)[None, :] <= place[:, None])[None] & slots[:, None, :]
+    return View(visible, cache.length), slots
+
+
+def parameters(model: nnx.Module) -> dict[str, Any]:
+    """The model's parameters as nested dictionaries of arrays."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def with_parameters(config: ModelConfig, params: dict[str, Any]) -> MoM:
+    """A model with the given parameters (nested dictionaries as from `parameters`); nothing is initialised."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: MoM(config, rngs=nnx.Rngs(0))))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
+
+

@@ -1,0 +1,147 @@
+"""Routers: scores for every token and class, and what is chosen by them.
+
+Scores and choices are apart from the data movement that they cause (mom_jax/dispatch.py).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mom_jax.config import ModelConfig, Side
+from mom_jax.layers import normal, zeros
+
+GATES = {"gru": 3, "gru_dev": 3, "gru_random": 4}
+
+
+class Selection(NamedTuple):
+    """What every token takes, best first. A class without a module (SKIP, a null class) contributes nothing.
+
+    index_TxK: int32 classes; a choice that the prior forbids is C, which is no class. weight_TxK: float32.
+    """
+
+    index_TxK: jax.Array
+    weight_TxK: jax.Array
+
+
+class Scores(NamedTuple):
+    """logits_TxC: before the prior, over the temperature. reported_TxC: with the prior and, where scoring is softmax,
+    as probabilities: what the choice and the balance loss see. Both float32."""
+
+    logits_TxC: jax.Array
+    reported_TxC: jax.Array
+
+
+class Router(nnx.Module):
+    """Scores the classes of one side from the raw residual stream (no layer norm); shared by a chunk's steps."""
+
+    def __init__(self, config: ModelConfig, side: Side, *, rngs: nnx.Rngs):
+        self.config = config
+        d, r, c = config.d_model, config.router.dim, config.classes(side)
+        if config.router.kind == "mlp":
+            self.hidden_kernel, self.hidden_bias = normal(rngs, d, r), zeros(r)
+        else:
+            width = GATES[config.router.kind] * r
+            self.input_kernel, self.input_bias = normal(rngs, d, width), zeros(width)
+            self.state_kernel, self.state_bias = normal(rngs, r, width), zeros(width)
+        self.score_kernel, self.score_bias = normal(rngs, r, c), zeros(c)
+
+    def initial_state(self, tokens: int) -> jax.Array | None:
+        """[T, R] zeros, or None for a router without state."""
+        if self.config.router.kind == "mlp":
+            return None
+        return jnp.zeros((tokens, self.config.router.dim), jnp.float32)
+
+    def __call__(
+        self, x_TxD: jax.Array, state_TxR: jax.Array | None, noise_TxR: jax.Array | float = 0.5
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """(logits [T, C] in float32, the next state). `noise` is what `gru_random` mixes in, uniform on [0, 1)."""
+        if state_TxR is None:
+            hidden = jax.nn.relu(self._project(x_TxD, self.hidden_kernel, self.hidden_bias))
+        else:
+            hidden = state_TxR = self._gru(x_TxD, state_TxR, noise_TxR)
+        # The scores decide discrete choices: full float32 also where the platform's default is less.
+        logits = jnp.matmul(hidden, self.score_kernel[...], precision=jax.lax.Precision.HIGHEST)
+        return logits + self.score_bias[...][None], state_TxR
+
+    def _project(self, x: jax.Array, kernel: nnx.Param, bias: nnx.Param) -> jax.Array:
+        dtype = self.config.dtype
+        y = jnp.matmul(x.astype(dtype), kernel[...].astype(dtype), preferred_element_type=jnp.float32)
+        return y + bias[...][None]
+
+    def _gru(self, x: jax.Array, h: jax.Array, noise: jax.Array | float) -> jax.Array:
+        """PyTorch's GRU cell, gates in the order r, z, n (, p)."""
+        kind = self.config.router.kind
+        inputs = jnp.split(self._project(x, self.input_kernel, self.input_bias), GATES[kind], -1)
+        states = jnp.split(self._project(h, self.state_kernel, self.state_bias), GATES[kind], -1)
+        z = jax.nn.sigmoid(inputs[1] + states[1])
+        if kind == "gru_dev":
+            n = jnp.tanh(inputs[2])
+        else:
+            n = jnp.tanh(inputs[2] + jax.nn.sigmoid(inputs[0] + states[0]) * states[2])
+        h = n + z * (h - n)
+        if kind == "gru_random":
+            p = jax.nn.sigmoid(inputs[3] + states[3])
+            h = p * h + (1 - p) * noise
+        return h
+
+
+def select(
+    logits_TxC: jax.Array, config: ModelConfig, side: Side, prior_C: jax.Array | None = None
+) -> tuple[Selection, Scores]:
+    """The choices of every token from a router's logits (paper section 3.2; official mot_gpt's routing function).
+
+    With softmax scoring p = softmax(logits / temperature + prior) is reported, ranked and weighs. With raw scoring
+    logits + prior are reported and ranked, and the raw logits weigh. A choice with a prior of -inf is made a null.
+    """
+    router = config.router
+    softmax = router.scoring == "softmax"
+    logits = logits_TxC / router.temperature if softmax else logits_TxC
+    ranked = logits if prior_C is None else logits + prior_C[None]
+    scores = jax.nn.softmax(ranked, -1) if softmax else ranked
+    if router.all_modules:
+        tokens, modules = logits.shape[0], config.modules(side)
+        index = jnp.broadcast_to(jnp.arange(modules, dtype=jnp.int32)[None], (tokens, modules))
+        weight = (scores if softmax else logits)[:, :modules]
+    else:
+        weight, index = jax.lax.top_k(scores, config.top_k)
+        if config.weights == "renormalised":
+            weight = weight / weight.sum(-1, keepdims=True)
+        elif config.weights == "raw":
+            weight = jnp.take_along_axis(logits, index, -1)
+    if prior_C is not None:
+        forbidden = jnp.isneginf(prior_C)[index]
+        index = jnp.where(forbidden, prior_C.shape[0], index)
+        weight = jnp.where(forbidden, 0.0, weight)
+    return Selection(index, weight), Scores(logits, scores)
+
+
+@jax.custom_vjp
+def straight_through(weight: jax.Array) -> jax.Array:
+    """sign(weight); backward, the incoming gradient clamped to [-1, 1], wherever the weight lies."""
+    return jnp.sign(weight)
+
+
+straight_through.defvjp(lambda weight: (jnp.sign(weight), None), lambda _, gradient: (jnp.clip(gradient, -1, 1),))
+
+
+def prior_table(config: ModelConfig, side: Side, step: jax.Array | int | None = None) -> jax.Array | None:
+    """The side's prior on the router's logits, [H, C] float32, after `step` training steps; None where all is free.
+
+    Without `step` the preference has its full strength.
+    """
+    choice, modules, classes = getattr(config, side), config.modules(side), config.classes(side)
+    h, c = jnp.arange(config.num_steps)[:, None], jnp.arange(classes)[None]
+    diagonal = (c == h) & (c < modules)
+    skip = (c == classes - 1) & config.skip
+    if choice.choice == "ordered_or_skip":
+        return jnp.where(diagonal | skip, 0.0, -jnp.inf)
+    table = None if choice.prior is None else jnp.array(choice.prior, jnp.float32)
+    if choice.preference:
+        strength = jnp.float32(choice.preference)
+        if choice.anneal_steps and step is not None:
+            strength = strength * jnp.maximum(0, 1 - jnp.asarray(step, jnp.float32) / choice.anneal_steps)
+        preferred = jnp.where(diagonal | (skip & (h >= modules)), strength, 0.0)
+        table = preferred if table is None else table + preferred
+    return table

@@ -1,0 +1,83 @@
+"""What a forward pass reports about its routing: sums over tokens, which add up over micro-batches and devices."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.config import ModelConfig, Side
+from mom_jax.router import Scores, Selection
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SideStats:
+    """Sums over the real (unmasked) tokens of one side, per chunk and step: [S, H, ...] in a model's output.
+
+    probability_C: what the balance loss calls P, before the division by the number of tokens. top1_C: tokens whose best
+    class it is. choices_C: how often a class was among the K chosen. off_diagonal: real modules other than step h's own
+    module h that were chosen. entropy: of the reported distribution, nats. z: of logsumexp(logits)². tokens: how many.
+    All float32.
+    """
+
+    probability_C: jax.Array
+    top1_C: jax.Array
+    choices_C: jax.Array
+    off_diagonal: jax.Array
+    entropy: jax.Array
+    z: jax.Array
+    tokens: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """The statistics of both sides; a side that is not routed has none."""
+
+    attention: SideStats | None
+    ffn: SideStats | None
+
+    def sides(self) -> dict[str, SideStats]:
+        """The routed sides by name."""
+        return {name: stats for name in ("attention", "ffn") if (stats := getattr(self, name)) is not None}
+
+
+def collect(
+    selection: Selection, scores: Scores, step: jax.Array, valid_T: jax.Array, config: ModelConfig, side: Side
+) -> SideStats:
+    """The sums of one step. step: h. valid_T: bool, the tokens that count."""
+    reported = scores.reported_TxC
+    softmax = config.router.scoring == "softmax"
+    distribution = reported if softmax else jax.nn.softmax(reported, -1)
+    probability = jax.nn.softmax(reported, -1) if softmax and config.balance.softmax_again else distribution
+    classes = jnp.arange(reported.shape[1], dtype=jnp.int32)
+    weight = valid_T.astype(jnp.float32)
+
+    def total(x: jax.Array) -> jax.Array:
+        return jnp.tensordot(weight, x, axes=1)
+
+    top1 = jnp.argmax(reported, -1)[:, None] == classes[None]
+    chosen = selection.index_TxK[:, :, None] == classes[None, None]
+    chosen_C = total(chosen.sum(1).astype(jnp.float32))
+    elsewhere = (classes < config.modules(side)) & (classes != step)
+    return SideStats(
+        probability_C=total(probability),
+        top1_C=total(top1.astype(jnp.float32)),
+        choices_C=chosen_C,
+        off_diagonal=chosen_C @ elsewhere.astype(jnp.float32),
+        entropy=total(jax.lax.stop_gradient(jax.scipy.special.entr(distribution).sum(-1))),
+        z=total(jnp.square(jax.nn.logsumexp(scores.logits_TxC, -1))),
+        tokens=weight.sum(),
+    )
+
+
+def stack(chunks: list[Routing], combine: Callable[[list[jax.Array]], jax.Array] = jnp.stack) -> Routing:
+    """The chunks' statistics [H, ...] as one [S, H, ...]."""
+    return jax.tree.map(lambda *leaves: combine(list(leaves)), *chunks) if chunks else Routing(None, None)
+
+
+def exchange(selection: Selection, key: jax.Array) -> Selection:
+    """The same choices dealt to other tokens: counts stay, what the router knew about a token is lost."""
+    order = jax.random.permutation(key, selection.index_TxK.shape[0])
+    return Selection(selection.index_TxK[order], selection.weight_TxK[order])

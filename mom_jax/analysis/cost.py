@@ -1,0 +1,249 @@
+"""What a model costs before it is built: parameters, FLOPs per token, memory. Pure arithmetic on a `ModelConfig`.
+
+Letters as in mom_jax/config.py: D width, F inner width, V vocabulary, K modules taken, H steps, S chunks, R router
+width, C router classes. Only matrix products are counted as FLOPs, a multiply-add being two.
+"""
+
+import dataclasses
+
+from mom_jax.config import ModelConfig, Side
+
+SIDES: tuple[Side, Side] = ("attention", "ffn")
+
+_TPU_DOCS = "https://cloud.google.com/tpu/docs/"
+_A100 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet.pdf"
+_H100 = "https://www.nvidia.com/en-us/data-center/h100/"
+_H200 = "https://www.nvidia.com/en-us/data-center/h200/"
+
+# JAX's `device_kind` -> (dense bfloat16 FLOP/s of one JAX device, source). A v3 chip is two JAX devices, a later one is
+# one. NVIDIA's pages of the H series state twice these numbers: with sparsity. Names are matched exactly, since a
+# longer name may be another board or a slice of one (`... MIG 1g.10gb`).
+_PEAK_FLOPS: dict[str, tuple[float, str]] = {
+    "TPU v3": (123e12 / 2, _TPU_DOCS + "v3"),
+    "TPU v4": (275e12, _TPU_DOCS + "v4"),
+    "TPU v5 lite": (197e12, _TPU_DOCS + "v5e"),
+    "TPU v5e": (197e12, _TPU_DOCS + "v5e"),
+    "TPU v5": (459e12, _TPU_DOCS + "v5p"),
+    "TPU v5p": (459e12, _TPU_DOCS + "v5p"),
+    "TPU v6 lite": (918e12, _TPU_DOCS + "v6e"),
+    "TPU v6e": (918e12, _TPU_DOCS + "v6e"),
+    "NVIDIA A100-SXM4-40GB": (312e12, _A100),
+    "NVIDIA A100-SXM4-80GB": (312e12, _A100),
+    "NVIDIA A100-PCIE-40GB": (312e12, _A100),
+    "NVIDIA A100 80GB PCIe": (312e12, _A100),
+    "NVIDIA H100 80GB HBM3": (989e12, _H100),
+    "NVIDIA H100 PCIe": (756e12, _H100),
+    "NVIDIA H200": (989e12, _H200),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters; `total` is the sum of the parts, `active` is not one of them.
+
+    embedding: tokens [V, D] (the language model's head too) and positions [P, D].
+    anchors: bottom, top and after chunks. modules: of all pools. routers: of both sides and all chunks.
+    head: the final layer norm and, for a classifier, its matrix [D, classes].
+    active: what the forward pass of one token multiplies with: the head, one row of positions, every anchor, and at
+        each step the routers and the modules taken, counted again each time they are used. It can exceed `total`.
+    """
+
+    total: int
+    embedding: int
+    anchors: int
+    modules: int
+    routers: int
+    head: int
+    active: int
+
+
+def _sublayer(config: ModelConfig, side: Side, *, biases: bool = True) -> int:
+    """Parameters of one module or anchor sublayer; without `biases`, of its matrices only."""
+    d, f = config.d_model, config.inner_width
+    if side == "attention":
+        matrices, rest = 4 * d * d, 2 * d + 3 * d + d
+    else:
+        matrices, rest = 2 * d * f, 2 * d + f + d
+    return matrices + rest * biases
+
+
+def _router(config: ModelConfig, side: Side, *, biases: bool = True) -> int:
+    """Parameters of one router, 0 where that side has none; without `biases`, of its matrices only."""
+    if config.kind(side) != "routed":
+        return 0
+    d, r, c = config.d_model, config.router.dim, config.classes(side)
+    if config.router.kind == "mlp":
+        return d * r + r * c + (r + c) * biases
+    gates = 4 if config.router.kind == "gru_random" else 3
+    return (d + r) * gates * r + r * c + (2 * gates * r + c) * biases
+
+
+def _taken(config: ModelConfig, side: Side) -> int:
+    """The most modules that a token can take at one step of that side."""
+    if config.kind(side) != "routed" or getattr(config, side).choice == "ordered_or_skip":
+        return 1
+    return min(config.choices(side), config.modules(side))
+
+
+def _anchors(config: ModelConfig) -> int:
+    return config.num_bottom + config.num_chunks * config.anchor_after_chunk + config.num_top
+
+
+def parameter_count(config: ModelConfig) -> ParameterCount:
+    """The exact number of parameters of a model of this configuration."""
+    d, s = config.d_model, config.num_chunks
+    layer = sum(_sublayer(config, side) for side in SIDES)
+    tokens, positions = config.vocab_size * d, config.context_length * d
+    anchors = _anchors(config) * layer
+    modules = s * sum(config.modules(side) * _sublayer(config, side) for side in SIDES)
+    routers = s * sum(_router(config, side) for side in SIDES)
+    head = 2 * d + d * (config.num_classes or 0)
+    steps = s * config.num_steps
+    executed = steps * sum(_taken(config, side) * _sublayer(config, side) + _router(config, side) for side in SIDES)
+    # A language model's tied head uses the whole table of tokens, a classifier one row of it.
+    lookup = (d if config.num_classes else tokens) + d
+    return ParameterCount(
+        total=tokens + positions + anchors + modules + routers + head,
+        embedding=tokens + positions,
+        anchors=anchors,
+        modules=modules,
+        routers=routers,
+        head=head,
+        active=lookup + anchors + executed + head,
+    )
+
+
+def forward_flops_by_part(
+    config: ModelConfig,
+    length: int,
+    *,
+    attn_taken: float | None = None,
+    ffn_taken: float | None = None,
+    causal: bool = True,
+) -> dict[str, float]:
+    """FLOPs of the forward pass per token, as {anchors, modules, scores, routers, head}; for the arguments see
+    `forward_flops_per_token`.
+
+    `scores` are the products of queries with keys and of probabilities with values. A step runs attention once
+    whatever K is: K modules' projections, but one set of scores.
+    """
+    d, steps, anchors = config.d_model, config.num_chunks * config.num_steps, _anchors(config)
+    taken = {
+        "attention": _taken(config, "attention") if attn_taken is None else attn_taken,
+        "ffn": _taken(config, "ffn") if ffn_taken is None else ffn_taken,
+    }
+    matrices = {side: 2 * _sublayer(config, side, biases=False) for side in SIDES}
+    context = length / 2 if causal else length
+    # A classifier's head sees one position of the sequence.
+    head = 2 * d * config.vocab_size if config.num_classes is None else 2 * d * config.num_classes / length
+    return {
+        "anchors": float(anchors * sum(matrices.values())),
+        "modules": float(steps * sum(taken[side] * matrices[side] for side in SIDES)),
+        "scores": float((anchors + steps) * 4 * d * context),
+        "routers": float(steps * sum(2 * _router(config, side, biases=False) for side in SIDES)),
+        "head": float(head),
+    }
+
+
+def forward_flops_per_token(
+    config: ModelConfig,
+    length: int,
+    *,
+    attn_taken: float | None = None,
+    ffn_taken: float | None = None,
+    causal: bool = True,
+) -> float:
+    """FLOPs of the forward pass per token of a sequence of `length` tokens: all matrix products, head included.
+
+    attn_taken, ffn_taken: the mean number of real modules (neither SKIP nor null) that a token takes at a step, as
+        measured. Default: as many as it can, without SKIP.
+    causal: a token attends to half of the sequence on average, which is what the mathematics needs and what kernels
+        that leave out the masked half do. False counts the whole square, as plain attention computes it and as
+        PaLM's MFU counts it (arXiv 2204.02311, appendix B).
+    """
+    parts = forward_flops_by_part(config, length, attn_taken=attn_taken, ffn_taken=ffn_taken, causal=causal)
+    return sum(parts.values())
+
+
+def train_flops_per_token(
+    config: ModelConfig,
+    length: int,
+    *,
+    attn_taken: float | None = None,
+    ffn_taken: float | None = None,
+    causal: bool = True,
+) -> float:
+    """FLOPs of forward and backward per token: three times the forward pass.
+
+    What `remat` computes again is not counted, as usual for MFU. Arguments as in `forward_flops_per_token`.
+    """
+    return 3 * forward_flops_per_token(config, length, attn_taken=attn_taken, ffn_taken=ffn_taken, causal=causal)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The peak dense bfloat16 FLOP/s of one device of JAX's `device_kind`; None where it is not in the table."""
+    entry = _PEAK_FLOPS.get(device_kind)
+    return None if entry is None else entry[0]
+
+
+def training_memory_bytes(
+    config: ModelConfig, batch: int, length: int, *, logits_tokens: int | None = None
+) -> dict[str, int]:
+    """An estimate of the bytes that training on `batch` sequences of `length` tokens needs at its peak, one device.
+
+    Returns {parameters, gradients, optimizer, activations, logits, total}: float32 parameters, gradients and two Adam
+    moments are exact. Activations are what the backward pass keeps, in `dtype` (router states and scores in float32):
+
+    - `none`: inputs of all nonlinear operations and products and the attention probabilities: for a plain layer
+      8·D + 2·F + heads·length numbers a token (Korthikanti et al., arXiv 2205.05198, section 4.1, without dropout).
+      A module of a routed side adds its normed input, hidden layer and output each time it is taken.
+    - `dots`: the layer's input and the outputs of its products with weights; attention is computed again.
+    - `full`: each layer's input and router state, and all of one layer while that is computed again.
+
+    Dispatch buffers, the compiler's temporaries and fragmentation are not in it: expect some ten percent more.
+
+    Args:
+        logits_tokens: tokens whose logits exist at a time, where the loss works in chunks; default: all of them.
+    """
+    tokens, d, f, v = batch * length, config.d_model, config.inner_width, config.vocab_size
+    width = 2 if config.dtype == "bfloat16" else 4
+    steps, anchors = config.num_chunks * config.num_steps, _anchors(config)
+
+    def everything(attn: int, ffn: int, routed_attn: bool, routed_ffn: bool) -> int:
+        attention = 5 * d + attn * d * (1 + routed_attn) + config.num_heads * length
+        return attention + d + ffn * (d + 2 * f + d * routed_ffn)
+
+    def products(attn: int, ffn: int) -> int:
+        # The sum over modules needs no more than one q, k, v; outputs are kept to differentiate the weights.
+        return d + 3 * d + attn * d + ffn * (f + d)
+
+    k_attn, k_ffn = _taken(config, "attention"), _taken(config, "ffn")
+    full_anchor = everything(1, 1, False, False)
+    full_step = everything(k_attn, k_ffn, config.kind("attention") == "routed", config.kind("ffn") == "routed")
+    state = sum(
+        config.classes(side) + (config.router.dim if config.router.kind != "mlp" else 0)
+        for side in SIDES
+        if config.kind(side) == "routed"
+    )
+    if config.remat == "none":
+        numbers = anchors * full_anchor + steps * full_step
+        # A router's backward pass also needs its hidden layer: the gates, before and after.
+        gates = {"mlp": 1, "gru": 6, "gru_dev": 6, "gru_random": 8}[config.router.kind]
+        state += gates * config.router.dim * sum(config.kind(side) == "routed" for side in SIDES)
+    elif config.remat == "dots":
+        numbers = anchors * products(1, 1) + steps * products(k_attn, k_ffn)
+    else:
+        numbers = (anchors + steps) * d + max(full_anchor if anchors else 0, full_step if steps else 0)
+    activations = tokens * (numbers * width + steps * state * 4)
+    at_once = tokens if logits_tokens is None else min(tokens, logits_tokens)
+    # Logits and their gradient, in float32; a classifier's are one row a sequence.
+    logits = 8 * (at_once * v if config.num_classes is None else batch * config.num_classes)
+    parameters = 4 * parameter_count(config).total
+    result = {
+        "parameters": parameters,
+        "gradients": parameters,
+        "optimizer": 2 * parameters,
+        "activations": activations,
+        "logits": logits,
+    }
+    return {**result, "total": sum(result.values())}

@@ -1,0 +1,190 @@
+"""A run's log: `metrics.jsonl`, one JSON object a line, and the same numbers as TensorBoard scalars.
+
+The file is the record of the run: on resume it is cut back to the checkpoint, so that no step appears twice.
+TensorBoard's events cannot be cut; there a purge mark hides the repeated steps.
+"""
+
+import json
+import math
+import os
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from tensorboardX import SummaryWriter
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends records to `folder/metrics.jsonl` and scalars to `folder/tensorboard/`.
+
+    Every record has `kind` (train, validation, final), `phase` and `step`, counted from the phase's start. Also a
+    context manager that closes on exit. Nothing is created before the first `write`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder)
+        self._path = self._folder / FILE
+        self._file: TextIO | None = None
+        self._board: SummaryWriter | None = None
+        self._purge_step: int | None = None
+
+    def truncate(self, phase_order: list[str], phase: str, step: int, *, offset: int = 0) -> None:
+        """Goes back to the point of training after `step` steps of `phase`; training continues from there.
+
+        Keeps all lines of earlier phases, those of `phase` up to and including `step`, and those of phases that
+        `phase_order` does not name. A half-written last line is dropped. The file is replaced atomically.
+
+        Args:
+            phase_order: the names of all phases, first to last.
+            offset: steps of all earlier phases, as in `write`.
+
+        Raises ValueError if `phase` is not in `phase_order` or a line before the last is not a JSON object.
+        """
+        if phase not in phase_order:
+            raise ValueError(f"phase={phase!r}: must be one of {phase_order}")
+        self.close()
+        self._purge_step = offset + step + 1
+        if not self._path.exists():
+            return
+        later = set(phase_order[phase_order.index(phase) + 1 :])
+
+        def keep(record: dict[str, Any]) -> bool:
+            if record.get("phase") == phase:
+                return record.get("step", 0) <= step
+            return record.get("phase") not in later
+
+        _replace(self._path, [line for line, record in _lines(self._path) if keep(record)])
+
+    def write(self, record: dict[str, Any], *, offset: int = 0) -> None:
+        """Appends `record`. Scalars and arrays of numpy and JAX become plain numbers, NaN and infinity become null.
+
+        offset: steps of all earlier phases, so that TensorBoard's steps count across phases.
+        """
+        if self._file is None:
+            self._file = self._open()
+        record = _plain(record)
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._write_scalars(record, offset)
+
+    def flush(self) -> None:
+        """Makes everything written so far survive a crash of the machine."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes; a later `write` opens again."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> TextIO:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # A line that a killed run left half-written must not merge with the first one of this run.
+        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+            _replace(self._path, [line for line, _ in _lines(self._path)])
+        return self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time, for whoever watches
+
+    def _write_scalars(self, record: dict[str, Any], offset: int) -> None:
+        if not isinstance(record.get("step"), int):
+            return
+        if self._board is None:
+            # TensorBoard reads event files in the order of their names; without the suffix two within one second
+            # would be one, the later overwriting the earlier.
+            self._board = SummaryWriter(
+                str(self._folder / "tensorboard"), purge_step=self._purge_step, filename_suffix=f".{time.time_ns()}"
+            )
+        step = offset + record["step"]
+        kind = record.get("kind", "train")
+        start = [str(record.get("phase", "run")), *([] if kind == "train" else [str(kind)])]
+        for path, value in _scalars({k: v for k, v in record.items() if k not in ("kind", "phase", "step")}):
+            self._board.add_scalar("/".join([*start, *path]), value, step)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of the file `path`; a half-written last line is left out.
+
+    Raises FileNotFoundError, and ValueError if a line before the last is not a JSON object.
+    """
+    return [record for _, record in _lines(Path(path))]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The complete lines of the file, without their ends, each with its record."""
+    # Bytes that are no UTF-8 can only come from a write that was cut off; the replaced line is no JSON, or is not last.
+    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    while lines and not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if isinstance(record, dict):
+            yield line, record
+        elif number < len(lines):
+            raise ValueError(f"{path}, line {number}: must be a JSON object")
+
+
+def _replace(path: Path, lines: list[str]) -> None:
+    """Replaces the file by `lines`; whenever the machine stops, either the old or the new file is there, complete."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _scalars(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+    """(path, value) of every number in the record; a list of numbers is represented by its mean.
+
+    Tables (the usage of modules) and numbers that are unknown are left out; the level `routers` is, too.
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _scalars(value, path if key == "routers" else (*path, key))
+    elif _is_number(tree):
+        yield path, float(tree)
+    elif isinstance(tree, list) and tree and all(_is_number(item) for item in tree):
+        yield path, sum(tree) / len(tree)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

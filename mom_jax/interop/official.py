@@ -1,0 +1,368 @@
+"""The authors' PyTorch code (gzhch/Mixture-of-Modules): its configurations and state dicts, to ours and back.
+
+`OPTIONS` is the table for whoever knows the authors' options. Beyond it:
+- `depth_per_chunk` None means int(num_ffn · depth_multiplier) steps.
+- What their code fixes and we let one choose (normalisation of the top-k weights, the router's classes, the balance
+  loss's second softmax, noise in evaluation) is set by `ModelConfig.official`.
+- `n_layer` only scales their initialisation (and must reach the number of their blocks): it is not read, and written as
+  `ModelConfig.num_layers`.
+- `dtype`, `remat` and `dispatch` say how we compute, not what: they are not written and read as their defaults.
+
+State dicts are dictionaries of numpy arrays; parameters are our model's nested dictionaries of arrays. Reading and
+writing files is the caller's business.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mom_jax.config import BalanceConfig, DropoutConfig, ModelConfig, RouterConfig, Side
+from mom_jax.fields import ConfigError, nearest, require
+
+# Configurations.
+
+
+class Option(NamedTuple):
+    """Where one of the authors' options is found in `ModelConfig`.
+
+    fields: our fields. default: theirs, for a configuration that leaves the option out. values: their values with the
+    values of our fields, where the two differ or where only some are allowed.
+    """
+
+    fields: tuple[str, ...]
+    default: Any
+    values: Mapping[Any, tuple[Any, ...]] | None = None
+
+
+ROUTER_TYPES = {
+    "naive": ("mlp", "raw"),
+    "naive_softmax": ("mlp", "softmax"),
+    "gru": ("gru", "raw"),
+    "gru_softmax": ("gru", "softmax"),
+    "gru_dev": ("gru_dev", "raw"),
+    "gru_dev_softmax": ("gru_dev", "softmax"),
+    "gru_random": ("gru_random", "raw"),
+    "gru_random_softmax": ("gru_random", "softmax"),
+}
+
+OPTIONS = {
+    "vocab_size": Option(("vocab_size",), 50257),
+    "n_positions": Option(("context_length",), 1024),
+    "n_embd": Option(("d_model",), 768),
+    "n_head": Option(("num_heads",), 12),
+    "n_inner": Option(("d_ff",), None),
+    "num_bottom_layers": Option(("num_bottom",), 1),
+    "num_top_layers": Option(("num_top",), 2),
+    "chunks": Option(("num_chunks",), 4),
+    "require_anchor_layer": Option(("anchor_after_chunk",), True),
+    "num_attn": Option(("num_attn_modules",), 8),
+    "num_ffn": Option(("num_ffn_modules",), 8),
+    "depth_per_chunk": Option(("num_steps",), None),
+    "routing_top_k": Option(("top_k",), 1),
+    "enable_pause": Option(("skip",), True),
+    "weighted_qkv": Option(("weighted_qkv",), False),
+    "router_type": Option(("router.kind", "router.scoring"), "naive", ROUTER_TYPES),
+    "router_dim": Option(("router.dim",), 256),
+    "router_softmax_temperature": Option(("router.temperature",), 1.0),
+    "use_ste": Option(("router.straight_through",), False),
+    "routing_all_possible_path": Option(("router.all_modules",), False),
+    "router_aux_loss_coef": Option(("balance.weight",), 0.01),
+    "depthwise_bal_loss": Option(("balance.kind",), False, {False: ("global",), True: ("depthwise",)}),
+    "activation_function": Option(
+        ("activation",), "gelu_new", {name: (name,) for name in ("gelu_new", "gelu", "relu")}
+    ),
+    "layer_norm_epsilon": Option(("layer_norm_epsilon",), 1e-5),
+    "embd_pdrop": Option(("dropout.embedding",), 0.1),
+    "attn_pdrop": Option(("dropout.attention",), 0.1),
+    "resid_pdrop": Option(("dropout.residual",), 0.1),
+    "num_labels": Option(("num_classes",), None),
+}
+
+# Options that change the model and that we have at one value only.
+FIXED = {
+    "initializer_range": 0.02,
+    "scale_attn_weights": True,
+    "tie_word_embeddings": True,
+    "add_cross_attention": False,
+}
+
+# Read above under another name, without effect in the authors' code, or Hugging Face bookkeeping.
+IGNORED = frozenset(
+    """
+    depth_multiplier bind_ffn_attn n_layer n_ctx output_router_logits scale_attn_by_inverse_layer_idx
+    reorder_and_upcast_attn use_cache summary_type summary_use_proj summary_activation summary_proj_to_labels
+    summary_first_dropout gradient_checkpointing architectures model_type transformers_version _name_or_path
+    _commit_hash _attn_implementation _attn_implementation_autoset attn_implementation auto_map torch_dtype dtype
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class prefix finetuning_task
+    task_specific_params problem_type id2label label2id return_dict output_hidden_states output_attentions torchscript
+    use_bfloat16 tf_legacy_loss pruned_heads chunk_size_feed_forward is_encoder_decoder is_decoder
+    cross_attention_hidden_size tie_encoder_decoder max_length min_length do_sample early_stopping num_beams
+    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens keys_to_ignore_at_inference
+    """.split()  # noqa: SIM905
+)
+
+HOW_NOT_WHAT = ("dtype", "remat", "dispatch")
+
+
+def config_from_official(official: Mapping[str, Any]) -> ModelConfig:
+    """The model that the authors' code builds from the configuration `official`.
+
+    Raises `ConfigError` for an unknown option and for a value that we, or their code, have no model for.
+    """
+    known = {*OPTIONS, *FIXED, *IGNORED}
+    for name, value in official.items():
+        require(name in known, str(name), value, f"unknown option of the authors' code; {nearest(str(name), known)}")
+        if name in FIXED:
+            require(value == FIXED[name], name, value, f"only {FIXED[name]!r} is supported")
+    values = {name: official.get(name, option.default) for name, option in OPTIONS.items()}
+    if official.get("bind_ffn_attn"):  # all that their code does with it
+        allowed = f"with bind_ffn_attn must equal num_ffn={values['num_ffn']!r}"
+        require(values["num_attn"] == values["num_ffn"], "num_attn", values["num_attn"], allowed)
+    if values["depth_per_chunk"] is None:
+        values["depth_per_chunk"] = int(values["num_ffn"] * official.get("depth_multiplier", 4))
+    values["num_labels"] = _num_labels(official)
+
+    groups: dict[str, dict[str, Any]] = {"": {}, "router": {}, "balance": {}, "dropout": {}}
+    for name, option in OPTIONS.items():
+        value, choices = values[name], option.values
+        if choices is not None:
+            require(value in choices, name, value, f"must be one of {', '.join(map(repr, choices))}")
+        for field, ours in zip(option.fields, (value,) if choices is None else choices[value], strict=True):
+            group, _, leaf = field.rpartition(".")
+            groups[group][leaf] = ours
+    config = ModelConfig.official(
+        **groups[""],
+        router=RouterConfig(**groups["router"]),
+        balance=BalanceConfig(**groups["balance"]),
+        dropout=DropoutConfig(**groups["dropout"]),
+    )
+    if config.num_chunks and config.kind("attention") == "routed":
+        classes = config.classes("attention")
+        allowed = f"the authors' {values['router_type']!r} router has {classes} classes and fails with more modules"
+        require(config.num_attn_modules <= classes, "num_attn", config.num_attn_modules, allowed)
+    return config
+
+
+def _num_labels(official: Mapping[str, Any]) -> int | None:
+    """Classes of the classification head. Hugging Face writes them as `id2label`, and only if they are not 2."""
+    classifier = any(name.endswith("ForSequenceClassification") for name in official.get("architectures") or ())
+    return official.get("num_labels", len(official.get("id2label") or (0, 1)) if classifier else None)
+
+
+def config_to_official(config: ModelConfig) -> dict[str, Any]:
+    """The configuration with which the authors' code builds the same model.
+
+    Raises `ConfigError` naming the first field whose value their code does not have.
+    """
+    official: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        ours = tuple(_get(config, field) for field in option.fields)
+        if option.values is None:
+            official[name] = ours[0]
+        else:
+            inverse = {value: key for key, value in option.values.items()}
+            official[name] = inverse[ours]
+    if config.num_classes is None:
+        del official["num_labels"]
+    official["n_layer"] = config.num_layers
+    # Reading it back tells what their code would do: where that is not `config`, they have no such option.
+    _check_same(config, config_from_official(official))
+    return official
+
+
+def _get(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _check_same(config: Any, theirs: Any, path: str = "") -> None:
+    for field in dataclasses.fields(config):
+        name, mine, other = path + field.name, getattr(config, field.name), getattr(theirs, field.name)
+        if dataclasses.is_dataclass(mine):
+            _check_same(mine, other, f"{name}.")
+        elif name not in HOW_NOT_WHAT:
+            require(mine == other, name, mine, f"the authors' code has only {other!r} for this configuration")
+
+
+# Parameters.
+
+
+class Entry(NamedTuple):
+    """One array of the authors' state dict: its name, its shape there, and where it is in our tree."""
+
+    name: str
+    shape: tuple[int, ...]
+    path: tuple[str | int, ...]
+    module: int | None = None  # the row of our array, where ours is stacked over modules
+    transposed: bool = False
+
+
+SUBLAYERS: dict[Side, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "attention": (
+        "mot_attn",
+        (("attention_layernorm", "norm"), ("c_attn", "qkv"), ("c_proj", "out")),
+    ),
+    "ffn": ("mot_ffn", (("ffn_layernorm", "norm"), ("c_fc", "in"), ("c_proj", "out"))),
+}
+
+
+def _entries(config: ModelConfig) -> Iterator[Entry]:
+    """Every array of the authors' model, the tied output head apart, under its name without `transformer.`."""
+    d = config.d_model
+    yield Entry("wte.weight", (config.vocab_size, d), ("embed", "tokens"))
+    yield Entry("wpe.weight", (config.context_length, d), ("embed", "positions"))
+    block = 0
+    for i in range(config.num_bottom):
+        yield from _layer_entries(config, block, ("bottom", i))
+        block += 1
+    for s in range(config.num_chunks):
+        yield from _chunk_entries(config, block, s)
+        block += 1
+        if config.anchor_after_chunk:
+            yield from _layer_entries(config, block, ("anchors", s))
+            block += 1
+    for i in range(config.num_top):
+        yield from _layer_entries(config, block, ("top", i))
+        block += 1
+    yield Entry("ln_f.weight", (d,), ("final_norm", "scale"))
+    yield Entry("ln_f.bias", (d,), ("final_norm", "bias"))
+    if config.num_classes:
+        yield Entry("score.weight", (config.num_classes, d), ("head", "kernel"), transposed=True)
+
+
+def _layer_entries(config: ModelConfig, block: int, path: tuple[str | int, ...]) -> Iterator[Entry]:
+    for side in SUBLAYERS:
+        yield from _sublayer_entries(config, side, block, path)
+
+
+def _chunk_entries(config: ModelConfig, block: int, chunk: int) -> Iterator[Entry]:
+    path = ("chunks", chunk)
+    for side, (prefix, _) in SUBLAYERS.items():
+        modules = config.modules(side)
+        for m in range(modules):
+            # A pool of one is an ordinary sublayer there: its names carry no index.
+            yield from _sublayer_entries(config, side, block, path, m, f".{m}" if modules > 1 else "")
+        if config.kind(side) == "routed":
+            yield from _router_entries(config, side, f"h.{block}.{prefix}.router", (*path, f"{side}_router"))
+
+
+def _sublayer_entries(
+    config: ModelConfig,
+    side: Side,
+    block: int,
+    path: tuple[str | int, ...],
+    module: int | None = None,
+    suffix: str = "",
+) -> Iterator[Entry]:
+    d, f = config.d_model, config.inner_width
+    widths = {"qkv": (d, 3 * d), "in": (d, f), "out": (d if side == "attention" else f, d)}
+    prefix, layers = SUBLAYERS[side]
+    for theirs, ours in layers:
+        name = f"h.{block}.{prefix}.{theirs}{suffix}"
+        first, weight = ("scale", (d,)) if ours == "norm" else ("kernel", widths[ours])
+        yield Entry(f"{name}.weight", weight, (*path, side, f"{ours}_{first}"), module)
+        yield Entry(f"{name}.bias", weight[-1:], (*path, side, f"{ours}_bias"), module)
+
+
+def _router_entries(config: ModelConfig, side: Side, name: str, path: tuple[str | int, ...]) -> Iterator[Entry]:
+    d, r, c, kind = config.d_model, config.router.dim, config.classes(side), config.router.kind
+    gates = 4 if kind == "gru_random" else 3
+    linears = {"x2h": ("input", gates * r, d), "h2h": ("state", gates * r, r), "router": ("score", c, r)}
+    if kind == "mlp":
+        linears = {"router.0": ("hidden", r, d), "router.2": ("score", c, r)}
+    for theirs, (ours, fan_out, fan_in) in linears.items():
+        yield Entry(f"{name}.{theirs}.weight", (fan_out, fan_in), (*path, f"{ours}_kernel"), transposed=True)
+        yield Entry(f"{name}.{theirs}.bias", (fan_out,), (*path, f"{ours}_bias"))
+
+
+def params_from_official(state_dict: Mapping[str, Any], config: ModelConfig) -> dict:
+    """Our parameters from the authors' state dict, whose names may lack the prefix `transformer.`.
+
+    Raises `ConfigError` naming every array that is missing, surplus or of the wrong shape, and an output head that is
+    not the token embedding.
+    """
+    prefix = "transformer." if any(name.startswith("transformer.") for name in state_dict) else ""
+    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
+    head = arrays.pop("lm_head.weight", None)
+    entries = [entry._replace(name=_with_prefix(entry.name, prefix)) for entry in _entries(config)]
+    _check_arrays({e.name: e.shape for e in entries}, {name: a.shape for name, a in arrays.items()})
+    tokens = arrays[f"{prefix}wte.weight"]
+    if head is not None and not np.array_equal(head, tokens):
+        raise ConfigError(
+            f"lm_head.weight {head.shape}: must equal {prefix}wte.weight {tokens.shape}, to which it is tied"
+        )
+    flat: dict[tuple[str | int, ...], Any] = {}
+    for entry in entries:
+        array = arrays[entry.name].T if entry.transposed else arrays[entry.name]
+        if entry.module is None:
+            flat[entry.path] = array
+        else:
+            flat.setdefault(entry.path, []).append(array)
+    return _nest({path: np.stack(value) if isinstance(value, list) else value for path, value in flat.items()})
+
+
+def params_to_official(params: Mapping[Any, Any], config: ModelConfig) -> dict[str, np.ndarray]:
+    """The authors' state dict of our parameters (or of gradients), the tied head `lm_head.weight` included.
+
+    Raises `ConfigError` naming every array that is missing, surplus or of the wrong shape.
+    """
+    entries = list(_entries(config))
+    flat = {path: np.asarray(value) for path, value in _flatten(params)}
+    wanted = {}
+    for entry in entries:
+        shape = entry.shape[::-1] if entry.transposed else entry.shape
+        if entry.module is not None:
+            shape = (entry.module + 1, *shape)  # the last module's entry has the pool's size
+        wanted[_dotted(entry.path)] = shape
+    _check_arrays(wanted, {_dotted(path): array.shape for path, array in flat.items()})
+    official = {}
+    for entry in entries:
+        array = flat[entry.path] if entry.module is None else flat[entry.path][entry.module]
+        official[_with_prefix(entry.name, "transformer.")] = array.T if entry.transposed else array
+    if not config.num_classes:
+        official["lm_head.weight"] = official["transformer.wte.weight"]
+    return official
+
+
+def _with_prefix(name: str, prefix: str) -> str:
+    return name if name == "score.weight" else prefix + name
+
+
+def _check_arrays(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in found]
+    problems += [f"{name} {shape} is surplus" for name, shape in found.items() if name not in wanted]
+    problems += [
+        f"{name} has the shape {found[name]} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        raise ConfigError("parameters do not fit the configuration: " + "; ".join(problems))
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _flatten(tree: Mapping[Any, Any], path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _nest(flat: Mapping[tuple[str | int, ...], Any]) -> dict:
+    tree: dict = {}
+    for path, value in flat.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return tree

@@ -1,0 +1,106 @@
+"""Phase 2 from phase 1: a vanilla transformer's layers become the anchors and modules of a Mixture-of-Modules.
+
+Vanilla layers are consumed in order: bottom anchors, then per chunk M = max(N_A, N_F) layers that become modules
+0..M-1 (attention and FFN of layer j both go to module j) and one for the chunk's anchor, then top anchors (official
+init_from_vanilla). Nothing is skipped silently, and the final layer norm is copied, unlike there.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mom_jax.config import ModelConfig
+from mom_jax.fields import ConfigError
+
+Params = dict[Any, Any]
+
+
+def layer_names(config: ModelConfig) -> list[tuple[str, int, int | None]]:
+    """(group, index, module) of every layer's place, in the order in which vanilla layers fill them."""
+    names: list[tuple[str, int, int | None]] = [("bottom", i, None) for i in range(config.num_bottom)]
+    for s in range(config.num_chunks):
+        names += [("chunks", s, j) for j in range(config.pool_size)]
+        if config.anchor_after_chunk:
+            names.append(("anchors", s, None))
+    return names + [("top", i, None) for i in range(config.num_top)]
+
+
+def is_vanilla(config: ModelConfig) -> bool:
+    """Whether each of the model's sublayers runs exactly once, in order."""
+    if not config.num_chunks:
+        return True
+    once = config.num_attn_modules == config.num_ffn_modules == config.num_steps
+    return once and "routed" not in (config.kind("attention"), config.kind("ffn"))
+
+
+def from_vanilla(
+    vanilla_config: ModelConfig, vanilla: Params, config: ModelConfig, params: Params
+) -> tuple[Params, list[str]]:
+    """The parameters of phase 2's model: `params` (freshly initialised) with every layer taken from `vanilla`.
+
+    Routers and a classification head that the vanilla model lacks stay as they are in `params`. Returns the parameters
+    and messages for the user: sublayers that have no place because N_A and N_F differ.
+    Raises ConfigError naming whatever is missing, left over or of another shape.
+    """
+    if not is_vanilla(vanilla_config):
+        raise ConfigError("init_from: the source is no vanilla transformer and has another structure than the model")
+    for field in ("num_heads", "activation", "layer_norm_epsilon"):
+        old, new = getattr(vanilla_config, field), getattr(config, field)
+        if old != new:
+            raise ConfigError(f"model.{field}={new!r}: the vanilla model has {old!r}")
+    sources, places = layer_names(vanilla_config), layer_names(config)
+    if len(sources) != len(places):
+        which = sources[len(places) :] or places[len(sources) :]
+        text = ", ".join(_name(*place) for place in which)
+        problem = f"would be left over: {text}" if len(sources) > len(places) else f"are missing for: {text}"
+        raise ConfigError(f"init_from: the vanilla model has {len(sources)} layers, {len(places)} fit; layers {problem}")
+
+    result, messages = _copy(params), []
+    stacks: dict[tuple[int, str], list[Params]] = {}
+    for (group, index, module), source in zip(places, sources, strict=True):
+        layer = _layer(vanilla, *source)
+        for side in ("attention", "ffn"):
+            name = f"{_name(group, index, module)}/{side}"
+            if module is None:
+                result[group][index][side] = _checked(layer[side], params[group][index][side], name)
+            elif module < config.modules(side):
+                target = {key: value[module] for key, value in params["chunks"][index][side].items()}
+                stacks.setdefault((index, side), []).append(_checked(layer[side], target, name))
+            else:
+                have = config.modules(side)
+                messages.append(f"{_name(*source)}/{side} is dropped: chunk {index} has {have} {side} modules")
+    for (index, side), modules in stacks.items():
+        result["chunks"][index][side] = {key: jnp.stack([m[key] for m in modules]) for key in modules[0]}
+    for group in ("embed", "final_norm", "head"):
+        if group in vanilla and group not in params:
+            raise ConfigError(f"init_from: {group} would be left over")
+        if group in vanilla:
+            result[group] = _checked(vanilla[group], params[group], group)
+    return result, messages
+
+
+def _name(group: str, index: int, module: int | None) -> str:
+    return f"{group}/{index}" + ("" if module is None else f"/module {module}")
+
+
+def _copy(tree: Params) -> Params:
+    return {key: _copy(value) if isinstance(value, dict) else value for key, value in tree.items()}
+
+
+def _layer(params: Params, group: str, index: int, module: int | None) -> Params:
+    layer = params[group][index]
+    if module is None:
+        return layer
+    return {side: {key: value[module] for key, value in layer[side].items()} for side in ("attention", "ffn")}
+
+
+def _checked(source: Params, target: Params, name: str) -> Params:
+    """`source`, if its arrays have the names and shapes of `target`'s."""
+    for key in sorted(source.keys() ^ target.keys()):
+        raise ConfigError(f"init_from: {name}/{key} is {'missing' if key in target else 'left over'}")
+    for key, value in source.items():
+        if np.shape(value) != np.shape(target[key]):
+            shapes = f"{np.shape(value)} in the vanilla model, {np.shape(target[key])} here"
+            raise ConfigError(f"init_from: {name}/{key} has the shape {shapes}")
+    return source

@@ -1,8 +1,8 @@
 """A chunk: H assembly steps over one pool of attention modules and one of FFN modules.
 
 The steps are one `lax.scan`, so that compile time and program size do not depend on H. What differs from step to step
-rides along as the scan's input: the prior, the keys, the caches and, where a side is ordered (step h uses module h), the
-module's weights themselves, which then meet plain matrix products: no router, no sort.
+rides along as the scan's input: the prior, the keys, the caches and, where a side is ordered (step h uses module h),
+the module's weights themselves, which then meet plain matrix products: no router, no sort.
 """
 
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ class Chunk(nnx.Module):
         valid: jax.Array,
         *,
         key: jax.Array | None = None,
-        noise: Noise = Noise(),
+        noise: Noise | None = None,
         step: jax.Array | int | None = None,
         exchange_key: jax.Array | None = None,
         cache: KV | None = None,
@@ -93,7 +93,7 @@ class Chunk(nnx.Module):
             step=jnp.arange(config.num_steps, dtype=jnp.int32),
             prior={s: prior_table(config, s, step) if kinds[s] == "routed" else None for s in weights},
             ordered={s: w if kinds[s] == "ordered" else None for s, w in weights.items()},
-            noise={"attention": noise.attention, "ffn": noise.ffn},
+            noise=(noise or Noise())._asdict(),
             key=keys(key),
             exchange_key=keys(exchange_key),
             cache=cache,

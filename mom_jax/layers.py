@@ -1,7 +1,7 @@
 """The sublayers of a GPT-2 layer, alone (anchors) or stacked N to a pool, and causal attention.
 
-A sublayer's layer norm is split: the statistics are per token and taken once (`normalise`); its scale and bias belong to
-the sublayer and fold into its first matrix, diag(g)·W and b·W + c, once per forward pass however often it is used.
+A sublayer's layer norm is split: the statistics are per token and taken once (`normalise`); its scale and bias belong
+to the sublayer and fold into its first matrix, diag(g)·W and b·W + c, once per forward pass however often it is used.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """`MoM`: embeddings, anchors, chunks of assembly steps, a final layer norm, and heads."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -165,7 +164,7 @@ class MoM(nnx.Module):
                 view,
                 valid,
                 key=next_key(),
-                noise=Noise() if noise is None else jax.tree.map(lambda n, i=i: n[i], noise),
+                noise=jax.tree.map(lambda n, i=i: n[i], noise),
                 step=step,
                 exchange_key=None if exchange_key is None else jax.random.fold_in(exchange_key, i),
                 cache=None if cache is None else cache.kv["chunks"][i],
@@ -249,5 +248,3 @@ def with_parameters(config: ModelConfig, params: dict[str, Any]) -> MoM:
     graphdef, state = nnx.split(nnx.eval_shape(lambda: MoM(config, rngs=nnx.Rngs(0))))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
-
-

@@ -54,7 +54,8 @@ def from_vanilla(
         which = sources[len(places) :] or places[len(sources) :]
         text = ", ".join(_name(*place) for place in which)
         problem = f"would be left over: {text}" if len(sources) > len(places) else f"are missing for: {text}"
-        raise ConfigError(f"init_from: the vanilla model has {len(sources)} layers, {len(places)} fit; layers {problem}")
+        have = f"the vanilla model has {len(sources)} layers, {len(places)} fit"
+        raise ConfigError(f"init_from: {have}; layers {problem}")
 
     result, messages = _copy(params), []
     stacks: dict[tuple[int, str], list[Params]] = {}

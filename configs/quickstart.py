@@ -1,0 +1,35 @@
+"""Both phases on the sources of Python's standard library, small enough for two CPU cores.
+
+Command: python -m train.main --config configs/quickstart.py
+"""
+
+from mom_jax.config import ModelConfig, RouterConfig
+from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, Phase
+
+
+def get_config() -> Config:
+    model = ModelConfig(
+        vocab_size=4096,
+        context_length=128,
+        d_model=128,
+        num_heads=4,
+        num_bottom=1,
+        num_top=1,
+        num_attn_modules=4,
+        num_ffn_modules=4,
+        num_steps=4,
+        top_k=2,
+        router=RouterConfig(dim=64, temperature=1.0),
+    )
+    data = DataConfig(vocab_size=4096, batch_size=16, length=128)
+    return Config(
+        model=model,
+        data=data,
+        phases=(
+            Phase("pretrain", 600, model="vanilla", optim=OptimConfig(warmup_steps=50)),
+            Phase("mom", 600, init_from="previous", optim=OptimConfig(warmup_steps=30)),
+        ),
+        checkpoint=CheckpointConfig(every=200),
+        run="runs/quickstart",
+        evaluate_every=200,
+    )

@@ -1,0 +1,228 @@
+"""Checkpoints with orbax: the only place that writes and reads them.
+
+A run keeps `checkpoints/PHASE/STEP` with the parameters, the optimizer's state, and `meta` (the configuration, the
+phase and the number of examples seen, which is all that the position in the data consists of). Saving is asynchronous;
+a checkpoint is there when its folder has its final name, so a killed run leaves whole ones only.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import nnx
+from orbax.checkpoint import checkpoint_managers
+
+from mom_jax.config import ModelConfig
+from mom_jax.fields import ConfigError, from_dict
+from mom_jax.model import MoM, parameters, with_parameters
+from train.config import Config
+from train.data import tokenizer as tokenizers
+from train.step import TrainState
+
+FOLDER = "checkpoints"
+TOKENIZER = "tokenizer.model"
+META_VERSION = 1
+
+# Orbax reports every save at level WARNING or below; a run has its own words for that.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of itself beside its arrays."""
+
+    config: Config
+    phase: str
+    step: int
+    examples_seen: int
+    tokenizer: str  # its fingerprint
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's configuration, with annealed preferences as strong as they were at this step."""
+        return phase_model(self.config, self.phase).at_step(self.step)
+
+
+def phase_model(config: Config, phase: str) -> ModelConfig:
+    """The model that a phase trains."""
+    row = next(row for row in config.phases if row.name == phase)
+    return config.model.vanilla() if row.model == "vanilla" else config.model
+
+
+def abstract_params(config: ModelConfig) -> dict[Any, Any]:
+    """Shapes and types of a model's parameters; nothing is computed."""
+    return jax.eval_shape(lambda: parameters(MoM(config, rngs=nnx.Rngs(0))))
+
+
+class Checkpoints:
+    """The checkpoints of one phase: the latest `keep` and the one with the lowest validation loss stay."""
+
+    def __init__(self, folder: Path, *, keep: int = 1, read_only: bool = False):
+        policies = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics["loss"],
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=None if read_only else policies,
+            best_fn=lambda metrics: metrics["loss"],
+            best_mode="min",
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        self.folder = folder
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step with the lowest validation loss, or the latest where none was evaluated."""
+        best = self._manager.best_step()
+        return self.latest() if best is None else best
+
+    def save(self, state: TrainState, meta: Meta, loss: float | None) -> None:
+        """Starts to save; `loss` is the validation loss where it was measured at this step."""
+        record = {"version": META_VERSION, **dataclasses.asdict(meta)}
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+            "meta": ocp.args.JsonSave(record),
+        }
+        metrics = None if loss is None else {"loss": float(loss)}
+        self._manager.save(meta.step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state at `step`, with the structure, types and placement of `like`."""
+        like = jax.tree.map(_abstract, like)
+        items = {
+            "params": ocp.args.StandardRestore(like.params),
+            "optimizer": ocp.args.StandardRestore({"step": like.step, "state": like.opt_state}),
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        optimizer = restored["optimizer"]
+        return TrainState(optimizer["step"], restored["params"], optimizer["state"])
+
+    def restore_params(self, step: int, config: ModelConfig) -> dict[Any, Any]:
+        """The parameters at `step` of a model of the given configuration."""
+        like = jax.tree.map(_abstract, abstract_params(config))
+        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))["params"]
+
+    def meta(self, step: int) -> Meta:
+        record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        version = record.pop("version")
+        if version != META_VERSION:
+            raise ConfigError(f"{self.folder}: checkpoint version {version!r}: this program reads {META_VERSION}")
+        return from_dict(Meta, record)
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf), sharding=getattr(leaf, "sharding", device))
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A checkpoint on disk: the run's folder, the phase's, and the step."""
+
+    run: Path
+    phase: Path
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.phase / str(self.step)}"
+
+    def meta(self) -> Meta:
+        return self._open(lambda checkpoints: checkpoints.meta(self.step))
+
+    def params(self, config: ModelConfig) -> dict[Any, Any]:
+        return self._open(lambda checkpoints: checkpoints.restore_params(self.step, config))
+
+    def _open(self, read: Any) -> Any:
+        checkpoints = Checkpoints(self.phase, read_only=True)
+        try:
+            return read(checkpoints)
+        finally:
+            checkpoints.close()
+
+
+def find(path: str | Path, *, field: str, best: bool = False) -> Found:
+    """The checkpoint that `path` means: a run's folder (its furthest phase), a phase's, or one step's.
+
+    Of a phase the latest step counts, or with `best` the one with the lowest validation loss. Raises ConfigError naming
+    `field` where there is none.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"{field}={str(path)!r}: no such folder")
+    if path.parent.parent.name == FOLDER and path.name.isdigit():
+        return Found(path.parents[2], path.parent, int(path.name))
+    if path.parent.name == FOLDER:
+        phases, run = [path], path.parents[1]
+    else:
+        phases, run = [path / FOLDER / name for name in reversed(_phase_names(path, field))], path
+    for phase in phases:
+        if not phase.is_dir():
+            continue
+        checkpoints = Checkpoints(phase, read_only=True)
+        try:
+            step = checkpoints.best() if best else checkpoints.latest()
+        finally:
+            checkpoints.close()
+        if step is not None:
+            return Found(run, phase, step)
+    raise ConfigError(f"{field}={str(path)!r}: has no checkpoint")
+
+
+def _phase_names(run: Path, field: str) -> list[str]:
+    return [row.name for row in read_config(run, field).phases]
+
+
+def read_config(run: Path, field: str) -> Config:
+    """The configuration of a run's folder. Raises ConfigError naming `field` where it has none."""
+    file = run / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{field}={str(run)!r}: is not a run's folder (it has no config.json)")
+    return from_dict(Config, json.loads(file.read_text()))
+
+
+def load(path: str | Path, *, best: bool = False) -> tuple[MoM, tokenizers.Tokenizer | None]:
+    """(model, tokenizer or None) from a run's folder, a phase's, or one step's."""
+    found = find(path, field="checkpoint", best=best)
+    meta = found.meta()
+    file = found.run / TOKENIZER
+    tokenizer = tokenizers.load(file) if file.is_file() else None
+    if tokenizer is not None:
+        check_tokenizer(tokenizer.fingerprint, meta, f"tokenizer={str(file)!r}")
+    return with_parameters(meta.model, found.params(meta.model)), tokenizer
+
+
+def check_tokenizer(fingerprint: str, meta: Meta, name: str) -> None:
+    """Raises ConfigError (about `name`) unless the checkpoint was trained with the tokenizer of this fingerprint."""
+    if fingerprint != meta.tokenizer:
+        theirs = f"a vocabulary of {meta.model.vocab_size} tokens, fingerprint {meta.tokenizer[:12]}"
+        raise ConfigError(
+            f"{name}: the checkpoint was trained with another tokenizer ({theirs}; not {fingerprint[:12]})"
+        )

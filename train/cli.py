@@ -1,0 +1,74 @@
+"""What the programs have in common: flags, and errors as one line with exit code 2."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from mom_jax.fields import ConfigError
+from train.config import Config
+
+
+def run_program(main: Callable[[], int]) -> None:
+    """Ends the process with main's exit code; 2 and one line for a `ConfigError`, 130 for Ctrl-C."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of a pipe has left: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def load_config(path: str) -> Config:
+    """`get_config()` of a Python file. Raises ConfigError where there is none."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"config={path!r}: no such file")
+    spec = importlib.util.spec_from_file_location("experiment", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"config={path!r}: must be a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config={path!r}: must define get_config() -> train.config.Config")
+    config = module.get_config()
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"config={path!r}: get_config() must return a train.config.Config, not {type(config).__name__}"
+        )
+    return config
+
+
+def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
+    """The program's own flags (of `parser`, which gets `--config`) and the configuration with overrides from flags.
+
+    A flag for every field: `--model.top-k 2`, `--phases.1.optim.learning-rate 3e-4`.
+    """
+    parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+    parser.add_argument("--help", "-h", action="store_true", help="show these flags and all fields with their defaults")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(arguments) and not any(a.split("=")[0] == "--config" for a in arguments):
+        parser.print_help()
+        print("\nWith --config FILE --help: every field of the configuration, as a flag, with its value there.")
+        sys.exit(0)
+    own, rest = parser.parse_known_args(arguments)
+    config = load_config(own.config)
+    if own.help:
+        parser.print_help()
+        rest = ["--help"]
+    overridden: Any = tyro.cli(
+        Config, default=config, args=rest, prog=parser.prog, config=(tyro.conf.FlagConversionOff,)
+    )
+    return own, overridden

@@ -1,0 +1,87 @@
+"""Validation: the loss on held-out windows, the routing there, and what exchanging the choices among tokens costs."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mom_jax.analysis import routing
+from mom_jax.config import ModelConfig
+from mom_jax.losses import LossSums
+from train.config import DataConfig
+from train.data.cache import TokenCache
+from train.data.pipeline import train_batches, validation_batches
+from train.step import Batch, evaluation_step
+
+EXCHANGE_SEEDS = (0, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """loss: nats per token over `tokens` predicted tokens. routers: `mom_jax.analysis.routing.summary`."""
+
+    loss: float
+    tokens: int
+    routers: dict[str, dict[str, Any]]
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def record(self) -> dict[str, Any]:
+        """For the metrics log."""
+        record = {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
+        return record | ({"routers": self.routers} if self.routers else {})
+
+
+def _evaluate(
+    params: dict[Any, Any], config: ModelConfig, batches: Iterable[Batch], step: int, exchange_key: Any = None
+) -> Evaluation:
+    """Sums over batches, and the losses of the sums. Raises ValueError without batches."""
+    total: LossSums | None = None
+    at = jnp.asarray(step, jnp.int32)
+    for batch in batches:
+        sums = jax.device_get(evaluation_step(params, batch, at, exchange_key, config=config))
+        # In float64 on the host: float32 would lose tokens in long evaluations.
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+        total = sums if total is None else jax.tree.map(np.add, total, sums)
+    if total is None:
+        raise ValueError("an evaluation needs at least one batch")
+    loss = float(total.nll) / max(float(total.count), 1)
+    return Evaluation(loss, int(total.count), routing.summary(total.routing, config))
+
+
+def validate(
+    params: dict[Any, Any], config: ModelConfig, cache: TokenCache, data: DataConfig, *, step: int, limit: int
+) -> Evaluation:
+    """The loss on fixed windows of the held-out tokens: at most `limit` batches, or all of them where it is 0.
+
+    step: the training step, for priors that are annealed.
+    """
+    pairs = validation_batches(cache, batch_size=data.batch_size, length=data.length, limit=limit)
+    batches = ({"tokens": tokens, "mask": mask} for tokens, mask in pairs)
+    return _evaluate(params, config, batches, step)
+
+
+def exchange_test(
+    params: dict[Any, Any], config: ModelConfig, cache: TokenCache, data: DataConfig, *, step: int, batches: int = 4
+) -> dict[str, list[float]]:
+    """Validation losses with the routers' choices, and with the same choices dealt to other tokens.
+
+    Each seed draws its own windows and its own deal; `normal` and `exchanged` have one loss per seed, in nats per
+    token. If routing carried no information the two would be alike.
+    """
+    losses: dict[str, list[float]] = {"normal": [], "exchanged": []}
+    for seed in EXCHANGE_SEEDS:
+        for name, key in (("normal", None), ("exchanged", jax.random.key(seed))):
+            source = train_batches(cache, batch_size=data.batch_size, length=data.length, seed=seed, examples_seen=0)
+            some = ({"tokens": tokens} for tokens in itertools.islice(source, batches))
+            losses[name].append(_evaluate(params, config, some, step, key).loss)
+            source.close()
+    return losses

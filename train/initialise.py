@@ -1,0 +1,122 @@
+"""Where a phase's state comes from. The precedence, in one place:
+
+1. the phase's own checkpoint: the same command was run before and was interrupted;
+2. `resume`: another run's checkpoint of the phase of the same name, optimizer and position in the data included;
+3. `init_from`: parameters only, of the phase before, or of any run;
+4. scratch.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+
+from mom_jax.config import ModelConfig
+from mom_jax.fields import ConfigError
+from mom_jax.interop.phases import from_vanilla
+from mom_jax.model import MoM, parameters
+from train import checkpoint
+from train.config import Config, Phase
+from train.step import TrainState, init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """examples_seen: how many examples of the data were used before. messages: for the user."""
+
+    state: TrainState
+    examples_seen: int
+    messages: list[str]
+
+
+def fresh_params(config: ModelConfig, seed: int) -> dict[Any, Any]:
+    """Newly initialised parameters."""
+    return jax.jit(lambda: parameters(MoM(config, rngs=nnx.Rngs(seed))))()
+
+
+def initial_state(
+    config: Config, phase: Phase, optimizer: optax.GradientTransformation, own: checkpoint.Checkpoints, tokenizer: str
+) -> Start:
+    """The state from which the phase goes on. tokenizer: the fingerprint that a checkpoint must have been trained with.
+
+    Raises ConfigError for a checkpoint of another model or another tokenizer.
+    """
+    model = checkpoint.phase_model(config, phase.name)
+    latest = own.latest()
+    if latest is not None:
+        like = _abstract_state(model, optimizer)
+        return Start(own.restore(latest, like), own.meta(latest).examples_seen, [f"resuming at step {latest}"])
+    if config.resume is not None:
+        folder = Path(config.resume).expanduser() / checkpoint.FOLDER / phase.name
+        if folder.is_dir():
+            return _resumed(config, phase, model, optimizer, folder, tokenizer)
+        checkpoint.read_config(Path(config.resume).expanduser(), "resume")
+    params, messages, seen = fresh_params(model, config.seed), ["starting from scratch"], 0
+    if phase.init_from != "scratch":
+        source = _source(config, phase)
+        params, seen, messages = _initialised(source, phase, model, params, tokenizer)
+    return Start(init_state(params, optimizer), seen, messages)
+
+
+def _abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    return jax.eval_shape(lambda p: init_state(p, optimizer), checkpoint.abstract_params(model))
+
+
+def _source(config: Config, phase: Phase) -> str:
+    if phase.init_from != "previous":
+        return phase.init_from
+    names = [row.name for row in config.phases]
+    return str(Path(config.run) / checkpoint.FOLDER / names[names.index(phase.name) - 1])
+
+
+def _resumed(
+    config: Config,
+    phase: Phase,
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    folder: Path,
+    tokenizer: str,
+) -> Start:
+    found = checkpoint.find(folder, field="resume")
+    meta = found.meta()
+    checkpoint.check_tokenizer(tokenizer, meta, f"resume={config.resume!r}")
+    theirs = checkpoint.phase_model(meta.config, meta.phase)
+    if theirs != model:
+        raise ConfigError(f"resume={config.resume!r}: phase {phase.name!r} there trains another model")
+    if meta.step > phase.steps:
+        raise ConfigError(f"resume={config.resume!r}: is at step {meta.step}, past this phase's {phase.steps} steps")
+    checkpoints = checkpoint.Checkpoints(folder, read_only=True)
+    try:
+        state = checkpoints.restore(meta.step, _abstract_state(model, optimizer))
+    finally:
+        checkpoints.close()
+    return Start(state, meta.examples_seen, [f"resuming from {found}"])
+
+
+def _initialised(
+    source: str, phase: Phase, model: ModelConfig, fresh: dict[Any, Any], tokenizer: str
+) -> tuple[dict[Any, Any], int, list[str]]:
+    """(parameters, examples seen, messages) from the checkpoint that `source` names."""
+    name = f"phases.{phase.name}.init_from={phase.init_from!r}"
+    found = checkpoint.find(source, field=name.split("=")[0])
+    meta = found.meta()
+    checkpoint.check_tokenizer(tokenizer, meta, name)
+    params = found.params(meta.model)
+    messages = [f"starting from {found}"]
+    if _same_model(meta.model, model):
+        taken = params
+    else:
+        taken, dropped = from_vanilla(meta.model, params, model, fresh)
+        messages += dropped
+    # The data goes on where the phase before left it; another run's position means nothing here.
+    return taken, meta.examples_seen if phase.init_from == "previous" else 0, messages
+
+
+def _same_model(theirs: ModelConfig, ours: ModelConfig) -> bool:
+    """Whether parameters can be taken over as they are."""
+    fields = ("num_heads", "activation", "layer_norm_epsilon")
+    same = all(getattr(theirs, field) == getattr(ours, field) for field in fields)
+    return same and checkpoint.abstract_params(theirs) == checkpoint.abstract_params(ours)

@@ -1,0 +1,329 @@
+"""The training loop: every phase of a configuration, one after the other, resumed wherever it was left."""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from mom_jax.analysis import routing
+from mom_jax.fields import ConfigError, require
+from mom_jax.generate import generate
+from mom_jax.model import with_parameters
+from train import metrics
+from train.checkpoint import FOLDER, TOKENIZER, Checkpoints, Meta, phase_model
+from train.config import Config, Phase
+from train.data.cache import Prepared, prepare
+from train.data.pipeline import train_batches
+from train.evaluation import Evaluation, exchange_test, validate
+from train.initialise import initial_state
+from train.optim import make_optimizer, make_schedule
+from train.progress import Progress
+from train.report import write_report
+from train.run import claimed
+from train.step import StepReport, TrainState, jit_train_step
+from train.throughput import device_peak, utilisation
+
+SAMPLE_PROMPT = "def "
+SAMPLE_TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """The steps, first and last, counted over all phases, of which a trace is written."""
+
+    first: int
+    last: int
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into a wish that the loop grants after the step; a second one is immediate."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *error: object) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+
+def check_vocabulary(config: Config, prepared: Prepared) -> None:
+    """Raises ConfigError where the model's vocabulary is too small for the tokenizer."""
+    have, need = config.model.vocab_size, prepared.tokenizer.vocab_size
+    require(have >= need, "model.vocab_size", have, f"must be at least the tokenizer's {need}")
+
+
+def train(config: Config, *, profile: Profile | None = None, console: Console | None = None) -> int | None:
+    """Trains all phases of `config` in its run's folder, from wherever an earlier call was interrupted.
+
+    Returns None when all is done, or the number of the signal that stopped it; everything is saved then.
+    Raises ConfigError for what cannot be.
+    """
+    console = console or Console(stderr=True)
+    with Stop() as stop, claimed(config) as run:
+        prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False))
+        check_vocabulary(config, prepared)
+        if not (run / TOKENIZER).exists():
+            prepared.tokenizer.save(run / TOKENIZER)
+        with metrics.MetricsLog(run) as log:
+            trainer = Trainer(config, run, prepared, log, console, stop, profile)
+            trainer.rewind()
+            for phase in config.phases:
+                trainer.run_phase(phase)
+                if stop.signal is not None:
+                    return stop.signal
+        console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+    return None
+
+
+class Trainer:
+    """What the phases of a run share."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        prepared: Prepared,
+        log: metrics.MetricsLog,
+        console: Console,
+        stop: Stop,
+        profile: Profile | None,
+    ):
+        self.config, self.run, self.prepared, self.log = config, run, prepared, log
+        self.console, self.stop, self.profile = console, stop, profile
+        self.peak = device_peak(config.model.dtype)
+        self.finished: set[str] = set()  # the phases that have had their last word
+        self.offsets, steps = {}, 0
+        for phase in config.phases:
+            self.offsets[phase.name], steps = steps, steps + phase.steps
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def checkpoints(self, phase: Phase) -> Checkpoints:
+        return Checkpoints(self.run / FOLDER / phase.name, keep=self.config.checkpoint.keep)
+
+    def rewind(self) -> None:
+        """Cuts the log back to the last checkpoint, so that every step that follows is there once."""
+        for phase in self.config.phases:
+            folder, latest = self.run / FOLDER / phase.name, None
+            if folder.is_dir():
+                checkpoints = self.checkpoints(phase)
+                latest = checkpoints.latest()
+                checkpoints.close()
+            if latest is None or latest < phase.steps:
+                break
+        names = [row.name for row in self.config.phases]
+        self.log.truncate(names, phase.name, latest or 0, offset=self.offsets[phase.name])
+        file = self.run / metrics.FILE
+        records = metrics.read(file) if file.exists() else []
+        self.finished = {record["phase"] for record in records if record["kind"] == "final"}
+
+    def run_phase(self, phase: Phase) -> None:
+        """Trains one phase to its end, or until a signal comes; does nothing where it is finished."""
+        if phase.name in self.finished:
+            self.say(f"{phase.name}: finished before")
+            return
+        checkpoints = self.checkpoints(phase)
+        try:
+            model = phase_model(self.config, phase.name)
+            optimizer = make_optimizer(phase.optim, phase.steps)
+            start = initial_state(self.config, phase, optimizer, checkpoints, self.prepared.tokenizer.fingerprint)
+            for message in start.messages:
+                self.say(f"{phase.name}: {message}")
+            step_function = jit_train_step(model, optimizer, phase.optim.accumulation, self.config.seed)
+            state = PhaseLoop(self, phase, checkpoints, step_function).train(start.state, start.examples_seen)
+            checkpoints.wait()
+            if int(state.step) == phase.steps:
+                self.finish(phase, state)
+        finally:
+            checkpoints.close()
+
+    def validate(self, phase: Phase, state: TrainState, limit: int) -> Evaluation:
+        model, step = phase_model(self.config, phase.name), int(state.step)
+        cache, data = self.prepared.validation, self.config.data
+        return validate(state.params, model, cache, data, step=step, limit=limit)
+
+    def finish(self, phase: Phase, state: TrainState) -> None:
+        """The phase's last word: the whole held-out text, the exchange test, a sample."""
+        model = phase_model(self.config, phase.name)
+        evaluation = self.validate(phase, state, 0)
+        record = {"kind": "final", "phase": phase.name, "step": phase.steps, **evaluation.record()}
+        self.say(
+            f"{phase.name}: validation loss {evaluation.loss:.4f} nats/token, perplexity {evaluation.perplexity:.2f} "
+            f"per token, over {evaluation.tokens:,} tokens"
+        )
+        if evaluation.routers:
+            cache, data = self.prepared.validation, self.config.data
+            losses = exchange_test(state.params, model, cache, data, step=phase.steps)
+            record["exchanged"] = losses
+            self.say(describe_exchange(phase.name, losses))
+            for side, summary in evaluation.routers.items():
+                self.say(f"{phase.name}: {describe_routing(side, summary, model.skip)}")
+        tokenizer = self.prepared.tokenizer
+        prompt = tokenizer.encode(SAMPLE_PROMPT)
+        count = min(SAMPLE_TOKENS, model.context_length - len(prompt))
+        if count > 0:
+            network = with_parameters(model.at_step(phase.steps), state.params)
+            settings = {"temperature": 0.8, "top_k": min(40, model.vocab_size), "eos_id": tokenizer.eos_id}
+            [tokens] = generate(network, [prompt], count, **settings)
+            record["sample"] = SAMPLE_PROMPT + tokenizer.decode([t for t in tokens if t < tokenizer.vocab_size])
+            self.say(f"{phase.name}: a sample\n{record['sample']}")
+        self.log.write(record, offset=self.offsets[phase.name])
+        self.log.flush()
+
+
+class PhaseLoop:
+    """The steps of one phase."""
+
+    def __init__(self, trainer: Trainer, phase: Phase, checkpoints: Checkpoints, step_function: Any):
+        self.trainer, self.phase, self.checkpoints, self.step_function = trainer, phase, checkpoints, step_function
+        self.config = trainer.config
+        self.model = phase_model(self.config, phase.name)
+        self.schedule = make_schedule(phase.optim, phase.steps)
+        self.clock: float | None = None  # when the step before was done; None where that says nothing of a step's time
+
+    def train(self, state: TrainState, examples_seen: int) -> TrainState:
+        """From `state` to the phase's last step, or to the step after which a signal came."""
+        first, last, data = int(state.step) + 1, self.phase.steps, self.config.data
+        batches: Iterator[np.ndarray] = train_batches(
+            self.trainer.prepared.train,
+            batch_size=data.batch_size,
+            length=data.length,
+            seed=data.seed,
+            examples_seen=examples_seen,
+        )
+        pending: tuple[int, StepReport, int] | None = None
+        with Progress(last, self.phase.name, start=first - 1) as progress:
+            for step in range(first, last + 1):
+                self._profile(step)
+                state, report = self.step_function(state, {"tokens": next(batches)})
+                examples_seen += data.batch_size
+                # The step is under way; meanwhile the one before is written down.
+                self._log(pending, progress)
+                pending = (step, report, examples_seen)
+                stopping = self.trainer.stop.signal is not None
+                evaluating = step % self.config.evaluate_every == 0 or step == last
+                if evaluating or stopping or step % self.config.checkpoint.every == 0:
+                    self._log(pending, progress)
+                    pending = None
+                    loss = self._evaluate(state, step, progress) if evaluating else None
+                    self._save(state, step, examples_seen, loss)
+                    self.clock = None
+                if stopping:
+                    break
+        batches.close()  # type: ignore[attr-defined]
+        return state
+
+    def _log(self, pending: tuple[int, StepReport, int] | None, progress: Progress) -> None:
+        if pending is None:
+            return
+        step, report, examples_seen = pending
+        report = jax.device_get(report)
+        now = time.perf_counter()
+        seconds = None if self.clock is None else now - self.clock
+        self.clock = now
+        routers = routing.summary(report.routing, self.model)
+        data = self.config.data
+        tokens_per_s = None if seconds is None else data.batch_size * data.length / seconds
+        mfu = None
+        if tokens_per_s is not None:
+            mfu = utilisation(self.model, data.length, tokens_per_s, self.trainer.peak, routers)
+        losses = report.losses
+        record = {
+            "kind": "train",
+            "phase": self.phase.name,
+            "step": step,
+            "loss": losses.loss,
+            "total": losses.total,
+            "balance": losses.balance,
+            "z_loss": losses.z,
+            "grad_norm": report.grad_norm,
+            "learning_rate": self.schedule(step - 1),
+            "tokens_per_s": tokens_per_s,
+            "mfu": mfu,
+            "examples_seen": examples_seen,
+            "seconds": seconds,
+        }
+        self.trainer.log.write(record | ({"routers": routers} if routers else {}), offset=self._offset)
+        progress.update(step, loss=float(losses.loss), tokens_per_s=tokens_per_s, mfu=mfu)
+
+    @property
+    def _offset(self) -> int:
+        return self.trainer.offsets[self.phase.name]
+
+    def _evaluate(self, state: TrainState, step: int, progress: Progress) -> float:
+        evaluation = self.trainer.validate(self.phase, state, self.config.data.validation_batches)
+        record = {"kind": "validation", "phase": self.phase.name, "step": step, **evaluation.record()}
+        self.trainer.log.write(record, offset=self._offset)
+        progress.print(f"{self.phase.name} step {step}: validation loss {evaluation.loss:.4f} nats/token")
+        return evaluation.loss
+
+    def _save(self, state: TrainState, step: int, examples_seen: int, loss: float | None) -> None:
+        # The log is on disk before the checkpoint is: a resumed run finds every step up to the checkpoint there.
+        self.trainer.log.flush()
+        fingerprint = self.trainer.prepared.tokenizer.fingerprint
+        self.checkpoints.save(state, Meta(self.config, self.phase.name, step, examples_seen, fingerprint), loss)
+
+    def _profile(self, step: int) -> None:
+        profile = self.trainer.profile
+        if profile is None:
+            return
+        if step + self._offset == profile.first:
+            jax.profiler.start_trace(str(self.trainer.run / "profile"))
+        elif step + self._offset == profile.last + 1:
+            stop_profile()
+
+
+def stop_profile() -> None:
+    """Writes the trace, if one is being taken."""
+    try:
+        jax.profiler.stop_trace()
+    except RuntimeError:  # none was started, or it was stopped before
+        return
+
+
+def describe_exchange(name: str, losses: dict[str, list[float]]) -> str:
+    """The exchange test in a sentence."""
+    normal, exchanged = np.array(losses["normal"]), np.array(losses["exchanged"])
+    difference = exchanged - normal
+    return (
+        f"{name}: exchanging the choices among tokens changes the loss from {normal.mean():.4f} to "
+        f"{exchanged.mean():.4f} nats/token: {difference.mean():+.4f}, standard deviation {difference.std(ddof=1):.4f} "
+        f"over {len(normal)} seeds (of the loss itself: {normal.std(ddof=1):.4f})"
+    )
+
+
+def describe_routing(side: str, summary: dict[str, Any], skip: bool) -> str:
+    """A side's routing in a sentence."""
+    usage = np.mean(summary["usage"], 0)
+    names = [str(i) for i in range(len(usage))]
+    if skip:
+        names[-1] = "SKIP"
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip(names, usage, strict=True))
+    return f"{side} router: entropy {np.mean(summary['entropy']):.3f} nats, usage {shares}"
+
+
+def parse_profile(text: str) -> Profile:
+    """`A:B` as a `Profile`. Raises ConfigError for anything else."""
+    first, _, last = text.partition(":")
+    good = first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)
+    if not good:
+        raise ConfigError(f"profile={text!r}: must be FIRST:LAST, two step numbers from 1 on")
+    return Profile(int(first), int(last))

@@ -1,0 +1,40 @@
+"""Model FLOPs utilisation: the FLOPs that training needs over those that the devices could have done."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.analysis.cost import peak_flops, train_flops_per_token
+from mom_jax.config import ModelConfig
+
+
+def device_peak(dtype: str) -> float:
+    """FLOP/s of all devices: from the table of chips or, for others (CPUs), the best of a few timed matrix products."""
+    device = jax.devices()[0]
+    peak = peak_flops(device.device_kind)
+    if peak is None:
+        peak = _measured_peak(dtype)
+    return peak * jax.device_count()
+
+
+def _measured_peak(dtype: str, size: int = 1024, tries: int = 5) -> float:
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    a = jnp.ones((size, size), dtype)
+    product(a).block_until_ready()
+    seconds = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def utilisation(
+    config: ModelConfig, length: int, tokens_per_s: float, peak: float, routers: dict[str, dict[str, Any]]
+) -> float:
+    """MFU as a fraction. What counts is what a token used: modules that it took, not the pool, and not SKIP."""
+    taken = {side: summary["taken"] for side, summary in routers.items()}
+    flops = train_flops_per_token(config, length, attn_taken=taken.get("attention"), ffn_taken=taken.get("ffn"))
+    return flops * tokens_per_s / peak

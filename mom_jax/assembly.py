@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax import pool
-from mom_jax.config import ModelConfig, Side
+from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.layers import FFN, INIT_STD, KV, Attention, SublayerWeights, View, plain_attention, plain_ffn
 from mom_jax.router import Router, Selection, prior_table, select
 from mom_jax.routing import Routing, collect, exchange
@@ -60,10 +60,15 @@ class Chunk(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, ordered_out_std: float, rngs: nnx.Rngs):
         self.config = config
-        for side, sublayer in (("attention", Attention), ("ffn", FFN)):
-            # An ordered pool is a stack of GPT-2 layers and starts as one; pools that are routed start alike.
+
+        def of(side: Side) -> dict[str, Any]:
+            # An ordered pool is a stack of GPT-2 layers and starts as one.
             std = ordered_out_std if config.kind(side) == "ordered" else INIT_STD
-            setattr(self, side, sublayer(config, stack=(config.modules(side),), out_std=std, rngs=rngs))
+            return {"stack": (config.modules(side),), "out_std": std, "rngs": rngs}
+
+        self.attention = Attention(config, **of("attention"))
+        self.ffn = FFN(config, **of("ffn"))
+        for side in SIDES:
             if config.kind(side) == "routed":
                 setattr(self, f"{side}_router", Router(config, side, rngs=rngs))
 
@@ -93,7 +98,7 @@ class Chunk(nnx.Module):
             step=jnp.arange(config.num_steps, dtype=jnp.int32),
             prior={s: prior_table(config, s, step) if kinds[s] == "routed" else None for s in weights},
             ordered={s: w if kinds[s] == "ordered" else None for s, w in weights.items()},
-            noise=(noise or Noise())._asdict(),
+            noise={"attention": noise and noise.attention, "ffn": noise and noise.ffn},
             key=keys(key),
             exchange_key=keys(exchange_key),
             cache=cache,
@@ -152,6 +157,7 @@ class Chunk(nnx.Module):
             return router(x, state)
         shape = (x.shape[0], self.config.router.dim)
         if noise is None:
+            assert key is not None
             # The same key serves dropout; folding in a constant keeps the two streams apart.
             noise = jax.random.uniform(jax.random.fold_in(key, 1), shape)
         return router(x, state, noise.reshape(shape))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mom_jax.fields import check_types, require
 
 Side = Literal["attention", "ffn"]
+SIDES: tuple[Side, Side] = ("attention", "ffn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,7 @@ class ModelConfig:
         require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", self.layer_norm_epsilon, "must be positive")
         divisible = self.d_model % self.num_heads == 0
         require(divisible, "num_heads", self.num_heads, f"must divide d_model={self.d_model}")
-        for side in ("attention", "ffn"):
+        for side in SIDES:
             self._check_side(side)
 
     def _check_side(self, side: Side) -> None:

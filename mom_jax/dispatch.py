@@ -5,6 +5,7 @@
 multiple of the block, so that a block has one module. The gradients of moving rows are gathers too, not scatters.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -151,4 +152,4 @@ def _blocked_backward(residual: tuple, d_out: jax.Array) -> tuple:
 
 _blocked.defvjp(lambda *args: (_blocked(*args), args), _blocked_backward)
 
-BACKENDS = {"dense": _dense, "ragged": _ragged, "blocked": _blocked}
+BACKENDS: dict[str, Callable[..., jax.Array]] = {"dense": _dense, "ragged": _ragged, "blocked": _blocked}

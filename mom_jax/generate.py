@@ -9,7 +9,7 @@ import numpy as np
 
 from mom_jax.assembly import Noise
 from mom_jax.config import ModelConfig
-from mom_jax.model import MoM, Output, parameters, with_parameters
+from mom_jax.model import Cache, MoM, Output, parameters, with_parameters
 
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths are ever compiled
 
@@ -72,7 +72,7 @@ def _generate(
     model = with_parameters(config, params)
     batch, width = ids.shape
 
-    def call(ids: jax.Array, mask: jax.Array, positions: jax.Array, cache: object, key: jax.Array) -> Output:
+    def call(ids: jax.Array, mask: jax.Array, positions: jax.Array, cache: Cache, key: jax.Array) -> Output:
         noise = _noise(config, batch, ids.shape[1], key)
         return model(ids, mask=mask, positions=positions, cache=cache, noise=noise)
 

@@ -85,7 +85,9 @@ class Sublayer(nnx.Module):
 
     first: str  # the name of the first linear map; the second's is "out"
 
-    def __init__(self, config: ModelConfig, width: int, inner: int, stack: tuple[int, ...], out_std: float, rngs):  # type: ignore[no-untyped-def]
+    def __init__(
+        self, config: ModelConfig, width: int, inner: int, stack: tuple[int, ...], out_std: float, rngs: nnx.Rngs
+    ):
         self.config = config
         d = config.d_model
         self.norm_scale, self.norm_bias = ones(*stack, d), zeros(*stack, d)
@@ -138,6 +140,7 @@ def attend(
     """
     q, k, v = jnp.split(qkv, 3, -1)
     if cache is not None:
+        assert view.start is not None
         at = (0, view.start, 0)
         cache = KV(jax.lax.dynamic_update_slice(cache.key, k, at), jax.lax.dynamic_update_slice(cache.value, v, at))
         k, v = cache

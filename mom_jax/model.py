@@ -72,8 +72,8 @@ class FinalNorm(nnx.Module):
 class Head(nnx.Module):
     """A linear map to class logits, without bias."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.kernel = normal(rngs, config.d_model, config.num_classes)
+    def __init__(self, d_model: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.kernel = normal(rngs, d_model, num_classes)
 
 
 class MoM(nnx.Module):
@@ -97,7 +97,7 @@ class MoM(nnx.Module):
         self.top = layers(config.num_top)
         self.final_norm = FinalNorm(config)
         if config.num_classes is not None:
-            self.head = Head(config, rngs=rngs)
+            self.head = Head(config.d_model, config.num_classes, rngs=rngs)
 
     def __call__(
         self,
@@ -143,7 +143,7 @@ class MoM(nnx.Module):
         x = self.embed.tokens[...][ids] + self.embed.positions[...][positions]
         x = dropout(x.astype(config.dtype), config.dropout.embedding, next_key())
         captured = {"embed": x} if "hidden" in capture else {}
-        new_kv: dict[str, list[KV]] = {"bottom": [], "chunks": [], "anchors": [], "top": []}
+        new_kv: dict[str, list[Any]] = {"bottom": [], "chunks": [], "anchors": [], "top": []}
         routing, traces = [], []
 
         def run(group: str, index: int, x: jax.Array) -> jax.Array:

@@ -1,12 +1,11 @@
 """What a forward pass reports about its routing: sums over tokens, which add up over micro-batches and devices."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.config import ModelConfig, Side
+from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.router import Scores, Selection
 
 
@@ -38,9 +37,9 @@ class Routing:
     attention: SideStats | None
     ffn: SideStats | None
 
-    def sides(self) -> dict[str, SideStats]:
+    def sides(self) -> dict[Side, SideStats]:
         """The routed sides by name."""
-        return {name: stats for name in ("attention", "ffn") if (stats := getattr(self, name)) is not None}
+        return {side: stats for side in SIDES if (stats := getattr(self, side)) is not None}
 
 
 def collect(
@@ -72,9 +71,9 @@ def collect(
     )
 
 
-def stack(chunks: list[Routing], combine: Callable[[list[jax.Array]], jax.Array] = jnp.stack) -> Routing:
+def stack(chunks: list[Routing]) -> Routing:
     """The chunks' statistics [H, ...] as one [S, H, ...]."""
-    return jax.tree.map(lambda *leaves: combine(list(leaves)), *chunks) if chunks else Routing(None, None)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *chunks) if chunks else Routing(None, None)
 
 
 def exchange(selection: Selection, key: jax.Array) -> Selection:

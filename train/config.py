@@ -126,6 +126,7 @@ class Config:
     resume: another run's folder to go on from where this run's own has no checkpoint yet: parameters, optimizer and
         position in the data.
     evaluate_every: steps between evaluations on the held-out documents; every phase ends with one.
+    final_batches: how many batches the last evaluation of a phase reads; 0 reads all that was held out.
     """
 
     model: ModelConfig = ModelConfig()
@@ -139,6 +140,7 @@ class Config:
     resume: str | None = None
     seed: int = 0
     evaluate_every: int = 500
+    final_batches: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -147,6 +149,7 @@ class Config:
         require(len(set(names)) == len(names), "phases", names, "must have different names")
         require(self.phases[0].init_from != "previous", "phases[0].init_from", "previous", "has no phase before it")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "must be at least 1")
+        require(self.final_batches >= 0, "final_batches", self.final_batches, "must be at least 0")
         allowed = f"must be at most model.context_length={self.model.context_length}"
         require(self.data.length <= self.model.context_length, "data.length", self.data.length, allowed)
         for i, phase in enumerate(self.phases):

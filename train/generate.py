@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     allowed = f"must leave room in the model's context of {model.config.context_length} tokens"
     require(room >= 1, "prompt", f"{flags.prompt[:20]}...", allowed)
     top_k = min(flags.top_k, model.config.vocab_size) or None
-    settings = {"temperature": flags.temperature, "top_k": top_k, "seed": flags.seed}
+    settings: dict[str, Any] = {"temperature": flags.temperature, "top_k": top_k, "seed": flags.seed}
     [tokens] = generate(model, [prompt], min(flags.tokens, room), eos_id=tokenizer.eos_id, **settings)
     print(flags.prompt + tokenizer.decode([token for token in tokens if token < tokenizer.vocab_size]))
     return 0

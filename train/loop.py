@@ -161,9 +161,9 @@ class Trainer:
         return validate(state.params, model, cache, data, step=step, limit=limit)
 
     def finish(self, phase: Phase, state: TrainState) -> None:
-        """The phase's last word: the whole held-out text, the exchange test, a sample."""
+        """The phase's last word: a longer evaluation, the exchange test, a sample."""
         model = phase_model(self.config, phase.name)
-        evaluation = self.validate(phase, state, 0)
+        evaluation = self.validate(phase, state, self.config.final_batches)
         record = {"kind": "final", "phase": phase.name, "step": phase.steps, **evaluation.record()}
         self.say(
             f"{phase.name}: validation loss {evaluation.loss:.4f} nats/token, perplexity {evaluation.perplexity:.2f} "
@@ -181,7 +181,11 @@ class Trainer:
         count = min(SAMPLE_TOKENS, model.context_length - len(prompt))
         if count > 0:
             network = with_parameters(model.at_step(phase.steps), state.params)
-            settings = {"temperature": 0.8, "top_k": min(40, model.vocab_size), "eos_id": tokenizer.eos_id}
+            settings: dict[str, Any] = {
+                "temperature": 0.8,
+                "top_k": min(40, model.vocab_size),
+                "eos_id": tokenizer.eos_id,
+            }
             [tokens] = generate(network, [prompt], count, **settings)
             record["sample"] = SAMPLE_PROMPT + tokenizer.decode([t for t in tokens if t < tokenizer.vocab_size])
             self.say(f"{phase.name}: a sample\n{record['sample']}")

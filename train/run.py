@@ -15,7 +15,7 @@ from train.config import Config
 
 CONFIG = "config.json"
 # What may change when a run is resumed: where it lies, and how often it reports and saves.
-FREE = ("run", "evaluate_every", "checkpoint", "data.cache")
+FREE = ("run", "evaluate_every", "final_batches", "checkpoint", "data.cache")
 
 
 def write_whole(path: Path, content: bytes) -> None:

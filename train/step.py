@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from mom_jax.losses import IGNORE, Losses, LossSums, finish, next_token
 from mom_jax.model import with_parameters
 from mom_jax.routing import Routing
 
-Batch = dict[str, Any]
+Batch = Mapping[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -52,10 +53,9 @@ def language_model_sums(
     exchange_key: jax.Array | None = None,
 ) -> LossSums:
     """The loss sums of a batch: `tokens` [B, L], and where not all count `mask` [B, L] and `labels` [B, L]."""
-    mask = batch.get("mask")
+    mask, labels = batch.get("mask"), batch.get("labels", batch["tokens"])
     model = with_parameters(config, params)
     output = model(batch["tokens"], mask=mask, key=key, step=step, exchange_key=exchange_key)
-    labels = batch.get("labels", batch["tokens"])
     if mask is not None:
         labels = jnp.where(mask.astype(bool), labels, IGNORE)
     nll, count = next_token(output.logits, labels)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mom_jax.config import ModelConfig
+from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.fields import ConfigError
 
 Params = dict[Any, Any]
@@ -58,11 +58,12 @@ def from_vanilla(
         raise ConfigError(f"init_from: {have}; layers {problem}")
 
     result, messages = _copy(params), []
-    stacks: dict[tuple[int, str], list[Params]] = {}
-    for (group, index, module), source in zip(places, sources, strict=True):
+    stacks: dict[tuple[int, Side], list[Params]] = {}
+    for place, source in zip(places, sources, strict=True):
+        group, index, module = place
         layer = _layer(vanilla, *source)
-        for side in ("attention", "ffn"):
-            name = f"{_name(group, index, module)}/{side}"
+        for side in SIDES:
+            name = f"{_name(*place)}/{side}"
             if module is None:
                 result[group][index][side] = _checked(layer[side], params[group][index][side], name)
             elif module < config.modules(side):
@@ -71,13 +72,13 @@ def from_vanilla(
             else:
                 have = config.modules(side)
                 messages.append(f"{_name(*source)}/{side} is dropped: chunk {index} has {have} {side} modules")
-    for (index, side), modules in stacks.items():
-        result["chunks"][index][side] = {key: jnp.stack([m[key] for m in modules]) for key in modules[0]}
-    for group in ("embed", "final_norm", "head"):
-        if group in vanilla and group not in params:
-            raise ConfigError(f"init_from: {group} would be left over")
-        if group in vanilla:
-            result[group] = _checked(vanilla[group], params[group], group)
+    for (chunk, stacked), modules in stacks.items():
+        result["chunks"][chunk][stacked] = {key: jnp.stack([m[key] for m in modules]) for key in modules[0]}
+    for name in ("embed", "final_norm", "head"):
+        if name in vanilla and name not in params:
+            raise ConfigError(f"init_from: {name} would be left over")
+        if name in vanilla:
+            result[name] = _checked(vanilla[name], params[name], name)
     return result, messages
 
 
@@ -93,7 +94,7 @@ def _layer(params: Params, group: str, index: int, module: int | None) -> Params
     layer = params[group][index]
     if module is None:
         return layer
-    return {side: {key: value[module] for key, value in layer[side].items()} for side in ("attention", "ffn")}
+    return {side: {key: value[module] for key, value in layer[side].items()} for side in SIDES}
 
 
 def _checked(source: Params, target: Params, name: str) -> Params:

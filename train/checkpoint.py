@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import checkpoint_managers
@@ -108,7 +107,7 @@ class Checkpoints:
         self._manager.save(meta.step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state at `step`, with the structure, types and placement of `like`."""
+        """The state at `step`, with the structure, shapes and types of `like`."""
         like = jax.tree.map(_abstract, like)
         items = {
             "params": ocp.args.StandardRestore(like.params),
@@ -138,9 +137,13 @@ class Checkpoints:
         self._manager.close()
 
 
+def placement() -> jax.sharding.Sharding:
+    """Where every array of a state lies."""
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf), sharding=getattr(leaf, "sharding", device))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement())
 
 
 @dataclasses.dataclass(frozen=True)

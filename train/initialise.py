@@ -58,7 +58,9 @@ def initial_state(
     if phase.init_from != "scratch":
         source = _source(config, phase)
         params, seen, messages = _initialised(source, phase, model, params, tokenizer)
-    return Start(init_state(params, optimizer), seen, messages)
+    # Placed like a restored state, all of it: a state that is placed in part compiles the step twice.
+    state = jax.device_put(init_state(params, optimizer), checkpoint.placement())
+    return Start(state, seen, messages)
 
 
 def _abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:

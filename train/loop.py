@@ -77,7 +77,7 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
     """
     console = console or Console(stderr=True)
     with Stop() as stop, claimed(config) as run:
-        prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False))
+        prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
         check_vocabulary(config, prepared)
         if not (run / TOKENIZER).exists():
             prepared.tokenizer.save(run / TOKENIZER)

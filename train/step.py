@@ -109,9 +109,10 @@ def train_step(
         return losses.total, (losses, sums)
 
     gradients, (losses, sums) = jax.grad(loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer counter with floats
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    report = StepReport(losses, optax.global_norm(gradients), sums.count, sums.routing)
+    report = StepReport(losses, optax.tree.norm(gradients), sums.count, sums.routing)
     return TrainState(state.step + 1, params, opt_state), report
 
 

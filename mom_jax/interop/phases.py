@@ -70,8 +70,8 @@ def from_vanilla(
                 target = {key: value[module] for key, value in params["chunks"][index][side].items()}
                 stacks.setdefault((index, side), []).append(_checked(layer[side], target, name))
             else:
-                have = config.modules(side)
-                messages.append(f"{_name(*source)}/{side} is dropped: chunk {index} has {have} {side} modules")
+                room = config.modules(side)
+                messages.append(f"{_name(*source)}/{side} is dropped: chunk {index} has {room} {side} modules")
     for (chunk, stacked), modules in stacks.items():
         result["chunks"][chunk][stacked] = {key: jnp.stack([m[key] for m in modules]) for key in modules[0]}
     for name in ("embed", "final_norm", "head"):

@@ -11,8 +11,8 @@ import sys
 import matplotlib.image
 import pytest
 
-import train.report
 from mom_jax.config import ModelConfig
+from train import pictures
 from train.config import Config, Phase
 from train.metrics import MetricsLog
 from train.report import main, summary, write_report
@@ -60,7 +60,7 @@ def figures(monkeypatch):
         def print_png(self, buffer):
             buffer.write(b"png")
 
-    monkeypatch.setattr(train.report, "FigureCanvasAgg", Canvas)
+    monkeypatch.setattr(pictures, "FigureCanvasAgg", Canvas)
     return found
 
 
@@ -214,7 +214,7 @@ def test_a_config_of_another_version_is_shown_as_it_is(tmp_path, figures):
 def test_an_old_report_stays_where_a_new_one_fails(tmp_path, figures, monkeypatch):
     path = write_report(make(tmp_path))
     old = path.read_text()
-    monkeypatch.setattr(train.report, "_losses", lambda *_: 1 / 0)
+    monkeypatch.setattr(pictures, "losses", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(tmp_path)
     assert path.read_text() == old

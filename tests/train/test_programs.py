@@ -1,0 +1,243 @@
+"""The programs as a user runs them: their output, exit codes and one-line errors."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from train import checkpoint, cli, evaluate, generate, main, metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(file, *flags):
+    return [sys.executable, "-m", "train.main", "--config", str(file), *flags]
+
+
+def environment():
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+
+
+def run(file, *flags):
+    return subprocess.run(command(file, *flags), capture_output=True, text=True, cwd=ROOT, env=environment())
+
+
+def call(capsys, program, *arguments):
+    """(exit code, stdout, stderr) of a program called in this process."""
+    with pytest.raises(SystemExit) as error:
+        cli.run_program(lambda: program([str(a) for a in arguments]))
+    captured = capsys.readouterr()
+    return error.value.code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    file = tiny.write_config(folder)
+    result = run(file)
+    assert result.returncode == 0, result.stderr
+    return folder, file, result
+
+
+def test_training_shows_progress_and_results(trained):
+    folder, _, result = trained
+    for expected in (
+        "pretrain: starting from scratch",
+        "mom: starting from",
+        "validation loss",
+        "tokens/s",
+        "a sample",
+    ):
+        assert expected in result.stderr
+    assert str(folder / "run" / "report.html") in result.stderr
+    assert "exchanging the choices among tokens changes the loss" in result.stderr
+
+
+def test_evaluate(trained, capsys):
+    folder, _, _ = trained
+    code, out, _ = call(capsys, evaluate.main, "--checkpoint", folder / "run", "--json", "--limit", 2)
+    assert code == 0
+    record = json.loads(out)
+    final = metrics.read(folder / "run" / "metrics.jsonl")[-1]
+    assert record["phase"] == "mom"
+    assert record["loss"] == pytest.approx(final["loss"], abs=1e-6)
+    code, out, _ = call(capsys, evaluate.main, "--checkpoint", folder / "run/checkpoints/pretrain", "--exchange")
+    assert code == 0
+    assert "perplexity" in out
+
+
+def test_generate(trained, capsys):
+    folder, _, _ = trained
+    flags = ("--checkpoint", folder / "run", "--prompt", "alpha beta", "--tokens", 8, "--seed", 3)
+    code, first, _ = call(capsys, generate.main, *flags)
+    assert code == 0
+    assert first.startswith("alpha beta")
+    assert call(capsys, generate.main, *flags)[1] == first
+
+
+def test_dry_run_writes_no_run(trained, tmp_path, capsys):
+    _, file, _ = trained
+    code, out, _ = call(capsys, main.main, "--config", file, "--run", tmp_path / "run", "--dry-run")
+    assert code == 0
+    for expected in ("parameters, total", "memory of the compiled step", "first batch, row 0", "pretrain: 6 steps"):
+        assert expected in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_profile_writes_a_trace(trained, tmp_path, capsys):
+    _, file, _ = trained
+    flags = ("--config", file, "--run", tmp_path / "run", "--profile", "2:3")
+    assert call(capsys, main.main, *flags)[0] == 0
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--model.top-k", "9"), "top_k=9: must be at most the 3 classes of the attention router"),
+        (("--model.num-steps", "0"), "num_steps=0: must be at least 1"),
+        (("--model.num-heads", "3"), "num_heads=3: must divide d_model=16"),
+        (("--model.vocab-size", "200"), "model.vocab_size=200: must be at least the tokenizer's 300"),
+        (("--data.source", "text:/no/such/folder/*.txt"), "data.source='text:/no/such/folder/*.txt'"),
+        (("--data.tokenizer", "/no/such.model"), "data.tokenizer='/no/such.model'"),
+        (("--data.length", "64"), "data.length=64: must be at most model.context_length=32"),
+        (("--phases.1.init-from", "/no/such"), "phases.mom.init_from='/no/such': no such folder"),
+        (("--resume", "/no/such"), "resume='/no/such'"),
+        (("--profile", "3:2"), "profile='3:2'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(trained, tmp_path, capsys, flags, expected):
+    _, file, _ = trained
+    before = set(tmp_path.iterdir())
+    code, out, err = call(capsys, main.main, "--config", file, "--run", tmp_path / "run", *flags)
+    assert code == 2
+    assert out == ""
+    assert expected in err
+    assert err.count("\n") == 1
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(("--model.topk", "2"), "--model.top-k"), (("--model.top-k", "two"), "int"), (("--model.dtype", "f4"), "float32")],
+)
+def test_flags_that_do_not_parse(trained, tmp_path, capsys, flags, expected):
+    _, file, _ = trained
+    code, _, err = call(capsys, main.main, "--config", file, "--run", tmp_path / "run", *flags)
+    assert code == 2
+    assert expected in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(None, "no such file"), ("x = 1\n", "must define get_config()"), ("def get_config(): return 1\n", "not int")],
+)
+def test_wrong_config_files(tmp_path, capsys, content, expected):
+    file = tmp_path / "experiment.py"
+    if content:
+        file.write_text(content)
+    code, _, err = call(capsys, main.main, "--config", file)
+    assert code == 2
+    assert expected in err
+
+
+def test_evaluate_refuses_what_is_no_run(tmp_path, capsys):
+    for path, expected in ((tmp_path / "missing", "no such folder"), (tmp_path, "is not a run's folder")):
+        code, _, err = call(capsys, evaluate.main, "--checkpoint", path)
+        assert code == 2
+        assert f"checkpoint='{path}'" in err
+        assert expected in err
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(trained, tmp_path, capsys):
+    from train.data.tokenizer import train_sentencepiece
+
+    folder, _, _ = trained
+    model = folder / "run" / "tokenizer.model"
+    original = model.read_bytes()
+    model.write_bytes(train_sentencepiece([" ".join(tiny.WORDS) * 20], 280))
+    try:
+        code, _, err = call(capsys, generate.main, "--checkpoint", folder / "run")
+    finally:
+        model.write_bytes(original)
+    assert code == 2
+    assert "another tokenizer (a vocabulary of 300 tokens" in err
+
+
+def params_bytes(run):
+    """The parameters of every phase's last checkpoint, by path."""
+    found = [checkpoint.find(run / "checkpoints" / name, field="run") for name in ("pretrain", "mom")]
+    import jax
+
+    return [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(f.params(f.meta().model))] for f in found]
+
+
+def killed_again_and_again(trained, folder, kills, seed):
+    """Runs the same experiment with `kills` kills at random moments, then to its end."""
+    reference, file, _ = trained
+    flags = ("--run", str(folder / "run"))
+    rng, survived = random.Random(seed), 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(file, *flags), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(4, 20))
+        survived += process.poll() is not None
+        process.kill()
+        process.wait()
+    result = run(file, *flags)
+    assert result.returncode == 0, result.stderr
+    assert params_bytes(folder / "run") == params_bytes(reference / "run")
+    steps = [(r["phase"], r["step"]) for r in metrics.read(folder / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    assert steps == [(phase, step) for phase in ("pretrain", "mom") for step in range(1, 7)]
+    return survived
+
+
+def test_a_killed_run_ends_bit_for_bit_alike(trained, tmp_path):
+    killed_again_and_again(trained, tmp_path, 1, 0)
+
+
+@pytest.mark.slow
+def test_a_run_killed_five_times_ends_bit_for_bit_alike(trained, tmp_path):
+    for seed in (1, 2):
+        assert killed_again_and_again(trained, tmp_path / str(seed), 5, seed) < 5
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, code):
+    reference, file, _ = trained
+    flags = ("--run", str(tmp_path / "run"))
+    process = subprocess.Popen(
+        command(file, *flags), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert f"stopped by {number.name}" in out
+    assert checkpoint.find(tmp_path / "run", field="run").step >= 1
+    assert run(file, *flags).returncode == 0
+    assert params_bytes(tmp_path / "run") == params_bytes(reference / "run")
+
+
+def test_two_processes_cannot_train_in_one_folder(trained):
+    import fcntl
+
+    folder, file, _ = trained
+    with (folder / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run(file)
+    assert result.returncode == 2
+    assert "another process is training in this folder" in result.stderr

@@ -1,7 +1,7 @@
 """The model equals the authors' code: every golden in MOM_GOLDENS, tests/goldens by default.
 
-Compared in float32: logits, losses, router scores and states, chosen classes, the hidden state after every step, and the
-gradient of the total loss with respect to every parameter.
+Compared in float32: logits, losses, router scores and states, chosen classes, the hidden state after every step, and
+the gradient of the total loss with respect to every parameter.
 """
 
 import golden
@@ -13,6 +13,10 @@ import pytest
 import mom_jax as mom
 from mom_jax import losses
 from mom_jax.interop.official import params_from_official, params_to_official
+
+
+pytestmark = pytest.mark.parity
+
 
 def run(params, loaded):
     """(total loss, (losses, output, logits)) of the golden's batch, as the authors' code computes it."""

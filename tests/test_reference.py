@@ -33,6 +33,7 @@ def run(g):
     return out | parts | {"total_loss": total} | {f"grad/{name}": a for name, a in grads.items()}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("path", golden.golden_files(), ids=lambda path: path.stem)
 def test_golden(path):
     g = golden.load(path)

@@ -1,0 +1,50 @@
+# Everything runs in .venv, with the project's root as the working folder: nothing of the project itself is installed.
+
+PYTHON ?= python3
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+RECENT := $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
+INSTALLED := .venv/installed-$(VERSION)
+RUN := .venv/bin/python -m
+# The goldens for the slow tests: a folder with all of them where there is one, else tests/goldens.
+MOM_GOLDENS ?= $(abspath $(wildcard ../shared/goldens))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: $(INSTALLED) ## makes .venv, or brings it up to date; PYTHON=python3.12 chooses the Python
+
+quickstart: setup ## trains the small demonstration
+	@$(RUN) train.main --config configs/quickstart.py
+
+test: setup ## the tests
+	@$(RUN) pytest
+
+test-slow: setup ## the slow tests, and parity with all goldens; MOM_GOLDENS=FOLDER says where they are
+	@$(if $(MOM_GOLDENS),MOM_GOLDENS=$(MOM_GOLDENS)) $(RUN) pytest -m 'slow or parity'
+
+lint: setup ## style, format and types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+clean: ## removes .venv and the caches; keeps runs/
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find . -path ./runs -prune -o -path ./.git -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# Python 3.11 gets the versions of constraints.txt, any other the newest that requirements.txt allows. The last line
+# is reached only when all of it is there; where it was not, for this Python, the folder is made anew.
+$(INSTALLED): requirements.txt constraints.txt pyproject.toml
+	$(if $(RECENT),,$(error $(PYTHON) is $(if $(VERSION),Python $(VERSION),no Python): \
+		3.11 or newer is needed, for example: make setup PYTHON=python3.11))
+	@echo 'Installing requirements.txt and the dev extra into .venv (Python $(VERSION)): about a minute.'
+	@test -e $@ || $(PYTHON) -m venv --clear .venv
+	@rm -f $@
+	@.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
+		["optional-dependencies"]["dev"], sep="\n")' > .venv/dev.txt
+	@$(RUN) pip install --quiet --disable-pip-version-check -r requirements.txt -r .venv/dev.txt \
+		$(if $(filter 3.11,$(VERSION)),-c constraints.txt)
+	@touch $@

@@ -32,4 +32,5 @@ def get_config() -> Config:
         checkpoint=CheckpointConfig(every=200),
         run="runs/quickstart",
         evaluate_every=200,
+        final_batches=64,
     )

@@ -14,6 +14,7 @@ from mom_jax.config import (
     RouterConfig,
 )
 from mom_jax.fields import ConfigError
+from mom_jax.generate import generate
 from mom_jax.model import Cache, MoM, Output, parameters, with_parameters
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Noise",
     "Output",
     "RouterConfig",
+    "generate",
     "parameters",
     "with_parameters",
 ]

@@ -76,12 +76,12 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
     Raises ConfigError for what cannot be.
     """
     console = console or Console(stderr=True)
-    with Stop() as stop, claimed(config) as run:
+    with claimed(config) as run:
         prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
         check_vocabulary(config, prepared)
         if not (run / TOKENIZER).exists():
             prepared.tokenizer.save(run / TOKENIZER)
-        with metrics.MetricsLog(run) as log:
+        with Stop() as stop, metrics.MetricsLog(run) as log:
             trainer = Trainer(config, run, prepared, log, console, stop, profile)
             trainer.rewind()
             for phase in config.phases:

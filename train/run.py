@@ -41,6 +41,8 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
     elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
         pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    elif isinstance(old, tuple) and old and dataclasses.is_dataclass(old[0]):
+        return [f"{path}: {len(old)} rows -> {len(new)}"]
     else:
         return [] if old == new or path.startswith(FREE) else [f"{path}: {old!r} -> {new!r}"]
     return [line for name, a, b in pairs for line in differences(a, b, f"{path}.{name}" if path else name)]

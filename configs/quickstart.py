@@ -9,7 +9,7 @@ from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, Phas
 
 def get_config() -> Config:
     model = ModelConfig(
-        vocab_size=4096,
+        vocab_size=2048,
         context_length=128,
         d_model=128,
         num_heads=4,
@@ -21,13 +21,13 @@ def get_config() -> Config:
         top_k=2,
         router=RouterConfig(dim=64, temperature=1.0),
     )
-    data = DataConfig(vocab_size=4096, batch_size=16, length=128)
+    data = DataConfig(vocab_size=2048, batch_size=16, length=128)
     return Config(
         model=model,
         data=data,
         phases=(
-            Phase("pretrain", 600, model="vanilla", optim=OptimConfig(warmup_steps=50)),
-            Phase("mom", 600, init_from="previous", optim=OptimConfig(warmup_steps=30)),
+            Phase("pretrain", 600, model="vanilla", optim=OptimConfig(learning_rate=2e-3, warmup_steps=50)),
+            Phase("mom", 600, init_from="previous", optim=OptimConfig(learning_rate=2e-3, warmup_steps=50)),
         ),
         checkpoint=CheckpointConfig(every=200),
         run="runs/quickstart",

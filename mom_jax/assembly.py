@@ -110,10 +110,11 @@ class Chunk(nnx.Module):
         def body(carry: tuple, now: StepInputs) -> tuple[tuple, StepOutputs]:
             x, states = carry
             states, statistics, captured = dict(states), {}, {}
-            attention_key, ffn_key = (None, None) if now.key is None else jax.random.split(now.key)
+            attention_key, ffn_key, *noise_keys = [None] * 4 if now.key is None else jax.random.split(now.key, 4)
+            noise_key = dict(zip(SIDES, noise_keys, strict=True))
 
-            def route(side: Side, x: jax.Array, key: jax.Array | None) -> Selection:
-                logits, states[side] = self._score(side, x, states[side], now.noise[side], key)
+            def route(side: Side, x: jax.Array) -> Selection:
+                logits, states[side] = self._score(side, x, states[side], now.noise[side], noise_key[side])
                 selection, scores = select(logits, config, side, now.prior[side])
                 if now.exchange_key is not None:
                     selection = exchange(selection, jax.random.fold_in(now.exchange_key, side == "ffn"))
@@ -129,14 +130,14 @@ class Chunk(nnx.Module):
 
             arguments: dict[str, Any] = {"key": attention_key, "cache": now.cache}
             if kinds["attention"] == "routed":
-                selection = route("attention", x, attention_key)
+                selection = route("attention", x)
                 y, kv = pool.routed_attention(weights["attention"], x, selection, view, config, **arguments)
             else:
                 own = now.ordered["attention"] or shared["attention"]
                 y, kv = plain_attention(own, x, view, config, **arguments)
             x = x + y
             if kinds["ffn"] == "routed":
-                x = x + pool.routed_ffn(weights["ffn"], x, route("ffn", x, ffn_key), config)
+                x = x + pool.routed_ffn(weights["ffn"], x, route("ffn", x), config)
             else:
                 x = x + plain_ffn(now.ordered["ffn"] or shared["ffn"], x, config, key=ffn_key)
             if "hidden" in capture:
@@ -158,6 +159,5 @@ class Chunk(nnx.Module):
         shape = (x.shape[0], self.config.router.dim)
         if noise is None:
             assert key is not None
-            # The same key serves dropout; folding in a constant keeps the two streams apart.
-            noise = jax.random.uniform(jax.random.fold_in(key, 1), shape)
+            noise = jax.random.uniform(key, shape)
         return router(x, state, noise.reshape(shape))

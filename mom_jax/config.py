@@ -8,7 +8,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from mom_jax.fields import check_types, require
+from mom_jax.fields import check_types, matches, require
 
 Side = Literal["attention", "ffn"]
 SIDES: tuple[Side, Side] = ("attention", "ffn")
@@ -100,6 +100,7 @@ class BalanceConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.weight >= 0, "weight", self.weight, "must be at least 0")
+        require(math.isfinite(self.weight), "weight", self.weight, "must be finite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +170,7 @@ class ModelConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("num_bottom", "num_top", "num_chunks", "z_loss"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
+        require(math.isfinite(self.z_loss), "z_loss", self.z_loss, "must be finite")
         for name in ("d_ff", "num_classes"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
@@ -190,6 +192,11 @@ class ModelConfig:
             return
         if choice.choice == "ordered_or_skip":
             require(self.skip, "skip", self.skip, f"{side}.choice='ordered_or_skip' needs skip=True")
+        # Classes may be fewer than modules only where the official code counts them so (router.classes="ffn"); one less
+        # makes its SKIP a module, more would leave modules without a class.
+        room = classes if choice.choice == "free" and not choice.preference else classes - self.skip
+        allowed = f"gives the {side} router too few classes for {modules} modules"
+        require(room >= modules, "router.classes", self.router.classes, allowed)
         if choice.prior is not None:
             shape = (len(choice.prior), *{len(row) for row in choice.prior})
             want = (self.num_steps, classes)
@@ -275,7 +282,7 @@ class ModelConfig:
         )
         top_k = fields.pop("top_k", cls.top_k)
         config = cls(**fields, router=router, balance=balance, top_k=1)
-        return dataclasses.replace(config, top_k=min(top_k, config.classes("ffn")))
+        return dataclasses.replace(config, top_k=min(top_k, config.classes("ffn")) if matches(top_k, int) else top_k)
 
     def vanilla(self) -> "ModelConfig":
         """Phase 1's counterpart: the plain transformer whose layers become this model's modules and anchors."""

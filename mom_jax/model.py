@@ -215,6 +215,10 @@ class MoM(nnx.Module):
             raise ValueError(f"ids have {length} tokens, more than context_length={config.context_length}")
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids cannot be used with a cache")
+        if cache is not None and not isinstance(cache.length, jax.core.Tracer):
+            used, slots = int(cache.length) + length, cache.valid.shape[1]
+            if used > slots:
+                raise ValueError(f"the cache has {slots} slots, {used} tokens do not fit")
         if unknown := set(capture) - set(CAPTURES):
             raise ValueError(f"capture={sorted(unknown)}: known are {CAPTURES}")
         routed = config.num_chunks and "routed" in (config.kind("attention"), config.kind("ffn"))

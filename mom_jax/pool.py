@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mom_jax import dispatch
 from mom_jax.config import ModelConfig
-from mom_jax.layers import ACTIVATIONS, KV, SublayerWeights, View, attend, normalise
+from mom_jax.layers import ACTIVATIONS, KV, SublayerWeights, View, attend, dropout, normalise
 from mom_jax.router import Selection, straight_through
 
 
@@ -38,6 +38,7 @@ def routed_attention(
     A token that chose nulls only adds nothing, but later tokens attend to its zero key and value.
     """
     batch, length, d = x.shape
+    probability_key, output_key = (None, None) if key is None else jax.random.split(key)
     backend = dispatch.resolve(config.dispatch)
     plan = dispatch.make_plan(selection.index_TxK, config.num_attn_modules, backend)
     rows = dispatch.gather(normalise(x, config.layer_norm_epsilon).reshape(-1, d), plan)
@@ -45,11 +46,11 @@ def routed_attention(
     if config.weighted_qkv:
         rows = _weighted(rows, selection, plan, config)
     qkv = dispatch.combine(rows, plan).reshape(batch, length, 3 * d)
-    output, cache = attend(qkv, view, config, key=key, cache=cache)
+    output, cache = attend(qkv, view, config, key=probability_key, cache=cache)
     rows = dispatch.gather(output.reshape(-1, d), plan)
     rows = dispatch.grouped_linear(rows, weights.last_kernel, weights.last_bias, plan, backend)
     y = dispatch.combine(_weighted(rows, selection, plan, config), plan)
-    return y.reshape(x.shape), cache
+    return dropout(y.reshape(x.shape), config.dropout.residual, output_key), cache
 
 
 def routed_ffn(weights: SublayerWeights, x: jax.Array, selection: Selection, config: ModelConfig) -> jax.Array:

@@ -12,10 +12,12 @@ import tyro
 
 from mom_jax.fields import ConfigError
 from train.config import Config
+from train.memory import keep_freed_memory
 
 
 def run_program(main: Callable[[], int]) -> None:
     """Ends the process with main's exit code; 2 and one line for a `ConfigError`, 130 for Ctrl-C."""
+    keep_freed_memory()
     try:
         code = main()
         sys.stdout.flush()

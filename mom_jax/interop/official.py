@@ -135,17 +135,12 @@ def config_from_official(official: Mapping[str, Any]) -> ModelConfig:
         for field, ours in zip(option.fields, (value,) if choices is None else choices[value], strict=True):
             group, _, leaf = field.rpartition(".")
             groups[group][leaf] = ours
-    config = ModelConfig.official(
+    return ModelConfig.official(
         **groups[""],
         router=RouterConfig(**groups["router"]),
         balance=BalanceConfig(**groups["balance"]),
         dropout=DropoutConfig(**groups["dropout"]),
     )
-    if config.num_chunks and config.kind("attention") == "routed":
-        classes = config.classes("attention")
-        allowed = f"the authors' {values['router_type']!r} router has {classes} classes and fails with more modules"
-        require(config.num_attn_modules <= classes, "num_attn", config.num_attn_modules, allowed)
-    return config
 
 
 def _num_labels(official: Mapping[str, Any]) -> int | None:

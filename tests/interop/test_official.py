@@ -180,7 +180,10 @@ def test_bind_ffn_attn_only_demands_equal_numbers():
         ({"scale_attn_weights": False}, "scale_attn_weights=False"),
         ({"initializer_range": 0.5}, "initializer_range=0.5"),
         ({"routing_topk": 2}, "routing_topk=2: .* did you mean 'routing_top_k'"),
-        ({"num_attn": 8, "num_ffn": 4}, "num_attn=8: .* 5 classes"),
+        (
+            {"num_attn": 8, "num_ffn": 4},
+            "router.classes='ffn': gives the attention router too few classes for 8 modules",
+        ),
     ],
 )
 def test_options_we_cannot_express(theirs, message):

@@ -26,11 +26,16 @@ def get_config() -> Config:
         model=model,
         data=data,
         phases=(
-            Phase("pretrain", 600, model="vanilla", optim=OptimConfig(learning_rate=2e-3, warmup_steps=50)),
-            Phase("mom", 600, init_from="previous", optim=OptimConfig(learning_rate=2e-3, warmup_steps=50)),
+            Phase("pretrain", 350, model="vanilla", optim=OptimConfig(learning_rate=2e-3, warmup_steps=50)),
+            Phase(
+                "mom",
+                350,
+                init_from="previous",
+                optim=OptimConfig(learning_rate=2e-3, warmup_steps=50, router_multiplier=3.0),
+            ),
         ),
-        checkpoint=CheckpointConfig(every=200),
+        checkpoint=CheckpointConfig(every=100),
         run="runs/quickstart",
-        evaluate_every=200,
-        final_batches=64,
+        evaluate_every=100,
+        final_batches=48,
     )

@@ -14,7 +14,6 @@ import mom_jax as mom
 from mom_jax import losses
 from mom_jax.interop.official import params_from_official, params_to_official
 
-
 pytestmark = pytest.mark.parity
 
 

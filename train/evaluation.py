@@ -1,9 +1,8 @@
 """Validation: the loss on held-out windows, the routing there, and what exchanging the choices among tokens costs."""
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from mom_jax.config import ModelConfig
 from mom_jax.losses import LossSums
 from train.config import DataConfig
 from train.data.cache import TokenCache
-from train.data.pipeline import train_batches, validation_batches
+from train.data.pipeline import validation_batches
 from train.step import Batch, evaluation_step
 
 EXCHANGE_SEEDS = (0, 1, 2)
@@ -64,24 +63,26 @@ def validate(
 
     step: the training step, for priors that are annealed.
     """
-    pairs = validation_batches(cache, batch_size=data.batch_size, length=data.length, limit=limit)
-    batches = ({"tokens": tokens, "mask": mask} for tokens, mask in pairs)
-    return _evaluate(params, config, batches, step)
+    return _evaluate(params, config, _batches(cache, data, limit=limit), step)
+
+
+def _batches(cache: TokenCache, data: DataConfig, *, limit: int, shift: float = 0.0) -> Iterator[Batch]:
+    pairs = validation_batches(cache, batch_size=data.batch_size, length=data.length, limit=limit, shift=shift)
+    return ({"tokens": tokens, "mask": mask} for tokens, mask in pairs)
 
 
 def exchange_test(
-    params: dict[Any, Any], config: ModelConfig, cache: TokenCache, data: DataConfig, *, step: int, batches: int = 4
+    params: dict[Any, Any], config: ModelConfig, cache: TokenCache, data: DataConfig, *, step: int, batches: int = 24
 ) -> dict[str, list[float]]:
     """Validation losses with the routers' choices, and with the same choices dealt to other tokens.
 
-    Each seed draws its own windows and its own deal; `normal` and `exchanged` have one loss per seed, in nats per
-    token. If routing carried no information the two would be alike.
+    Each seed has its own windows, spread evenly over the held-out tokens, and its own deal; `normal` and `exchanged`
+    have one loss per seed, in nats per token. If routing carried no information the two would be alike.
     """
     losses: dict[str, list[float]] = {"normal": [], "exchanged": []}
     for seed in EXCHANGE_SEEDS:
         for name, key in (("normal", None), ("exchanged", jax.random.key(seed))):
-            source = train_batches(cache, batch_size=data.batch_size, length=data.length, seed=seed, examples_seen=0)
-            some = ({"tokens": tokens} for tokens in itertools.islice(source, batches))
+            shift = seed / len(EXCHANGE_SEEDS)
+            some = _batches(cache, data, limit=batches, shift=shift)
             losses[name].append(_evaluate(params, config, some, step, key).loss)
-            source.close()
     return losses

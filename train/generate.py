@@ -1,4 +1,4 @@
-"""Continues a text: `python -m train.generate --checkpoint RUN --prompt "def "`."""
+"""Continues a text: `python -m train.generate --checkpoint RUN --prompt "def"`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Arguments:
     """
 
     checkpoint: str
-    prompt: str = "def "
+    prompt: str = "def"
     tokens: int = 100
     temperature: float = 0.8
     top_k: int = 40

@@ -30,8 +30,7 @@ from train.run import claimed
 from train.step import StepReport, TrainState, jit_train_step
 from train.throughput import device_peak, utilisation
 
-SAMPLE_PROMPT = "def "
-SAMPLE_TOKENS = 64
+PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +176,7 @@ class Trainer:
             for side, summary in evaluation.routers.items():
                 self.say(f"{phase.name}: {describe_routing(side, summary, model.skip)}")
         tokenizer = self.prepared.tokenizer
-        prompt = tokenizer.encode(SAMPLE_PROMPT)
+        prompt = self.prepared.validation.tokens[:PROMPT_TOKENS].tolist()
         count = min(SAMPLE_TOKENS, model.context_length - len(prompt))
         if count > 0:
             network = with_parameters(model.at_step(phase.steps), state.params)
@@ -187,8 +186,9 @@ class Trainer:
                 "eos_id": tokenizer.eos_id,
             }
             [tokens] = generate(network, [prompt], count, **settings)
-            record["sample"] = SAMPLE_PROMPT + tokenizer.decode([t for t in tokens if t < tokenizer.vocab_size])
-            self.say(f"{phase.name}: a sample\n{record['sample']}")
+            start, rest = (tokenizer.decode([t for t in part if t < tokenizer.vocab_size]) for part in (prompt, tokens))
+            record["prompt"], record["sample"] = start, start + rest
+            self.say(f"{phase.name}: a sample, after {start!r}\n{record['sample']}")
         self.log.write(record, offset=self.offsets[phase.name])
         self.log.flush()
 

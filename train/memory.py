@@ -10,7 +10,8 @@ def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory; does nothing with another C library.
 
     XLA's CPU backend allocates a step's temporaries anew each time. By default glibc gives that memory back and has the
-    kernel clear fresh pages for every step, which took half of the time of the quickstart's steps.
+    kernel clear fresh pages for every step: some percent of the time on an idle machine (benchmarks/freed_memory.py),
+    far more on a busy one.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -64,7 +64,8 @@ def test_every_step_is_logged_once_and_learns(finished):
     final = records[-1]
     assert set(final["routers"]) == {"attention", "ffn"}
     assert len(final["exchanged"]["normal"]) == len(final["exchanged"]["exchanged"]) == 3
-    assert final["sample"].startswith(loop.SAMPLE_PROMPT)
+    assert final["sample"].startswith(final["prompt"])
+    assert len(final["sample"]) > len(final["prompt"]) > 0
 
 
 def test_the_router_trains_at_its_own_rate(finished):
@@ -201,14 +202,16 @@ def test_a_changed_configuration_is_refused(finished):
     assert json.loads((folder / "run" / "config.json").read_text())["seed"] == 0
 
 
-def test_freezing_and_accumulation_in_a_run(finished, tmp_path):
+def test_freezing_accumulation_and_half_precision_in_a_run(finished, tmp_path):
     folder, config, _ = finished
+    half = dataclasses.replace(config.model, dtype="bfloat16", remat="full")
     optim = OptimConfig(freeze=("chunks/*", "embed/*"), accumulation=2, schedule="wsd", decay_steps=1)
     phase = Phase("frozen", 2, init_from=str(folder / "run"), optim=optim)
-    new = dataclasses.replace(config, phases=(phase,), run=str(tmp_path / "run"))
+    new = dataclasses.replace(config, model=half, phases=(phase,), run=str(tmp_path / "run"))
     assert loop.train(new) is None
     before, after = final_params(folder / "run", "mom"), final_params(tmp_path / "run", "frozen")
     assert_same(before["chunks"], after["chunks"])
     assert_same(before["embed"], after["embed"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {np.dtype("float32")}
     moved = np.abs(np.asarray(after["top"][0]["ffn"]["in_kernel"] - before["top"][0]["ffn"]["in_kernel"])).max()
     assert moved > 0

@@ -78,16 +78,18 @@ def train_batches(
 
 
 def validation_batches(
-    cache: TokenCache, *, batch_size: int, length: int, limit: int = 0
+    cache: TokenCache, *, batch_size: int, length: int, limit: int = 0, shift: float = 0.0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same batches at every call: pairs of tokens, int32 [batch_size, length], and weights, bool of that shape.
 
-    All windows in order or, with `limit` > 0, at most `limit` batches of windows spread evenly over the cache. The last
-    batch is filled up with rows of weight False. Raises `ConfigError` if the cache is shorter than one window.
+    All windows in order or, with `limit` > 0, at most `limit` batches of windows spread evenly over the cache. `shift`,
+    from 0 to below 1, moves them by that part of their distance, for other windows spread as evenly. The last batch is
+    filled up with rows of weight False. Raises `ConfigError` if the cache is shorter than one window.
     """
     windows = _Windows(cache, length)
     count = min(len(windows), limit * batch_size) if limit > 0 else len(windows)
-    return _padded(windows, np.arange(count) * len(windows) // count, batch_size, length)
+    chosen = ((np.arange(count) + shift) * len(windows) / count).astype(np.int64)
+    return _padded(windows, chosen, batch_size, length)
 
 
 def _padded(

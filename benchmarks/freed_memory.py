@@ -1,0 +1,64 @@
+"""What keeping freed memory (train/memory.py) does to the quickstart's steps: `python -m benchmarks.freed_memory`.
+
+The setting holds for a process, so each of a few turns is a process of its own, with and without, one after the other.
+Prints one JSON line: the median seconds per step of both phases, and the ratio of with over without.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+TURNS, WARM_UP, STEPS = 3, 2, 10
+
+
+def measure(keep: bool) -> dict[str, float]:
+    """Median seconds of a train step, by phase."""
+    import jax
+    import numpy as np
+
+    from configs.quickstart import get_config
+    from train import checkpoint, initialise, memory
+    from train.optim import make_optimizer
+    from train.step import init_state, jit_train_step
+
+    if keep:
+        memory.keep_freed_memory()
+    config, result = get_config(), {}
+    shape = (config.data.batch_size, config.data.length)
+    batch = {"tokens": np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)}
+    for phase in config.phases:
+        model, optimizer = checkpoint.phase_model(config, phase.name), make_optimizer(phase.optim, phase.steps)
+        state = init_state(initialise.fresh_params(model, 0), optimizer)
+        state = jax.device_put(state, checkpoint.placement())
+        step = jit_train_step(model, optimizer, 1, 0)
+        seconds = []
+        for _ in range(WARM_UP + STEPS):
+            start = time.perf_counter()
+            state, report = step(state, batch)
+            jax.block_until_ready((state, report))
+            seconds.append(time.perf_counter() - start)
+        result[phase.name] = statistics.median(seconds[WARM_UP:])
+    return result
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1] == "with")))
+        return
+    turns: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
+    for _ in range(TURNS):
+        for how, results in turns.items():
+            command = [sys.executable, "-m", "benchmarks.freed_memory", how]
+            results.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    medians = {
+        how: {name: statistics.median(result[name] for result in results) for name in results[0]}
+        for how, results in turns.items()
+    }
+    ratio = {name: medians["with"][name] / medians["without"][name] for name in medians["with"]}
+    print(json.dumps({"seconds_per_step": medians, "ratio": ratio}))
+
+
+if __name__ == "__main__":
+    main()

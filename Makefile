@@ -6,6 +6,8 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 RECENT := $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
 INSTALLED := .venv/installed-$(VERSION)
 RUN := .venv/bin/python -m
+# Compiling takes most of the tests' time, on one core: two files at a time.
+WORKERS := -n 2 --dist loadfile
 # The goldens for the slow tests: a folder with all of them where there is one, else tests/goldens.
 MOM_GOLDENS ?= $(abspath $(wildcard ../shared/goldens))
 
@@ -21,10 +23,10 @@ quickstart: setup ## trains the small demonstration
 	@$(RUN) train.main --config configs/quickstart.py
 
 test: setup ## the tests
-	@$(RUN) pytest
+	@$(RUN) pytest $(WORKERS)
 
 test-slow: setup ## the slow tests, and parity with all goldens; MOM_GOLDENS=FOLDER says where they are
-	@$(if $(MOM_GOLDENS),MOM_GOLDENS=$(MOM_GOLDENS)) $(RUN) pytest -m 'slow or parity'
+	@$(if $(MOM_GOLDENS),MOM_GOLDENS=$(MOM_GOLDENS)) $(RUN) pytest $(WORKERS) -m 'slow or parity'
 
 lint: setup ## style, format and types
 	$(RUN) ruff check .

@@ -20,12 +20,12 @@ from mom_jax.routing import Routing, collect, exchange
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_saveable, "full": jax.checkpoint_policies.nothing_saveable}
 
 
-def remat(function: Any, config: ModelConfig) -> Any:
-    """`function`, recomputed in the backward pass as `config.remat` says."""
+def remat(function: Any, config: ModelConfig, *, scanned: bool) -> Any:
+    """`function`, recomputed in the backward pass as `config.remat` says. scanned: whether it is the body of a scan."""
     if config.remat == "none":
         return function
-    # Inside a scan the recomputation cannot be merged with the forward pass, so nothing needs to be kept apart.
-    return jax.checkpoint(function, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+    # A scan keeps forward and backward pass apart by itself; elsewhere XLA would merge the recomputation away.
+    return jax.checkpoint(function, policy=REMAT_POLICIES[config.remat], prevent_cse=not scanned)
 
 
 class Noise(NamedTuple):
@@ -117,7 +117,9 @@ class Chunk(nnx.Module):
                 logits, states[side] = self._score(side, x, states[side], now.noise[side], noise_key[side])
                 selection, scores = select(logits, config, side, now.prior[side])
                 if now.exchange_key is not None:
-                    selection = exchange(selection, jax.random.fold_in(now.exchange_key, side == "ffn"))
+                    selection = exchange(
+                        selection, jax.random.fold_in(now.exchange_key, side == "ffn"), valid.reshape(-1)
+                    )
                 statistics[side] = collect(selection, scores, now.step, valid.reshape(-1), config, side)
                 if "routing" in capture:
                     shape = (batch, length, -1)
@@ -145,7 +147,7 @@ class Chunk(nnx.Module):
             routing = Routing(statistics.get("attention"), statistics.get("ffn"))
             return (x, states), StepOutputs(routing, kv, captured)
 
-        (x, _), outputs = jax.lax.scan(remat(body, config), (x, states), inputs)
+        (x, _), outputs = jax.lax.scan(remat(body, config, scanned=True), (x, states), inputs)
         return x, outputs
 
     def _score(

@@ -18,20 +18,22 @@ SIDES: tuple[Side, Side] = ("attention", "ffn")
 class RouterConfig:
     """How a router scores the classes of its side (paper section 3.2; both sides have the same kind of router).
 
-    kind: `mlp` has no state; `gru` keeps one over the assembly steps; `gru_dev` drops the recurrence from the
-        candidate; `gru_random` mixes uniform noise into the state.
-    dim: R, the width of the hidden layer or of the state.
-    scoring: `softmax` of logits / temperature, or `raw` scores.
-    weights: what multiplies a chosen module's output. `renormalised`: its probability over the sum of the K chosen
-        (null classes included); `probability`: the probability itself; `raw`: the raw score. `auto`: `raw` with raw
-        scoring, else `probability` at K = 1 (where the renormalised weight is constantly 1 and the language-model loss
-        would give the router no gradient) and `renormalised` at K > 1.
-    straight_through: multiply by the weight's sign; the gradient passes to the weight, clamped to [-1, 1] per token
-        and module.
-    all_modules: every token uses every module, weighted by its score; `top_k` and `weights` have no say.
-    classes: how many classes a router scores, SKIP aside: its `own` side's modules, the `max` of both sides', or the
-        `ffn` side's (the last two as the official code has them; classes without a module are null).
-    noise_in_evaluation: whether `gru_random` needs noise in evaluation too; otherwise its mean, 1/2, is used there.
+    Attributes:
+        kind: `mlp` has no state; `gru` keeps one over the assembly steps; `gru_dev` drops the recurrence from the
+            candidate; `gru_random` mixes uniform noise into the state.
+        dim: R, the width of the hidden layer or of the state.
+        scoring: `softmax` of logits / temperature, or `raw` scores.
+        weights: what multiplies a chosen module's output. `renormalised`: its probability over the sum of the K
+            chosen (null classes included); `probability`: the probability itself; `raw`: the raw score. `auto`: `raw`
+            with raw scoring, else `probability` at K = 1 (where the renormalised weight is constantly 1 and the
+            language-model loss would give the router no gradient) and `renormalised` at K > 1.
+        straight_through: multiply by the weight's sign; the gradient passes to the weight, clamped to [-1, 1] per
+            token and module.
+        all_modules: every token uses every module, weighted by its score; `top_k` and `weights` have no say.
+        classes: how many classes a router scores, SKIP aside: its `own` side's modules, the `max` of both sides', or
+            the `ffn` side's (the last two as the official code has them; classes without a module are null).
+        noise_in_evaluation: whether `gru_random` needs noise in evaluation too; otherwise its mean, 1/2, is used
+            there.
     """
 
     kind: Literal["mlp", "gru", "gru_dev", "gru_random"] = "gru"
@@ -56,12 +58,13 @@ class RouterConfig:
 class ChoiceConfig:
     """What one side (attention or FFN) may choose at which step: a prior on the router's logits.
 
-    choice: `free`: any class at any step; `ordered`: step h uses module h (a vanilla layer; no router is built);
-        `ordered_or_skip`: step h uses module h or SKIP.
-    preference: a bonus, in logits after the temperature, for module h at step h; steps beyond the last module prefer
-        SKIP where there is one. Only with `free`.
-    anneal_steps: the preference falls linearly to 0 over this many training steps; 0 keeps it.
-    prior: an explicit table of H rows of C logits that is added: 0 free, -inf forbidden, positive preferred.
+    Attributes:
+        choice: `free`: any class at any step; `ordered`: step h uses module h (a vanilla layer; no router is built);
+            `ordered_or_skip`: step h uses module h or SKIP.
+        preference: a bonus, in logits after the temperature, for module h at step h; steps beyond the last module
+            prefer SKIP where there is one. Only with `free`.
+        anneal_steps: the preference falls linearly to 0 over this many training steps; 0 keeps it.
+        prior: an explicit table of H rows of C logits that is added: 0 free, -inf forbidden, positive preferred.
     """
 
     choice: Literal["free", "ordered", "ordered_or_skip"] = "free"
@@ -86,10 +89,11 @@ class ChoiceConfig:
 class BalanceConfig:
     """The load-balancing loss C·Σ f_i·P_i over all classes, SKIP and nulls included.
 
-    weight: its factor in the total loss.
-    kind: `global`: over all steps of all chunks together; `depthwise`: the mean of each step's loss.
-    softmax_again: take the softmax of scores that already are probabilities once more, as the official code does.
-    needs_routed_attention: no balance loss at all where attention is not routed, as in the official code.
+    Attributes:
+        weight: its factor in the total loss.
+        kind: `global`: over all steps of all chunks together; `depthwise`: the mean of each step's loss.
+        softmax_again: take the softmax of scores that already are probabilities once more, as the official code does.
+        needs_routed_attention: no balance loss at all where attention is not routed, as in the official code.
     """
 
     weight: float = 0.01
@@ -129,9 +133,30 @@ class ModelConfig:
     `num_steps` assembly steps over a pool of `num_attn_modules` and `num_ffn_modules` modules, each chunk followed by
     an anchor if `anchor_after_chunk`; `num_top` anchors; a layer norm; the head, tied to the token embedding.
 
-    d_ff: None means 4·d_model. num_classes: builds a sequence-classification head. dtype: of the computation;
-    parameters, router logits and softmax are float32. remat: what the backward pass recomputes: `none`; `dots`: all but
-    matrix products; `full`: each assembly step and anchor. dispatch: the routed matmul's backend (mom_jax/dispatch.py).
+    Attributes:
+        vocab_size: V.
+        context_length: the longest sequence; there are so many learned positions.
+        d_model: D, the width of the residual stream.
+        num_heads: heads of every attention.
+        d_ff: F, the inner width of every FFN; None means 4·d_model.
+        num_bottom: anchors below the chunks.
+        num_top: anchors above the chunks.
+        num_chunks: S.
+        anchor_after_chunk: whether an anchor follows each chunk.
+        num_attn_modules: attention modules in a chunk's pool.
+        num_ffn_modules: FFN modules in a chunk's pool.
+        num_steps: H, assembly steps per chunk.
+        top_k: K, modules that a token takes at a step on each side.
+        skip: whether routers have a class SKIP that does nothing.
+        weighted_qkv: multiply queries, keys and values by the modules' weights too.
+        z_loss: the factor of the router z-loss.
+        activation: of the FFNs, by the names of Hugging Face.
+        layer_norm_epsilon: of every layer norm.
+        num_classes: builds a sequence-classification head of so many classes.
+        dtype: of the computation; parameters, router logits and softmax are float32.
+        remat: what the backward pass recomputes. `none`; `dots`: all but matrix products; `full`: assembly steps and
+            anchors.
+        dispatch: the routed matmul's backend (mom_jax/dispatch.py).
     """
 
     vocab_size: int = 50257

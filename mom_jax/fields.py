@@ -10,7 +10,7 @@ import typing
 from typing import Any
 
 
-class ConfigError(ValueError):
+class ConfigError(Exception):
     """A configuration that cannot be: one line with the field, its value and what is allowed."""
 
 

@@ -34,6 +34,9 @@ def generate(
     longest = max((len(prompt) for prompt in prompts), default=0)
     if not prompts or min(len(prompt) for prompt in prompts) == 0:
         raise ValueError("prompts: each must have at least one token")
+    unknown = [token for prompt in prompts for token in prompt if not 0 <= token < config.vocab_size]
+    if unknown:
+        raise ValueError(f"prompts: token {unknown[0]} is not below vocab_size={config.vocab_size}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
     if longest + max_new_tokens > config.context_length:

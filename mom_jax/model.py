@@ -149,7 +149,7 @@ class MoM(nnx.Module):
         def run(group: str, index: int, x: jax.Array) -> jax.Array:
             layer: Layer = getattr(self, group)[index]
             old = None if cache is None else cache.kv[group][index]
-            call = remat(lambda x, key, old: layer(x, view, key=key, cache=old), config)
+            call = remat(lambda x, key, old: layer(x, view, key=key, cache=old), config, scanned=False)
             x, kv = call(x, next_key(), old)
             new_kv[group].append(kv)
             if "hidden" in capture:

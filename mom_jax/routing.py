@@ -76,7 +76,12 @@ def stack(chunks: list[Routing]) -> Routing:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *chunks) if chunks else Routing(None, None)
 
 
-def exchange(selection: Selection, key: jax.Array) -> Selection:
-    """The same choices dealt to other tokens: counts stay, what the router knew about a token is lost."""
-    order = jax.random.permutation(key, selection.index_TxK.shape[0])
+def exchange(selection: Selection, key: jax.Array, valid_T: jax.Array) -> Selection:
+    """The same choices dealt to other tokens: counts stay, what the router knew about a token is lost.
+
+    valid_T: bool, the tokens that exchange among themselves; padding is left out of it.
+    """
+    # The valid tokens in random order, then the padding; the i-th valid token takes the i-th one's choices.
+    donors = jnp.argsort(jnp.where(valid_T, jax.random.uniform(key, valid_T.shape), 2.0))
+    order = jnp.zeros_like(donors).at[jnp.argsort(~valid_T)].set(donors)
     return Selection(selection.index_TxK[order], selection.weight_TxK[order])

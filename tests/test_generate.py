@@ -100,6 +100,7 @@ def test_noise_in_evaluation_is_drawn():
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
         ([[1]], {"temperature": -1.0}, "temperature=-1.0"),
         ([[1]], {"top_k": 51}, "top_k=51"),
+        ([[50]], {}, "token 50 is not below vocab_size=50"),
     ],
 )
 def test_wrong_input(model, prompts, settings, message):

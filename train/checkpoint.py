@@ -8,6 +8,7 @@ a checkpoint is there when its folder has its final name, so a killed run leaves
 import dataclasses
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,6 @@ class Checkpoints:
         self.folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
-
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
@@ -103,7 +101,8 @@ class Checkpoints:
             "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
             "meta": ocp.args.JsonSave(record),
         }
-        metrics = None if loss is None else {"loss": float(loss)}
+        # A loss that is no number must not look like the best.
+        metrics = None if loss is None or not math.isfinite(loss) else {"loss": float(loss)}
         self._manager.save(meta.step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -167,6 +166,11 @@ class Found:
         checkpoints = Checkpoints(self.phase, read_only=True)
         try:
             return read(checkpoints)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever orbax makes of a damaged folder
+            first = (str(error).splitlines() or [""])[0]
+            raise ConfigError(f"{self}: the checkpoint cannot be read ({type(error).__name__}: {first})") from error
         finally:
             checkpoints.close()
 
@@ -177,30 +181,33 @@ def find(path: str | Path, *, field: str, best: bool = False) -> Found:
     Of a phase the latest step counts, or with `best` the one with the lowest validation loss. Raises ConfigError naming
     `field` where there is none.
     """
-    path = Path(path).expanduser()
+    name, path = str(path), Path(path).expanduser().resolve()
     if not path.is_dir():
-        raise ConfigError(f"{field}={str(path)!r}: no such folder")
-    if path.parent.parent.name == FOLDER and path.name.isdigit():
+        raise ConfigError(f"{field}={name!r}: no such folder")
+    is_run = (path / "config.json").is_file()
+    if not is_run and path.parents[1].name == FOLDER and path.name.isdecimal():
         return Found(path.parents[2], path.parent, int(path.name))
-    if path.parent.name == FOLDER:
+    if not is_run and path.parent.name == FOLDER:
         phases, run = [path], path.parents[1]
     else:
-        phases, run = [path / FOLDER / name for name in reversed(_phase_names(path, field))], path
+        run = path.parent if path.name == FOLDER and not is_run else path
+        phases = [run / FOLDER / row.name for row in reversed(read_config(run, field).phases)]
     for phase in phases:
-        if not phase.is_dir():
-            continue
-        checkpoints = Checkpoints(phase, read_only=True)
-        try:
-            step = checkpoints.best() if best else checkpoints.latest()
-        finally:
-            checkpoints.close()
+        step = last_step(phase, best=best)
         if step is not None:
             return Found(run, phase, step)
-    raise ConfigError(f"{field}={str(path)!r}: has no checkpoint")
+    raise ConfigError(f"{field}={name!r}: has no checkpoint")
 
 
-def _phase_names(run: Path, field: str) -> list[str]:
-    return [row.name for row in read_config(run, field).phases]
+def last_step(phase: Path, *, best: bool = False) -> int | None:
+    """The latest (or best) step in a phase's folder; None where there is no checkpoint or no folder."""
+    if not phase.is_dir():
+        return None
+    checkpoints = Checkpoints(phase, read_only=True)
+    try:
+        return checkpoints.best() if best else checkpoints.latest()
+    finally:
+        checkpoints.close()
 
 
 def read_config(run: Path, field: str) -> Config:
@@ -208,7 +215,11 @@ def read_config(run: Path, field: str) -> Config:
     file = run / "config.json"
     if not file.is_file():
         raise ConfigError(f"{field}={str(run)!r}: is not a run's folder (it has no config.json)")
-    return from_dict(Config, json.loads(file.read_text()))
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from None
+    return from_dict(Config, record)
 
 
 def load(path: str | Path, *, best: bool = False) -> tuple[MoM, tokenizers.Tokenizer | None]:

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,18 @@ def load_config(path: str) -> Config:
     if spec is None or spec.loader is None:
         raise ConfigError(f"config={path!r}: must be a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"config={path!r}: must define get_config() -> train.config.Config")
-    config = module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise ConfigError("must define get_config() -> train.config.Config")
+        config = get_config()
+    except ConfigError as error:
+        raise ConfigError(f"config={path!r}: {error}") from error
+    except Exception as error:  # a mistake in the user's file
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        line = getattr(error, "lineno", None) or last.lineno
+        raise ConfigError(f"config={path!r}, line {line}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(
             f"config={path!r}: get_config() must return a train.config.Config, not {type(config).__name__}"
@@ -71,6 +80,6 @@ def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
         parser.print_help()
         rest = ["--help"]
     overridden: Any = tyro.cli(
-        Config, default=config, args=rest, prog=parser.prog, config=(tyro.conf.FlagConversionOff,)
+        Config, default=config, args=rest, prog=f"{parser.prog} --config FILE", config=(tyro.conf.FlagConversionOff,)
     )
     return own, overridden

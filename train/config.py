@@ -1,6 +1,7 @@
 """`Config`: one experiment. Frozen dataclasses all the way down, so that every field is a flag and a line of JSON."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from mom_jax.config import ModelConfig
@@ -11,13 +12,17 @@ from mom_jax.fields import check_types, require
 class DataConfig:
     """Where the tokens come from.
 
-    source: `builtin:stdlib` (the sources of Python's standard library) or `text:GLOB` (a document a file).
-    tokenizer: `sentencepiece` trains one on the source's training documents; otherwise the path of a `.model` file.
-    vocab_size: of the tokenizer that is trained; the model's vocabulary must be as large.
-    batch_size: sequences per optimizer step. length: tokens per sequence.
-    validation_fraction: the share of documents held out, chosen by the hash of their names.
-    validation_batches: how many fixed batches an evaluation during training reads; 0 reads them all.
-    cache: the folder of tokenizers and token caches, shared by all runs.
+    Attributes:
+        source: `builtin:stdlib` (the sources of Python's standard library) or `text:GLOB` (a document a file).
+        tokenizer: `sentencepiece` trains one on the source's training documents; otherwise the path of a `.model`
+            file.
+        vocab_size: of the tokenizer that is trained; the model's vocabulary must be as large.
+        batch_size: sequences per optimizer step.
+        length: tokens per sequence.
+        seed: of the order of the training examples.
+        validation_fraction: the share of documents held out, chosen by the hash of their names.
+        validation_batches: how many fixed batches an evaluation during training reads; 0 reads them all.
+        cache: the folder of tokenizers and token caches, shared by all runs.
     """
 
     source: str = "builtin:stdlib"
@@ -44,13 +49,14 @@ class DataConfig:
 class OptimConfig:
     """AdamW as in the paper's recipe, with a schedule of the learning rate.
 
-    schedule: `cosine` from the peak to `final_fraction` of it; `constant`; `wsd` (warm-up, stable, and a linear decay
-        over the last `decay_steps`). All warm up linearly over `warmup_steps`.
-    weight_decay: of matrices; biases and layer norms have none.
-    router_multiplier: the routers' learning rate over everybody else's.
-    multipliers: (pattern, factor) pairs, the first that matches a parameter's path wins; `*` matches anything.
-    freeze: patterns of parameters that do not change; for a whole side: `chunks/*/attention/*`.
-    accumulation: micro-batches per optimizer step; the step equals the whole batch's, balance loss included.
+    Attributes:
+        schedule: `cosine` from the peak to `final_fraction` of it; `constant`; `wsd` (warm-up, stable, and a linear
+            decay over the last `decay_steps`). All warm up linearly over `warmup_steps`.
+        weight_decay: of matrices; biases and layer norms have none.
+        router_multiplier: the routers' learning rate over everybody else's.
+        multipliers: (pattern, factor) pairs, the first that matches a parameter's path wins; `*` matches anything.
+        freeze: patterns of parameters that do not change; for a whole side: `chunks/*/attention/*`.
+        accumulation: micro-batches per optimizer step; the step equals the whole batch's, balance loss included.
     """
 
     learning_rate: float = 1e-3
@@ -71,12 +77,17 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("learning_rate", "epsilon", "clip_norm"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "must be positive")
         for name in ("warmup_steps", "decay_steps", "weight_decay", "router_multiplier"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
         require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "must lie between 0 and 1")
+        decays = self.schedule == "wsd"
+        allowed = f"must be {'positive' if decays else '0'} with schedule={self.schedule!r}"
+        require((self.decay_steps > 0) == decays, "decay_steps", self.decay_steps, allowed)
+        for pattern, factor in self.multipliers:
+            require(0 <= factor < math.inf, "multipliers", (pattern, factor), "must have factors of at least 0")
         require(self.accumulation >= 1, "accumulation", self.accumulation, "must be at least 1")
 
 
@@ -84,10 +95,11 @@ class OptimConfig:
 class Phase:
     """One row of training.
 
-    model: the configuration's `model`, or its `vanilla` counterpart.
-    init_from: `scratch`; `previous` (the phase before); or the folder of a run, of one of its phases
-        (`RUN/checkpoints/PHASE`) or of one step. Only the parameters are taken. A vanilla model's layers become the
-        modules of a Mixture-of-Modules.
+    Attributes:
+        model: the configuration's `model`, or its `vanilla` counterpart.
+        init_from: `scratch`; `previous` (the phase before); or the folder of a run, of one of its phases
+            (`RUN/checkpoints/PHASE`) or of one step. Only the parameters are taken. A vanilla model's layers become
+            the modules of a Mixture-of-Modules.
     """
 
     name: str
@@ -107,7 +119,12 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """every: steps between checkpoints; the last one and the one with the lowest validation loss are kept."""
+    """What is kept: the latest checkpoints, and the one with the lowest validation loss.
+
+    Attributes:
+        every: steps between checkpoints; evaluations and the end of a phase make one too.
+        keep: how many of the latest stay.
+    """
 
     every: int = 500
     keep: int = 1
@@ -122,11 +139,12 @@ class CheckpointConfig:
 class Config:
     """One experiment: a model, its data and the phases that train it.
 
-    run: the run's folder. Running again with the same folder resumes.
-    resume: another run's folder to go on from where this run's own has no checkpoint yet: parameters, optimizer and
-        position in the data.
-    evaluate_every: steps between evaluations on the held-out documents; every phase ends with one.
-    final_batches: how many batches the last evaluation of a phase reads; 0 reads all that was held out.
+    Attributes:
+        run: the run's folder. Running again with the same folder resumes.
+        resume: another run's folder to go on from where this run's own has no checkpoint yet: parameters, optimizer
+            and position in the data.
+        evaluate_every: steps between evaluations on the held-out documents; every phase ends with one.
+        final_batches: how many batches the last evaluation of a phase reads; 0 reads all that was held out.
     """
 
     model: ModelConfig = ModelConfig()

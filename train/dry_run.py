@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from mom_jax.analysis.cost import forward_flops_per_token, parameter_count, training_memory_bytes
+from mom_jax.analysis.cost import parameter_count, train_flops_per_token, training_memory_bytes
 from train import checkpoint
-from train.config import Config
+from train.config import Config, Phase
 from train.data.cache import prepare
 from train.data.pipeline import num_windows, train_batches
+from train.initialise import check_sources
 from train.loop import check_vocabulary
 from train.optim import make_optimizer
 from train.run import check_unchanged
@@ -29,6 +30,7 @@ def dry_run(config: Config) -> None:
     check_unchanged(config)
     prepared = prepare(config.data, lambda text: console.print(text, markup=False))
     check_vocabulary(config, prepared)
+    check_sources(config, prepared.tokenizer.fingerprint)
     data = config.data
     for phase in config.phases:
         model = checkpoint.phase_model(config, phase.name)
@@ -37,12 +39,12 @@ def dry_run(config: Config) -> None:
         for name, count in counts.items():
             label = "parameters used by a token" if name == "active" else f"parameters, {name}"
             table.add_row(label, f"{count:,}")
-        flops = 3 * forward_flops_per_token(model, data.length)
+        flops = train_flops_per_token(model, data.length)
         table.add_row("training FLOPs per token, nothing skipped", f"{flops:.3g}")
         micro = data.batch_size // phase.optim.accumulation
         for name, size in training_memory_bytes(model, micro, data.length).items():
             table.add_row(f"memory estimate, {name}", f"{size / 2**20:,.1f} MiB")
-        table.add_row("memory of the compiled step", f"{_compiled_bytes(config, phase.name) / 2**20:,.1f} MiB")
+        table.add_row("memory of the compiled step", f"{_compiled_bytes(config, phase) / 2**20:,.1f} MiB")
         console.print(table)
     windows = num_windows(prepared.train, data.length)
     console.print(
@@ -58,10 +60,9 @@ def dry_run(config: Config) -> None:
     batches.close()
 
 
-def _compiled_bytes(config: Config, name: str) -> int:
+def _compiled_bytes(config: Config, phase: Phase) -> int:
     """Bytes that the compiled train step holds at its peak: state, batch and temporaries."""
-    phase = next(row for row in config.phases if row.name == name)
-    model = checkpoint.phase_model(config, name)
+    model = checkpoint.phase_model(config, phase.name)
     optimizer = make_optimizer(phase.optim, phase.steps)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), checkpoint.abstract_params(model))
     batch = {"tokens": jax.ShapeDtypeStruct((config.data.batch_size, config.data.length), jnp.int32)}

@@ -15,11 +15,12 @@ from train.cli import run_program
 class Arguments:
     """Evaluate a checkpoint.
 
-    checkpoint: a run's folder, RUN/checkpoints/PHASE, or RUN/checkpoints/PHASE/STEP.
-    best: of a phase take the step with the lowest validation loss, not the latest.
-    limit: batches of held-out windows; 0 reads them all.
-    exchange: also measure the loss with the routers' choices exchanged among tokens.
-    json: print one JSON object instead of sentences.
+    Attributes:
+        checkpoint: a run's folder, RUN/checkpoints/PHASE, or RUN/checkpoints/PHASE/STEP.
+        best: of a phase take the step with the lowest validation loss, not the latest.
+        limit: batches of held-out windows; 0 reads them all.
+        exchange: also measure the loss with the routers' choices exchanged among tokens.
+        json: print one JSON object instead of sentences.
     """
 
     checkpoint: str

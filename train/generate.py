@@ -13,9 +13,14 @@ from train.cli import run_program
 class Arguments:
     """Continue a text.
 
-    checkpoint: a run's folder, RUN/checkpoints/PHASE, or RUN/checkpoints/PHASE/STEP.
-    tokens: at most so many new tokens; fewer where the text ends or the model's context is full.
-    temperature: 0 always takes the most probable token. top_k: draw among the k most probable; 0 among all.
+    Attributes:
+        checkpoint: a run's folder, RUN/checkpoints/PHASE, or RUN/checkpoints/PHASE/STEP.
+        prompt: the text to continue.
+        tokens: at most so many new tokens; fewer where the text ends or the model's context is full.
+        temperature: 0 always takes the most probable token.
+        top_k: draw among the k most probable tokens; 0 among all.
+        seed: of what is drawn.
+        best: of a phase take the step with the lowest validation loss, not the latest.
     """
 
     checkpoint: str

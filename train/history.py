@@ -14,25 +14,23 @@ from train.metrics import FILE, read
 
 Record = dict[str, Any]
 
-SIDES = ("attention", "ffn")
-
 
 class Run:
     """The records by phase, in the order of training, and where each phase starts.
 
-    Raises FileNotFoundError or ValueError where the folder has no readable metrics.
+    Raises FileNotFoundError or ConfigError where the folder has no readable metrics.
     """
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.resolve().name
         self.records = [r for r in read(folder / FILE) if isinstance(r.get("step"), int)]
         if not self.records:
-            raise ValueError(f"{folder / FILE}: has no records")
+            raise ConfigError(f"{folder / FILE}: has no records")
         path = folder / "config.json"
         try:
             self.raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        except (ValueError, ConfigError) as error:
+            raise ConfigError(f"{path}: {error}") from None
         try:
             self.config = from_dict(Config, self.raw)
         except ConfigError:

@@ -20,6 +20,7 @@ from mom_jax.interop.phases import from_vanilla
 from mom_jax.model import MoM, parameters
 from train import checkpoint
 from train.config import Config, Phase
+from train.optim import check_patterns, path_name
 from train.step import TrainState, init_state
 
 
@@ -47,13 +48,14 @@ def initial_state(
     model = checkpoint.phase_model(config, phase.name)
     latest = own.latest()
     if latest is not None:
-        like = _abstract_state(model, optimizer)
-        return Start(own.restore(latest, like), own.meta(latest).examples_seen, [f"resuming at step {latest}"])
+        meta = own.meta(latest)
+        checkpoint.check_tokenizer(tokenizer, meta, f"data.source={config.data.source!r}")
+        state = own.restore(latest, _abstract_state(model, optimizer))
+        return Start(state, meta.examples_seen, [f"resuming at step {latest}"])
     if config.resume is not None:
         folder = Path(config.resume).expanduser() / checkpoint.FOLDER / phase.name
-        if folder.is_dir():
+        if checkpoint.last_step(folder) is not None:
             return _resumed(config, phase, model, optimizer, folder, tokenizer)
-        checkpoint.read_config(Path(config.resume).expanduser(), "resume")
     params, messages, seen = fresh_params(model, config.seed), ["starting from scratch"], 0
     if phase.init_from != "scratch":
         source = _source(config, phase)
@@ -61,6 +63,28 @@ def initial_state(
     # Placed like a restored state, all of it: a state that is placed in part compiles the step twice.
     state = jax.device_put(init_state(params, optimizer), checkpoint.placement())
     return Start(state, seen, messages)
+
+
+def check_sources(config: Config, tokenizer: str) -> None:
+    """Raises ConfigError for a `resume`, an `init_from` or parameter patterns that cannot be; nothing is written."""
+    if config.resume is not None:
+        theirs = checkpoint.read_config(Path(config.resume).expanduser(), "resume")
+        names = [row.name for row in config.phases]
+        if not {row.name for row in theirs.phases} & set(names):
+            raise ConfigError(f"resume={config.resume!r}: has none of the phases {names}")
+    for phase in config.phases:
+        model = checkpoint.phase_model(config, phase.name)
+        leaves = jax.tree_util.tree_leaves_with_path(checkpoint.abstract_params(model))
+        check_patterns(phase.optim, [path_name(path) for path, _ in leaves], f"phases.{phase.name}.optim")
+        own = Path(config.run).expanduser() / checkpoint.FOLDER / phase.name
+        if phase.init_from in ("scratch", "previous") or own.is_dir():
+            continue
+        name = f"phases.{phase.name}.init_from={phase.init_from!r}"
+        meta = checkpoint.find(phase.init_from, field=name.split("=")[0]).meta()
+        checkpoint.check_tokenizer(tokenizer, meta, name)
+        if not _same_model(meta.model, model):
+            shapes = checkpoint.abstract_params(meta.model), checkpoint.abstract_params(model)
+            jax.eval_shape(lambda a, b, theirs=meta.model, ours=model: from_vanilla(theirs, a, ours, b)[0], *shapes)
 
 
 def _abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
@@ -88,6 +112,10 @@ def _resumed(
     theirs = checkpoint.phase_model(meta.config, meta.phase)
     if theirs != model:
         raise ConfigError(f"resume={config.resume!r}: phase {phase.name!r} there trains another model")
+    [row] = [row for row in meta.config.phases if row.name == meta.phase]
+    if row.optim.freeze != phase.optim.freeze:
+        allowed = f"must be as in resume={config.resume!r}, {row.optim.freeze!r}"
+        raise ConfigError(f"phases.{phase.name}.optim.freeze={phase.optim.freeze!r}: {allowed}")
     if meta.step > phase.steps:
         raise ConfigError(f"resume={config.resume!r}: is at step {meta.step}, past this phase's {phase.steps} steps")
     checkpoints = checkpoint.Checkpoints(folder, read_only=True)

@@ -1,9 +1,9 @@
 """The training loop: every phase of a configuration, one after the other, resumed wherever it was left."""
 
+import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,16 +17,16 @@ from mom_jax.fields import ConfigError, require
 from mom_jax.generate import generate
 from mom_jax.model import with_parameters
 from train import metrics
-from train.checkpoint import FOLDER, TOKENIZER, Checkpoints, Meta, phase_model
+from train.checkpoint import FOLDER, TOKENIZER, Checkpoints, Meta, last_step, phase_model
 from train.config import Config, Phase
 from train.data.cache import Prepared, prepare
 from train.data.pipeline import train_batches
 from train.evaluation import Evaluation, exchange_test, validate
-from train.initialise import initial_state
+from train.initialise import check_sources, initial_state
 from train.optim import make_optimizer, make_schedule
 from train.progress import Progress
 from train.report import write_report
-from train.run import claimed
+from train.run import check_unchanged, claimed
 from train.step import StepReport, TrainState, jit_train_step
 from train.throughput import device_peak, utilisation
 
@@ -75,19 +75,26 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
     Raises ConfigError for what cannot be.
     """
     console = console or Console(stderr=True)
+    check_unchanged(config)
+    prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+    check_vocabulary(config, prepared)
+    check_sources(config, prepared.tokenizer.fingerprint)
+    if profile is not None:
+        steps = sum(phase.steps for phase in config.phases)
+        require(profile.last <= steps, "profile", f"{profile.first}:{profile.last}", f"the run has {steps} steps")
     with claimed(config) as run:
-        prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-        check_vocabulary(config, prepared)
-        if not (run / TOKENIZER).exists():
-            prepared.tokenizer.save(run / TOKENIZER)
+        prepared.tokenizer.save(run / TOKENIZER)
         with Stop() as stop, metrics.MetricsLog(run) as log:
             trainer = Trainer(config, run, prepared, log, console, stop, profile)
             trainer.rewind()
             for phase in config.phases:
-                trainer.run_phase(phase)
+                try:
+                    trainer.run_phase(phase)
+                finally:
+                    stop_profile()
                 if stop.signal is not None:
                     return stop.signal
-        console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True)
+        console.print(f"report: {write_report(run)}", markup=False, highlight=False, soft_wrap=True)
     return None
 
 
@@ -120,19 +127,15 @@ class Trainer:
 
     def rewind(self) -> None:
         """Cuts the log back to the last checkpoint, so that every step that follows is there once."""
-        for phase in self.config.phases:
-            folder, latest = self.run / FOLDER / phase.name, None
-            if folder.is_dir():
-                checkpoints = self.checkpoints(phase)
-                latest = checkpoints.latest()
-                checkpoints.close()
-            if latest is None or latest < phase.steps:
+        for phase in reversed(self.config.phases):  # the furthest counts: earlier checkpoints may have been removed
+            latest = last_step(self.run / FOLDER / phase.name)
+            if latest is not None:
                 break
         names = [row.name for row in self.config.phases]
         self.log.truncate(names, phase.name, latest or 0, offset=self.offsets[phase.name])
         file = self.run / metrics.FILE
         records = metrics.read(file) if file.exists() else []
-        self.finished = {record["phase"] for record in records if record["kind"] == "final"}
+        self.finished = {record["phase"] for record in records if record.get("kind") == "final"}
 
     def run_phase(self, phase: Phase) -> None:
         """Trains one phase to its end, or until a signal comes; does nothing where it is finished."""
@@ -147,7 +150,11 @@ class Trainer:
             for message in start.messages:
                 self.say(f"{phase.name}: {message}")
             step_function = jit_train_step(model, optimizer, phase.optim.accumulation, self.config.seed)
-            state = PhaseLoop(self, phase, checkpoints, step_function).train(start.state, start.examples_seen)
+            loop = PhaseLoop(self, phase, checkpoints, step_function)
+            if checkpoints.latest() is None and int(start.state.step) > 0:
+                # From `resume`: from here on the run stands by itself.
+                loop.save(start.state, int(start.state.step), start.examples_seen, None)
+            state = loop.train(start.state, start.examples_seen)
             checkpoints.wait()
             if int(state.step) == phase.steps:
                 self.finish(phase, state)
@@ -206,7 +213,7 @@ class PhaseLoop:
     def train(self, state: TrainState, examples_seen: int) -> TrainState:
         """From `state` to the phase's last step, or to the step after which a signal came."""
         first, last, data = int(state.step) + 1, self.phase.steps, self.config.data
-        batches: Iterator[np.ndarray] = train_batches(
+        batches = train_batches(
             self.trainer.prepared.train,
             batch_size=data.batch_size,
             length=data.length,
@@ -214,9 +221,9 @@ class PhaseLoop:
             examples_seen=examples_seen,
         )
         pending: tuple[int, StepReport, int] | None = None
-        with Progress(last, self.phase.name, start=first - 1) as progress:
+        with contextlib.closing(batches), Progress(last, self.phase.name, start=first - 1) as progress:
             for step in range(first, last + 1):
-                self._profile(step)
+                self._profile(step, state)
                 state, report = self.step_function(state, {"tokens": next(batches)})
                 examples_seen += data.batch_size
                 # The step is under way; meanwhile the one before is written down.
@@ -228,11 +235,10 @@ class PhaseLoop:
                     self._log(pending, progress)
                     pending = None
                     loss = self._evaluate(state, step, progress) if evaluating else None
-                    self._save(state, step, examples_seen, loss)
+                    self.save(state, step, examples_seen, loss)
                     self.clock = None
                 if stopping:
                     break
-        batches.close()  # type: ignore[attr-defined]
         return state
 
     def _log(self, pending: tuple[int, StepReport, int] | None, progress: Progress) -> None:
@@ -279,19 +285,20 @@ class PhaseLoop:
         progress.print(f"{self.phase.name} step {step}: validation loss {evaluation.loss:.4f} nats/token")
         return evaluation.loss
 
-    def _save(self, state: TrainState, step: int, examples_seen: int, loss: float | None) -> None:
+    def save(self, state: TrainState, step: int, examples_seen: int, loss: float | None) -> None:
         # The log is on disk before the checkpoint is: a resumed run finds every step up to the checkpoint there.
         self.trainer.log.flush()
         fingerprint = self.trainer.prepared.tokenizer.fingerprint
         self.checkpoints.save(state, Meta(self.config, self.phase.name, step, examples_seen, fingerprint), loss)
 
-    def _profile(self, step: int) -> None:
+    def _profile(self, step: int, state: TrainState) -> None:
         profile = self.trainer.profile
         if profile is None:
             return
         if step + self._offset == profile.first:
             jax.profiler.start_trace(str(self.trainer.run / "profile"))
         elif step + self._offset == profile.last + 1:
+            jax.block_until_ready(state)
             stop_profile()
 
 
@@ -327,7 +334,7 @@ def describe_routing(side: str, summary: dict[str, Any], skip: bool) -> str:
 def parse_profile(text: str) -> Profile:
     """`A:B` as a `Profile`. Raises ConfigError for anything else."""
     first, _, last = text.partition(":")
-    good = first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)
+    good = first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)
     if not good:
         raise ConfigError(f"profile={text!r}: must be FIRST:LAST, two step numbers from 1 on")
     return Profile(int(first), int(last))

@@ -11,7 +11,7 @@ from train.cli import parse_config, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.main", description=__doc__, add_help=False)
+    parser = argparse.ArgumentParser("python -m train.main", description=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--dry-run", action="store_true", help="show sizes and the first batch; train nothing")
     parser.add_argument("--profile", metavar="A:B", help="write a jax.profiler trace of steps A to B")
     own, config = parse_config(parser, arguments)

@@ -9,11 +9,14 @@ import math
 import os
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
+
+from mom_jax.fields import ConfigError
+from train.files import write_whole
 
 FILE = "metrics.jsonl"
 
@@ -42,7 +45,7 @@ class MetricsLog:
             phase_order: the names of all phases, first to last.
             offset: steps of all earlier phases, as in `write`.
 
-        Raises ValueError if `phase` is not in `phase_order` or a line before the last is not a JSON object.
+        Raises ValueError if `phase` is not in `phase_order`, ConfigError if a line but the last is no JSON object.
         """
         if phase not in phase_order:
             raise ValueError(f"phase={phase!r}: must be one of {phase_order}")
@@ -57,7 +60,11 @@ class MetricsLog:
                 return record.get("step", 0) <= step
             return record.get("phase") not in later
 
-        _replace(self._path, [line for line, record in _lines(self._path) if keep(record)])
+        self._rewrite(keep)
+
+    def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        lines = [line + "\n" for line, record in _lines(self._path) if keep(record)]
+        write_whole(self._path, "".join(lines).encode())
 
     def write(self, record: dict[str, Any], *, offset: int = 0) -> None:
         """Appends `record`. Scalars and arrays of numpy and JAX become plain numbers, NaN and infinity become null.
@@ -100,7 +107,7 @@ class MetricsLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         # A line that a killed run left half-written must not merge with the first one of this run.
         if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-            _replace(self._path, [line for line, _ in _lines(self._path)])
+            self._rewrite(lambda record: True)
         return self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time, for whoever watches
 
     def _write_scalars(self, record: dict[str, Any], offset: int) -> None:
@@ -141,22 +148,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(record, dict):
             yield line, record
         elif number < len(lines):
-            raise ValueError(f"{path}, line {number}: must be a JSON object")
-
-
-def _replace(path: Path, lines: list[str]) -> None:
-    """Replaces the file by `lines`; whenever the machine stops, either the old or the new file is there, complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+            raise ConfigError(f"{path}, line {number}: must be a JSON object")
 
 
 def _plain(value: Any) -> Any:

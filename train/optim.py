@@ -1,11 +1,13 @@
 """The optimizer: AdamW with clipping, a schedule, and factors and freezing by a parameter's path."""
 
 import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import optax
 
+from mom_jax.fields import ConfigError
 from train.config import OptimConfig
 
 ROUTERS = "*_router/*"
@@ -29,6 +31,16 @@ def factor(name: str, optim: OptimConfig) -> float:
         if fnmatch.fnmatch(name, pattern):
             return multiplier
     return optim.router_multiplier if fnmatch.fnmatch(name, ROUTERS) else 1.0
+
+
+def check_patterns(optim: OptimConfig, names: Iterable[str], where: str) -> None:
+    """Raises ConfigError, naming a field of `where`, for a pattern that matches none of the parameters' `names`."""
+    names = list(names)
+    for field, patterns in (("freeze", optim.freeze), ("multipliers", tuple(p for p, _ in optim.multipliers))):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                groups = ", ".join(sorted({name.split("/")[0] for name in names}))
+                raise ConfigError(f"{where}.{field}={pattern!r}: matches no parameter; they begin with {groups}")
 
 
 def make_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:

@@ -5,7 +5,7 @@ import html
 import io
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -16,7 +16,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from train.history import SIDES, Record, Run, is_number, router_value, smooth
+from mom_jax.config import SIDES
+from train.history import Record, Run, is_number, router_value, smooth
 
 Draw = Callable[[Figure, str], None]
 
@@ -102,7 +103,7 @@ def rates(run: Run, figure: Figure, theme: str) -> None:
     _over_training(run, norm, "gradient norm, L2")
 
 
-def heat_maps(run: Run, usage: dict[str, Any], figure: Figure, theme: str) -> None:
+def heat_maps(run: Run, usage: Mapping[Any, Any], figure: Figure, theme: str) -> None:
     shown = [side for side in SIDES if usage[side]]
     widths = [len(usage[side][0]) for side in shown]
     for axes, side in zip(figure.subplots(1, len(shown), squeeze=False, width_ratios=widths)[0], shown, strict=True):

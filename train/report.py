@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mom_jax.config import SIDES
+from mom_jax.fields import ConfigError
 from train import pictures
-from train.history import SIDES, Record, Run, is_number, router_value, smooth
+from train.files import write_whole
+from train.history import Record, Run, is_number, router_value, smooth
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --soft: #626b75; --line: #d5dae0; --paper: #ffffff; --box: #f5f7f9 }
@@ -35,7 +38,7 @@ pre { background: var(--box); padding: 1rem; white-space: pre-wrap; overflow-wra
 def summary(run: Path) -> list[Record]:
     """One row a phase: the run's main numbers, None where unknown. Losses in nats per token.
 
-    Raises FileNotFoundError or ValueError where `run` has no readable metrics.
+    Raises FileNotFoundError or ConfigError where `run` has no readable metrics.
     """
     return _summary(Run(Path(run)))
 
@@ -43,13 +46,11 @@ def summary(run: Path) -> list[Record]:
 def write_report(run: Path) -> Path:
     """Writes `run/report.html` from the run's metrics.jsonl and, where present, config.json; returns its path.
 
-    The page is replaced atomically. Raises FileNotFoundError or ValueError where there are no readable metrics.
+    The page is replaced atomically. Raises FileNotFoundError or ConfigError where there are no readable metrics.
     """
     data = Run(Path(run))
     path = Path(run) / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(_page(data), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, _page(data).encode())
     return path
 
 
@@ -179,9 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     try:
         print(json.dumps(summary(flags.run)) if flags.json else write_report(flags.run))
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ConfigError) as error:
         text = f"{error.filename}: no such file" if isinstance(error, OSError) else str(error)
-        print(f"report: {text}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
         return 2
     return 0
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,11 @@ from typing import Any
 from mom_jax.fields import ConfigError
 from train.checkpoint import read_config
 from train.config import Config
+from train.files import write_whole
 
 CONFIG = "config.json"
-# What may change when a run is resumed: where it lies, and how often it reports and saves.
-FREE = ("run", "evaluate_every", "final_batches", "checkpoint", "data.cache")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+# What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.
+FREE = ("run", "evaluate_every", "final_batches", "checkpoint", "data.cache", "model.remat", "model.dispatch")
 
 
 def to_json(config: Config) -> bytes:
@@ -83,6 +70,7 @@ def claimed(config: Config) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"run={config.run!r}: another process is training in this folder") from None
-        if not (folder / CONFIG).exists():
+        # Another process may have begun, and ended, since the first look.
+        if not check_unchanged(config):
             write_whole(folder / CONFIG, to_json(config))
         yield folder

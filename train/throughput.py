@@ -11,12 +11,12 @@ from mom_jax.config import ModelConfig
 
 
 def device_peak(dtype: str) -> float:
-    """FLOP/s of all devices: from the table of chips or, for others (CPUs), the best of a few timed matrix products."""
+    """FLOP/s of the device that trains: from the table of chips, or measured with matrix products (CPUs)."""
     device = jax.devices()[0]
     peak = peak_flops(device.device_kind)
     if peak is None:
         peak = _measured_peak(dtype)
-    return peak * jax.device_count()
+    return peak
 
 
 def _measured_peak(dtype: str, size: int = 1024, tries: int = 5) -> float:

@@ -6,9 +6,7 @@ width, C router classes. Only matrix products are counted as FLOPs, a multiply-a
 
 import dataclasses
 
-from mom_jax.config import ModelConfig, Side
-
-SIDES: tuple[Side, Side] = ("attention", "ffn")
+from mom_jax.config import SIDES, ModelConfig, Side
 
 _TPU_DOCS = "https://cloud.google.com/tpu/docs/"
 _A100 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet.pdf"

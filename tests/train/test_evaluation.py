@@ -10,6 +10,8 @@ import tiny
 from flax import nnx
 
 from mom_jax.model import MoM, parameters
+from mom_jax.router import Selection
+from mom_jax.routing import exchange
 from train.data.cache import prepare
 from train.evaluation import exchange_test, validate
 
@@ -75,3 +77,15 @@ def test_exchanging_equal_choices_changes_nothing(setting):
         router["score_bias"] = jnp.arange(router["score_bias"].size, dtype=jnp.float32)
     losses = exchange_test(alike, config.model, cache, config.data, step=0, batches=2)
     np.testing.assert_allclose(losses["normal"], losses["exchanged"], atol=1e-6)
+
+
+def test_padding_takes_no_part_in_the_exchange():
+    valid = jnp.array([True, False, True, True, False, True])
+    index = jnp.arange(6, dtype=jnp.int32)[:, None]
+    orders = set()
+    for seed in range(20):
+        dealt = exchange(Selection(index, index.astype(jnp.float32)), jax.random.key(seed), valid)
+        assert dealt.index_TxK[:, 0][valid].shape == (4,)
+        assert sorted(dealt.index_TxK[:, 0][valid].tolist()) == [0, 2, 3, 5]
+        orders.add(tuple(dealt.index_TxK[:, 0].tolist()))
+    assert len(orders) > 5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from mom_jax.fields import ConfigError
 from train.metrics import MetricsLog, read
 
 PHASES = ["pretrain", "mom", "tune"]
@@ -135,9 +136,9 @@ def test_damage_in_the_middle_is_named_and_left_alone(tmp_path):
     path = write(tmp_path, [record("mom", 1)])
     path.write_bytes(b"{broken\n" + path.read_bytes())
     damaged = path.read_bytes()
-    with pytest.raises(ValueError, match="line 1: must be a JSON object"):
+    with pytest.raises(ConfigError, match="line 1: must be a JSON object"):
         read(path)
-    with pytest.raises(ValueError, match="line 1"):
+    with pytest.raises(ConfigError, match="line 1"):
         MetricsLog(tmp_path).truncate(PHASES, "mom", 0)
     assert path.read_bytes() == damaged
 

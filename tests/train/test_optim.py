@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import mom_jax as mom
+from mom_jax.fields import ConfigError
 from train.config import OptimConfig
 from train.optim import factor, is_decayed, make_optimizer, make_schedule, path_name
 
@@ -221,5 +222,7 @@ def test_warmup_stable_decay():
     np.testing.assert_allclose(got, [0.4, 0.8, 0.8, 0.4, 0.0], rtol=1e-5, atol=1e-7)
 
 
-def test_wsd_without_decay_stays_at_its_peak():
-    np.testing.assert_allclose(rates(6, schedule="wsd", warmup_steps=2)[:6], [0.4] + [0.8] * 5, rtol=1e-6)
+@pytest.mark.parametrize("fields", [{"schedule": "wsd"}, {"schedule": "cosine", "decay_steps": 2}])
+def test_decay_steps_are_for_wsd_alone(fields):
+    with pytest.raises(ConfigError, match="decay_steps"):
+        OptimConfig(**fields)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,9 @@ def test_profile_writes_a_trace(trained, tmp_path, capsys):
         (("--phases.1.init-from", "/no/such"), "phases.mom.init_from='/no/such': no such folder"),
         (("--resume", "/no/such"), "resume='/no/such'"),
         (("--profile", "3:2"), "profile='3:2'"),
+        (("--profile", "3:99"), "profile='3:99': the run has 12 steps"),
+        (("--phases.0.optim.freeze", "chunk/*"), "phases.pretrain.optim.freeze='chunk/*': matches no parameter"),
+        (("--phases.0.optim.schedule", "wsd"), "decay_steps=0: must be positive with schedule='wsd'"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(trained, tmp_path, capsys, flags, expected):
@@ -140,7 +144,13 @@ def test_flags_that_do_not_parse(trained, tmp_path, capsys, flags, expected):
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "no such file"), ("x = 1\n", "must define get_config()"), ("def get_config(): return 1\n", "not int")],
+    [
+        (None, "no such file"),
+        ("x = 1\n", "must define get_config()"),
+        ("def get_config(): return 1\n", "not int"),
+        ("x = 1\ny = (\n", "line 2: SyntaxError"),
+        ("\nimport nothing_such\n", "line 2: ModuleNotFoundError"),
+    ],
 )
 def test_wrong_config_files(tmp_path, capsys, content, expected):
     file = tmp_path / "experiment.py"
@@ -183,34 +193,117 @@ def params_bytes(run):
 
 
 def killed_again_and_again(trained, folder, kills, seed):
-    """Runs the same experiment with `kills` kills at random moments, then to its end."""
+    """Runs the same experiment with `kills` kills at random moments of its training, then to its end."""
     reference, file, _ = trained
-    flags = ("--run", str(folder / "run"))
-    rng, survived = random.Random(seed), 0
+    flags, log, rng = ("--run", str(folder / "run")), folder / "run" / "metrics.jsonl", random.Random(seed)
+    killed = 0
     for _ in range(kills):
+        target = lines_of(log) + rng.randrange(5)
         process = subprocess.Popen(
             command(file, *flags), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(rng.uniform(4, 20))
-        survived += process.poll() is not None
+        while process.poll() is None and lines_of(log) <= target:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        killed += process.poll() is None
         process.kill()
         process.wait()
     result = run(file, *flags)
     assert result.returncode == 0, result.stderr
     assert params_bytes(folder / "run") == params_bytes(reference / "run")
-    steps = [(r["phase"], r["step"]) for r in metrics.read(folder / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    steps = [(r["phase"], r["step"]) for r in metrics.read(log) if r["kind"] == "train"]
     assert steps == [(phase, step) for phase in ("pretrain", "mom") for step in range(1, 7)]
-    return survived
+    return killed
+
+
+def lines_of(log):
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def test_a_killed_run_ends_bit_for_bit_alike(trained, tmp_path):
-    killed_again_and_again(trained, tmp_path, 1, 0)
+    assert killed_again_and_again(trained, tmp_path, 1, 0) == 1
 
 
 @pytest.mark.slow
 def test_a_run_killed_five_times_ends_bit_for_bit_alike(trained, tmp_path):
-    for seed in (1, 2):
-        assert killed_again_and_again(trained, tmp_path / str(seed), 5, seed) < 5
+    assert sum(killed_again_and_again(trained, tmp_path / str(seed), 5, seed) for seed in (1, 2)) >= 6
+
+
+def copy_of(trained, tmp_path):
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_finished_phase_needs_no_checkpoints_any_more(trained, tmp_path, capsys):
+    copy = copy_of(trained, tmp_path)
+    before = (copy / "metrics.jsonl").read_bytes()
+    shutil.rmtree(copy / "checkpoints" / "pretrain")
+    code, _, err = call(capsys, main.main, "--config", trained[1], "--run", copy)
+    assert code == 0
+    assert err.count("finished before") == 2
+    assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_resumed_run_stands_by_itself(trained, tmp_path, capsys):
+    source = copy_of(trained, tmp_path)
+    shutil.rmtree(source / "checkpoints" / "mom")
+    (source / "checkpoints" / "mom").mkdir()  # as if killed before the first checkpoint
+    flags = ("--config", trained[1], "--run", tmp_path / "new", "--resume", source)
+    assert call(capsys, main.main, *flags)[0] == 0
+    assert params_bytes(tmp_path / "new") == params_bytes(trained[0] / "run")
+    log = (tmp_path / "new" / "metrics.jsonl").read_bytes()
+    assert call(capsys, main.main, *flags)[0] == 0
+    assert (tmp_path / "new" / "metrics.jsonl").read_bytes() == log
+
+
+def test_another_corpus_is_refused(trained, tmp_path, capsys):
+    copy = copy_of(trained, tmp_path)
+    log = (copy / "metrics.jsonl").read_text().splitlines()
+    (copy / "metrics.jsonl").write_text("\n".join(line for line in log if '"final"' not in line) + "\n")
+    added = trained[0] / "corpus" / "zzz.txt"
+    added.write_text("omega " * 200)
+    try:
+        code, _, err = call(capsys, main.main, "--config", trained[1], "--run", copy)
+    finally:
+        added.unlink()
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: data.source='text:")
+    assert "another tokenizer" in err
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda run: (run / "config.json").write_text("{"), "config.json: cannot be read"),
+        (lambda run: shutil.rmtree(run / "checkpoints/mom/6/params"), "6: the checkpoint cannot be read"),
+        (lambda run: shutil.rmtree(run / "checkpoints/mom/6/meta"), "6: the checkpoint cannot be read"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoint"),
+    ],
+)
+def test_a_damaged_run_is_one_line(trained, tmp_path, capsys, break_it, expected):
+    copy = copy_of(trained, tmp_path)
+    break_it(copy)
+    code, _, err = call(capsys, evaluate.main, "--checkpoint", copy)
+    assert code == 2
+    assert expected in err.splitlines()[-1]
+
+
+def test_a_broken_line_in_the_log_is_one_line(trained, tmp_path, capsys):
+    copy = copy_of(trained, tmp_path)
+    log = (copy / "metrics.jsonl").read_text()
+    (copy / "metrics.jsonl").write_text("{broken\n" + log)
+    code, _, err = call(capsys, main.main, "--config", trained[1], "--run", copy)
+    assert code == 2
+    assert "metrics.jsonl, line 1: must be a JSON object" in err
+
+
+def test_every_way_to_name_a_checkpoint(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained[0] / "run", tmp_path / "checkpoints" / "exp")  # a run in a folder of that name
+    run = tmp_path / "checkpoints" / "exp"
+    monkeypatch.chdir(run / "checkpoints" / "mom")
+    for path in (run, run / "checkpoints", run / "checkpoints/mom", run / "checkpoints/mom/6", ".", "6"):
+        found = checkpoint.find(path, field="checkpoint")
+        assert (found.run, found.phase.name, found.step) == (run, "mom", 6)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

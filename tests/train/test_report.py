@@ -234,7 +234,7 @@ def test_runs_without_metrics_are_named_on_one_line(tmp_path, capsys, content, c
     assert main([str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.fullmatch(rf"report: .*{complaint}\n", err)
+    assert re.fullmatch(rf"error: .*{complaint}\n", err)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -258,4 +258,4 @@ def test_the_program_as_a_user_runs_it(tmp_path):
     assert (good.returncode, good.stdout, good.stderr) == (0, f"{tmp_path / 'run' / 'report.html'}\n", "")
     bad = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=False)
     path = tmp_path / "none" / "metrics.jsonl"
-    assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", f"report: {path}: no such file\n")
+    assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", f"error: {path}: no such file\n")

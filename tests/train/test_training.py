@@ -6,12 +6,14 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny
 
 from mom_jax.fields import ConfigError
 from train import checkpoint, initialise, loop, metrics
 from train.config import OptimConfig, Phase
+from train.step import init_state
 
 
 def final_params(run, phase):
@@ -82,7 +84,7 @@ def test_one_compilation_per_phase(finished):
 
 def test_one_compilation_after_a_restore(finished, tmp_path, monkeypatch):
     folder, config, _ = finished
-    # The run goes back to the second phase's step 3, which was the best or is a copy made at that step.
+    # The second phase once more, interrupted after step 3 and gone on with.
     shutil.copytree(folder / "run", tmp_path / "run")
     phase = tmp_path / "run" / checkpoint.FOLDER / "mom"
     steps, original = [], loop.jit_train_step
@@ -102,10 +104,10 @@ def stop_at(monkeypatch, step):
     """As if the user pressed Ctrl-C while the phase's step `step` runs."""
     original = loop.PhaseLoop._profile
 
-    def hook(self, now):
+    def hook(self, now, state):
         if now == step:
             self.trainer.stop.signal = 2
-        original(self, now)
+        original(self, now, state)
 
     monkeypatch.setattr(loop.PhaseLoop, "_profile", hook)
 
@@ -138,14 +140,21 @@ def test_a_finished_run_is_left_alone(finished):
     assert (folder / "run" / "metrics.jsonl").read_bytes() == log
 
 
-def test_the_best_checkpoint_is_kept(finished):
-    folder, config, _ = finished
-    records = metrics.read(folder / "run" / "metrics.jsonl")
-    for phase in config.phases:
-        losses = {r["step"]: r["loss"] for r in records if r["kind"] == "validation" and r["phase"] == phase.name}
-        path = folder / "run" / checkpoint.FOLDER / phase.name
-        assert checkpoint.find(path, field="run", best=True).step == min(losses, key=losses.get)
-        assert checkpoint.find(path, field="run").step == phase.steps
+@pytest.mark.parametrize(
+    ("losses", "kept", "best"),
+    [((1.0, 2.0, 3.0), [1, 3], 1), ((3.0, 2.0, 1.0), [3], 3), ((1.0, float("nan"), 2.0, None), [1, 4], 1)],
+)
+def test_the_best_and_the_latest_checkpoint_are_kept(finished, tmp_path, losses, kept, best):
+    _, config, _ = finished
+    optimizer = optax.sgd(0.1)
+    state = jax.device_put(init_state({"x": np.zeros(2, np.float32)}, optimizer), checkpoint.placement())
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    for step, loss in enumerate(losses, start=1):
+        checkpoints.save(state, checkpoint.Meta(config, "mom", step, 4 * step, "0"), loss)
+    checkpoints.wait()
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal()) == kept
+    assert (checkpoints.best(), checkpoints.latest()) == (best, len(losses))
+    checkpoints.close()
 
 
 def initial(config, phase, folder, fingerprint=None):

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import sentencepiece
 
 from mom_jax.fields import ConfigError, require
+from train.files import write_whole
 
 # Trained into every model; part of the cache's digest, so that changing one retires the old tokenizers.
 SETTINGS: dict[str, Any] = {
@@ -100,7 +101,7 @@ class SentencePieceTokenizer:
         return self._processor.decode([int(i) for i in ids])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        Path(path).write_bytes(self._model)
+        write_whole(Path(path), self._model)
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:

@@ -25,7 +25,9 @@ def command(file, *flags):
 
 def environment():
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    # Some are killed, perhaps while they write a compiled program: these are not shared with the tests' own process.
+    cache = os.environ["JAX_COMPILATION_CACHE_DIR"] + "-programs"
+    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
 
 
 def run(file, *flags):

@@ -12,20 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax import pool
+from mom_jax.attention import KV, View
 from mom_jax.config import SIDES, ModelConfig, Side
-from mom_jax.layers import FFN, INIT_STD, KV, Attention, SublayerWeights, View, plain_attention, plain_ffn
+from mom_jax.dispatch import Plan, Pooled
+from mom_jax.layers import FFN, INIT_STD, Attention, SublayerWeights, plain_attention, plain_ffn
+from mom_jax.remat import remat
 from mom_jax.router import Router, Selection, prior_table, select
 from mom_jax.routing import Routing, collect, exchange
-
-REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_saveable, "full": jax.checkpoint_policies.nothing_saveable}
-
-
-def remat(function: Any, config: ModelConfig, *, scanned: bool) -> Any:
-    """`function`, recomputed in the backward pass as `config.remat` says. scanned: whether it is the body of a scan."""
-    if config.remat == "none":
-        return function
-    # A scan keeps forward and backward pass apart by itself; elsewhere XLA would merge the recomputation away.
-    return jax.checkpoint(function, policy=REMAT_POLICIES[config.remat], prevent_cse=not scanned)
 
 
 class Noise(NamedTuple):
@@ -103,24 +96,33 @@ class Chunk(nnx.Module):
             exchange_key=keys(exchange_key),
             cache=cache,
         )
-        states = {
-            s: getattr(self, f"{s}_router").initial_state(batch * length) for s in weights if kinds[s] == "routed"
-        }
+        routed = [s for s in weights if kinds[s] == "routed"]
+        states = {s: getattr(self, f"{s}_router").initial_state(batch * length) for s in routed}
+        pools = {s: pool.make_pool(weights[s], config, s) for s in routed}
+        sinks = {s: {name: part.sink for name, part in pools[s].items()} for s in routed}
 
         def body(carry: tuple, now: StepInputs) -> tuple[tuple, StepOutputs]:
-            x, states = carry
-            states, statistics, captured = dict(states), {}, {}
+            x, states, sinks = carry
+            states, sinks, statistics, captured = dict(states), dict(sinks), {}, {}
             attention_key, ffn_key, *noise_keys = [None] * 4 if now.key is None else jax.random.split(now.key, 4)
             noise_key = dict(zip(SIDES, noise_keys, strict=True))
 
-            def route(side: Side, x: jax.Array) -> Selection:
-                logits, states[side] = self._score(side, x, states[side], now.noise[side], noise_key[side])
+            def current(side: Side) -> pool.Pool:
+                # The scan carries no weights, which it would keep for every step, but where their gradients gather.
+                return {name: Pooled(part.weights, sinks[side][name]) for name, part in pools[side].items()}
+
+            def route(side: Side, x: jax.Array) -> tuple[Selection, Plan]:
+                with jax.named_scope("router"):
+                    logits, states[side] = self._score(side, x, states[side], now.noise[side], noise_key[side])
                 selection, scores = select(logits, config, side, now.prior[side])
                 if now.exchange_key is not None:
                     selection = exchange(
                         selection, jax.random.fold_in(now.exchange_key, side == "ffn"), valid.reshape(-1)
                     )
-                statistics[side] = collect(selection, scores, now.step, valid.reshape(-1), config, side)
+                with jax.named_scope("plan"):
+                    plan = pool.make_plan(selection, config, side)
+                with jax.named_scope("statistics"):
+                    statistics[side] = collect(selection, scores, plan, now.step, valid.reshape(-1), config, side)
                 if "routing" in capture:
                     shape = (batch, length, -1)
                     captured[f"{side}/scores"] = scores.reported_TxC.reshape(shape)
@@ -128,26 +130,30 @@ class Chunk(nnx.Module):
                     captured[f"{side}/weight"] = selection.weight_TxK.reshape(shape)
                     if states[side] is not None:
                         captured[f"{side}/state"] = states[side].reshape(shape)
-                return selection
+                return selection, plan
 
             arguments: dict[str, Any] = {"key": attention_key, "cache": now.cache}
             if kinds["attention"] == "routed":
-                selection = route("attention", x)
-                y, kv = pool.routed_attention(weights["attention"], x, selection, view, config, **arguments)
+                chosen = route("attention", x)
+                y, kv, used = pool.routed_attention(current("attention"), x, *chosen, view, config, **arguments)
+                sinks["attention"] = {name: part.sink for name, part in used.items()}
             else:
                 own = now.ordered["attention"] or shared["attention"]
                 y, kv = plain_attention(own, x, view, config, **arguments)
             x = x + y
             if kinds["ffn"] == "routed":
-                x = x + pool.routed_ffn(weights["ffn"], x, route("ffn", x), config)
+                y, used = pool.routed_ffn(current("ffn"), x, *route("ffn", x), config)
+                sinks["ffn"] = {name: part.sink for name, part in used.items()}
+                x = x + y
             else:
                 x = x + plain_ffn(now.ordered["ffn"] or shared["ffn"], x, config, key=ffn_key)
             if "hidden" in capture:
                 captured["hidden"] = x
             routing = Routing(statistics.get("attention"), statistics.get("ffn"))
-            return (x, states), StepOutputs(routing, kv, captured)
+            return (x, states, sinks), StepOutputs(routing, kv, captured)
 
-        (x, _), outputs = jax.lax.scan(remat(body, config, scanned=True), (x, states), inputs)
+        carry: tuple = (x, states, sinks)
+        (x, *_), outputs = jax.lax.scan(remat(body, config, scanned=True), carry, inputs)
         return x, outputs
 
     def _score(

@@ -156,7 +156,10 @@ class ModelConfig:
         dtype: of the computation; parameters, router logits and softmax are float32.
         remat: what the backward pass recomputes. `none`; `dots`: all but matrix products; `full`: assembly steps and
             anchors.
-        dispatch: the routed matmul's backend (mom_jax/dispatch.py).
+        dispatch: the backend of the routed computation (mom_jax/dispatch); `auto` goes by platform.
+        capacity_factor: rows that a module takes in one step at most, as a multiple of an even share of all choices;
+            what does not fit is dropped. None: dropless. With a factor `dispatch` has no say.
+        attention_kernel: the backend of attention (mom_jax/attention.py); `auto` goes by platform.
     """
 
     vocab_size: int = 50257
@@ -184,8 +187,10 @@ class ModelConfig:
     num_classes: int | None = None
     dropout: DropoutConfig = DropoutConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
-    dispatch: Literal["auto", "dense", "blocked", "ragged"] = "auto"
+    remat: Literal["none", "dots", "full"] = "dots"
+    dispatch: Literal["auto", "dense", "blocked", "ragged", "megablox", "tokamax"] = "auto"
+    capacity_factor: float | None = None
+    attention_kernel: Literal["auto", "plain", "blocked", "splash", "cudnn"] = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -199,6 +204,8 @@ class ModelConfig:
         for name in ("d_ff", "num_classes"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
+        factor = self.capacity_factor
+        require(factor is None or 0 < factor < math.inf, "capacity_factor", factor, "must be positive or None")
         require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", self.layer_norm_epsilon, "must be positive")
         divisible = self.d_model % self.num_heads == 0
         require(divisible, "num_heads", self.num_heads, f"must divide d_model={self.d_model}")

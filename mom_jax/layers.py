@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.attention import KV, View, attend, dropout
 from mom_jax.config import ModelConfig
+from mom_jax.dispatch import Linear, linear
+from mom_jax.remat import save
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
@@ -21,15 +24,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 INIT_STD = 0.02
 
 
-class KV(NamedTuple):
-    """Keys and values of M slots, [B, M, D] each."""
-
-    key: jax.Array
-    value: jax.Array
-
-
 class SublayerWeights(NamedTuple):
-    """A sublayer ready for use, with or without a leading module axis: layer norm folded in, in the compute dtype.
+    """A sublayer ready for use, with or without a leading module axis: layer norm folded in, float32.
 
     first: [D, E] and [E]; E = 3D for attention (query, key, value side by side), F for an FFN. last: into width D.
     """
@@ -61,20 +57,6 @@ def normalise(x: jax.Array, epsilon: float) -> jax.Array:
     return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
 
 
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [..., D] · kernel [D, E] + bias [E], accumulated in float32, in the dtype of `x`."""
-    y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    return (y + jnp.expand_dims(bias.astype(jnp.float32), range(x.ndim - 1))).astype(x.dtype)
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes entries with probability `rate` and scales the others up; without a key nothing happens."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
-
-
 def fold(scale: jax.Array, bias: jax.Array, kernel: jax.Array, kernel_bias: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The layer norm's scale and bias [..., D] folded into the linear map [..., D, E], [..., E] that follows."""
     return scale[..., None] * kernel, jnp.einsum("...d,...de->...e", bias, kernel) + kernel_bias
@@ -96,11 +78,10 @@ class Sublayer(nnx.Module):
         self.out_kernel, self.out_bias = normal(rngs, *stack, inner, d, std=out_std), zeros(*stack, d)
 
     def weights(self) -> SublayerWeights:
-        """The folded weights, in the configuration's compute dtype."""
+        """The folded weights."""
         first = getattr(self, f"{self.first}_kernel")[...], getattr(self, f"{self.first}_bias")[...]
         kernel, bias = fold(self.norm_scale[...], self.norm_bias[...], *first)
-        weights = SublayerWeights(kernel, bias, self.out_kernel[...], self.out_bias[...])
-        return jax.tree.map(lambda w: w.astype(self.config.dtype), weights)
+        return SublayerWeights(kernel, bias, self.out_kernel[...], self.out_bias[...])
 
 
 class Attention(Sublayer):
@@ -121,36 +102,12 @@ class FFN(Sublayer):
         super().__init__(config, config.inner_width, config.inner_width, stack, out_std, rngs)
 
 
-class View(NamedTuple):
-    """What attention may see in this call.
-
-    visible: [B or 1, L, M] bool, token l sees slot m. start: the slot of the call's first token where a cache is used.
-    """
-
-    visible: jax.Array
-    start: jax.Array | None = None
-
-
-def attend(
-    qkv: jax.Array, view: View, config: ModelConfig, *, key: jax.Array | None, cache: KV | None
-) -> tuple[jax.Array, KV | None]:
-    """Causal multi-head attention over qkv [B, L, 3D]: (output [B, L, D], the cache with this call's keys and values).
-
-    Logits and softmax are float32. A token that sees nothing gets the mean of all values; only padding is in that case.
-    """
-    q, k, v = jnp.split(qkv, 3, -1)
-    if cache is not None:
-        assert view.start is not None
-        at = (0, view.start, 0)
-        cache = KV(jax.lax.dynamic_update_slice(cache.key, k, at), jax.lax.dynamic_update_slice(cache.value, v, at))
-        k, v = cache
-    heads = (config.num_heads, config.head_dim)
-    q, k, v = (t.reshape(*t.shape[:2], *heads) for t in (q, k, v))
-    logits = jnp.einsum("blhd,bmhd->bhlm", q, k, preferred_element_type=jnp.float32) * config.head_dim**-0.5
-    logits = jnp.where(view.visible[:, None], logits, jnp.finfo(jnp.float32).min)
-    probability = dropout(jax.nn.softmax(logits, -1), config.dropout.attention, key).astype(v.dtype)
-    output = jnp.einsum("bhlm,bmhd->blhd", probability, v)
-    return output.reshape(*output.shape[:2], -1), cache
+def ffn(
+    linear: Linear, rows: jax.Array, multiplier: jax.Array | None, weights: SublayerWeights, *, activation: str
+) -> jax.Array:
+    """An FFN on normalised rows [P, D], its result times `multiplier` [P, 1]."""
+    inner = save(linear(rows, weights.first_kernel, weights.first_bias))
+    return linear(ACTIVATIONS[activation](inner), weights.last_kernel, weights.last_bias, multiplier)
 
 
 def plain_attention(
@@ -158,17 +115,18 @@ def plain_attention(
 ) -> tuple[jax.Array, KV | None]:
     """The attention sublayer of a GPT-2 layer: its contribution to the residual stream x [B, L, D], and the cache."""
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
-    qkv = linear(normalise(x, config.layer_norm_epsilon), weights.first_kernel, weights.first_bias)
-    output, cache = attend(qkv, view, config, key=probability_key, cache=cache)
-    output = linear(output, weights.last_kernel, weights.last_bias)
-    return dropout(output, config.dropout.residual, output_key), cache
+    rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
+    qkv = save(linear(rows, weights.first_kernel, weights.first_bias))
+    output, cache = attend(qkv.reshape(*x.shape[:2], -1), view, config, key=probability_key, cache=cache)
+    output = save(linear(output.reshape(rows.shape), weights.last_kernel, weights.last_bias))
+    return dropout(output.reshape(x.shape), config.dropout.residual, output_key), cache
 
 
 def plain_ffn(weights: SublayerWeights, x: jax.Array, config: ModelConfig, *, key: jax.Array | None) -> jax.Array:
     """The feed-forward sublayer of a GPT-2 layer: its contribution to the residual stream x [B, L, D]."""
-    inner = linear(normalise(x, config.layer_norm_epsilon), weights.first_kernel, weights.first_bias)
-    output = linear(ACTIVATIONS[config.activation](inner), weights.last_kernel, weights.last_bias)
-    return dropout(output, config.dropout.residual, key)
+    rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
+    output = ffn(linear, rows, None, weights, activation=config.activation)
+    return dropout(output.reshape(x.shape), config.dropout.residual, key)
 
 
 class Layer(nnx.Module):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.config import ModelConfig
+from mom_jax.linear_cross_entropy import linear_cross_entropy
+from mom_jax.model import Output
 from mom_jax.routing import Routing, SideStats
 
 IGNORE = -100
@@ -44,9 +46,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     return nll.sum(), real.sum().astype(jnp.float32)
 
 
-def next_token(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`cross_entropy` of logits [B, L, V] against labels [B, L] one token on: position l predicts label l + 1."""
-    return cross_entropy(logits[:, :-1], labels[:, 1:])
+def next_token(output: Output, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sum of -log p(label), number of labels) of a model's output against labels [B, L] one token on: position l
+    predicts label l + 1; labels of -100 do not count. The logits of all tokens never exist at once."""
+    labels = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
+    nll = linear_cross_entropy(output.hidden, output.embedding, labels)
+    return nll, (labels != IGNORE).sum().astype(jnp.float32)
 
 
 def _balance(probability_C: jax.Array, top1_C: jax.Array, tokens: jax.Array) -> jax.Array:

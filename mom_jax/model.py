@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.assembly import Chunk, Noise, remat
+from mom_jax.assembly import Chunk, Noise
+from mom_jax.attention import KV, View, dropout
 from mom_jax.config import ModelConfig
-from mom_jax.layers import INIT_STD, KV, Layer, View, dropout, normal, normalise, ones, zeros
+from mom_jax.layers import INIT_STD, Layer, normal, normalise, ones, zeros
+from mom_jax.remat import remat
 from mom_jax.routing import Routing, stack
 
 CAPTURES = ("hidden", "routing")
@@ -131,7 +133,7 @@ class MoM(nnx.Module):
         config, (batch, length) = self.config, ids.shape
         self._check(length, segment_ids, key, noise, cache, capture)
         valid = jnp.ones((batch, length), bool) if mask is None else mask.astype(bool)
-        view, valid_slots = _view(valid, segment_ids, cache)
+        view, valid_slots = _view(valid, mask is not None, segment_ids, cache)
         if positions is None:
             start = 0 if cache is None else cache.length
             positions = start + jnp.arange(length, dtype=jnp.int32)[None]
@@ -227,7 +229,7 @@ class MoM(nnx.Module):
             raise ValueError("router.noise_in_evaluation=True: pass noise= or key=")
 
 
-def _view(valid: jax.Array, segment_ids: jax.Array | None, cache: Cache | None) -> tuple[View, jax.Array]:
+def _view(valid: jax.Array, masked: bool, segment_ids: jax.Array | None, cache: Cache | None) -> tuple[View, jax.Array]:
     """What the tokens of this call may see, and the cache's valid slots after it."""
     length = valid.shape[1]
     if cache is None:
@@ -235,7 +237,10 @@ def _view(valid: jax.Array, segment_ids: jax.Array | None, cache: Cache | None) 
         visible = (place[None, :] <= place[:, None])[None] & valid[:, None, :]
         if segment_ids is not None:
             visible &= segment_ids[:, :, None] == segment_ids[:, None, :]
-        return View(visible), valid
+        if masked or segment_ids is not None:
+            # Padding is a segment of its own.
+            segment_ids = jnp.where(valid, 0 if segment_ids is None else segment_ids, -1)
+        return View(visible, segment_ids=segment_ids), valid
     slots = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
     place = cache.length + jnp.arange(length, dtype=jnp.int32)
     visible = (jnp.arange(slots.shape[1], dtype=jnp.int32)[None, :] <= place[:, None])[None] & slots[:, None, :]

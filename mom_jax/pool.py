@@ -1,15 +1,36 @@
 """A pool of stacked modules applied to a selection: routed attention and the routed FFN.
 
-T tokens are B·L flattened. The sum over a token's choices is the sum over rows (mom_jax/dispatch.py).
+T tokens are B·L flattened. The sum over a token's choices is the sum over rows (mom_jax/dispatch).
 """
 
+import functools
+
 import jax
-import jax.numpy as jnp
 
 from mom_jax import dispatch
-from mom_jax.config import ModelConfig
-from mom_jax.layers import ACTIVATIONS, KV, SublayerWeights, View, attend, dropout, normalise
+from mom_jax.attention import KV, View, attend, dropout
+from mom_jax.config import ModelConfig, Side
+from mom_jax.dispatch import Linear, Plan, Pooled
+from mom_jax.layers import SublayerWeights, ffn, normalise
+from mom_jax.remat import save
 from mom_jax.router import Selection, straight_through
+
+Pool = dict[str, Pooled]  # the parts of a pool that are used apart, by name
+
+
+def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side) -> Pool:
+    """Stacked float32 weights [N, ...], made ready for the steps of a scan."""
+    backend = dispatch.resolve(config)
+    if side == "ffn":
+        return {"ffn": dispatch.pooled(weights, backend, config.dtype)}
+    parts = {"qkv": (weights.first_kernel, weights.first_bias), "out": (weights.last_kernel, weights.last_bias)}
+    return {name: dispatch.pooled(part, backend, config.dtype) for name, part in parts.items()}
+
+
+def make_plan(selection: Selection, config: ModelConfig, side: Side) -> Plan:
+    """The plan of a selection on one side."""
+    backend = dispatch.resolve(config)
+    return dispatch.make_plan(selection.index_TxK, config.modules(side), backend, config.capacity_factor)
 
 
 def _multiplier(selection: Selection, config: ModelConfig) -> jax.Array:
@@ -17,48 +38,52 @@ def _multiplier(selection: Selection, config: ModelConfig) -> jax.Array:
     return straight_through(selection.weight_TxK) if config.router.straight_through else selection.weight_TxK
 
 
-def _weighted(rows: jax.Array, selection: Selection, plan: dispatch.Plan, config: ModelConfig) -> jax.Array:
-    weight = dispatch.spread(_multiplier(selection, config), plan)[:, None]
-    return (rows.astype(jnp.float32) * weight).astype(rows.dtype)
+def _linear(linear: Linear, rows: jax.Array, multiplier: jax.Array, weights: tuple) -> jax.Array:
+    return linear(rows, *weights, multiplier)
+
+
+def _unweighted(linear: Linear, rows: jax.Array, multiplier: jax.Array, weights: tuple) -> jax.Array:
+    return linear(rows, *weights)
 
 
 def routed_attention(
-    weights: SublayerWeights,
+    pool: Pool,
     x: jax.Array,
     selection: Selection,
+    plan: Plan,
     view: View,
     config: ModelConfig,
     *,
     key: jax.Array | None,
     cache: KV | None,
-) -> tuple[jax.Array, KV | None]:
-    """The contribution of the chosen attention modules to x [B, L, D], and the cache; `weights` has a leading N.
+) -> tuple[jax.Array, KV | None, Pool]:
+    """The contribution of the chosen attention modules to x [B, L, D], the cache, and the pool for its next use.
 
     One attention over queries, keys and values summed over the chosen modules; the output projections are weighted.
     A token that chose nulls only adds nothing, but later tokens attend to its zero key and value.
     """
     batch, length, d = x.shape
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
-    backend = dispatch.resolve(config.dispatch)
-    plan = dispatch.make_plan(selection.index_TxK, config.num_attn_modules, backend)
-    rows = dispatch.gather(normalise(x, config.layer_norm_epsilon).reshape(-1, d), plan)
-    rows = dispatch.grouped_linear(rows, weights.first_kernel, weights.first_bias, plan, backend)
-    if config.weighted_qkv:
-        rows = _weighted(rows, selection, plan, config)
-    qkv = dispatch.combine(rows, plan).reshape(batch, length, 3 * d)
+    routed = functools.partial(dispatch.routed, plan=plan, backend=dispatch.resolve(config))
+    rows = normalise(x, config.layer_norm_epsilon).reshape(-1, d)
+    body = _linear if config.weighted_qkv else _unweighted
+    with jax.named_scope("routed_qkv"):
+        qkv, qkv_pool = routed(body, rows, pool["qkv"], _multiplier(selection, config))
+    qkv = save(qkv).reshape(batch, length, -1)
     output, cache = attend(qkv, view, config, key=probability_key, cache=cache)
-    rows = dispatch.gather(output.reshape(-1, d), plan)
-    rows = dispatch.grouped_linear(rows, weights.last_kernel, weights.last_bias, plan, backend)
-    y = dispatch.combine(_weighted(rows, selection, plan, config), plan)
-    return dropout(y.reshape(x.shape), config.dropout.residual, output_key), cache
+    with jax.named_scope("routed_out"):
+        y, out_pool = routed(_linear, output.reshape(-1, d), pool["out"], _multiplier(selection, config))
+    y = dropout(save(y).reshape(x.shape), config.dropout.residual, output_key)
+    return y, cache, {"qkv": qkv_pool, "out": out_pool}
 
 
-def routed_ffn(weights: SublayerWeights, x: jax.Array, selection: Selection, config: ModelConfig) -> jax.Array:
-    """The contribution of the chosen FFN modules to x [B, L, D]; `weights` has a leading N."""
-    backend = dispatch.resolve(config.dispatch)
-    plan = dispatch.make_plan(selection.index_TxK, config.num_ffn_modules, backend)
-    rows = dispatch.gather(normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1]), plan)
-    rows = dispatch.grouped_linear(rows, weights.first_kernel, weights.first_bias, plan, backend)
-    rows = ACTIVATIONS[config.activation](rows)
-    rows = dispatch.grouped_linear(rows, weights.last_kernel, weights.last_bias, plan, backend)
-    return dispatch.combine(_weighted(rows, selection, plan, config), plan).reshape(x.shape)
+def routed_ffn(
+    pool: Pool, x: jax.Array, selection: Selection, plan: Plan, config: ModelConfig
+) -> tuple[jax.Array, Pool]:
+    """The contribution of the chosen FFN modules to x [B, L, D], and the pool for its next use."""
+    rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
+    body = functools.partial(ffn, activation=config.activation)
+    multiplier = _multiplier(selection, config)
+    with jax.named_scope("routed_ffn"):
+        y, used = dispatch.routed(body, rows, pool["ffn"], multiplier, plan, dispatch.resolve(config))
+    return save(y).reshape(x.shape), {"ffn": used}

@@ -11,6 +11,8 @@ from flax import nnx
 
 from mom_jax.config import ModelConfig, Side
 from mom_jax.layers import normal, zeros
+from mom_jax.products import product
+from mom_jax.remat import save
 
 GATES = {"gru": 3, "gru_dev": 3, "gru_random": 4}
 
@@ -58,31 +60,34 @@ class Router(nnx.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """(logits [T, C] in float32, the next state). `noise` is what `gru_random` mixes in, uniform on [0, 1)."""
         if state_TxR is None:
-            hidden = jax.nn.relu(self._project(x_TxD, self.hidden_kernel, self.hidden_bias))
+            hidden = jax.nn.relu(save(self._project(x_TxD, self.hidden_kernel[...], self.hidden_bias[...])))
         else:
             hidden = state_TxR = self._gru(x_TxD, state_TxR, noise_TxR)
         # The scores decide discrete choices: full float32 also where the platform's default is less.
         logits = jnp.matmul(hidden, self.score_kernel[...], precision=jax.lax.Precision.HIGHEST)
-        return logits + self.score_bias[...][None], state_TxR
+        return save(logits + self.score_bias[...][None]), state_TxR
 
-    def _project(self, x: jax.Array, kernel: nnx.Param, bias: nnx.Param) -> jax.Array:
-        dtype = self.config.dtype
-        y = jnp.matmul(x.astype(dtype), kernel[...].astype(dtype), preferred_element_type=jnp.float32)
-        return y + bias[...][None]
+    def _project(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        return product(x.astype(self.config.dtype), kernel) + bias[None]
 
     def _gru(self, x: jax.Array, h: jax.Array, noise: jax.Array | float) -> jax.Array:
         """PyTorch's GRU cell, gates in the order r, z, n (, p)."""
         kind = self.config.router.kind
-        inputs = jnp.split(self._project(x, self.input_kernel, self.input_bias), GATES[kind], -1)
-        states = jnp.split(self._project(h, self.state_kernel, self.state_bias), GATES[kind], -1)
-        z = jax.nn.sigmoid(inputs[1] + states[1])
+        r = self.config.router.dim
+        inputs = jnp.split(self._project(x, self.input_kernel[...], self.input_bias[...]), GATES[kind], -1)
+        # Two products: the backward pass keeps the first one's sums and makes the second again, the cheaper half of it.
+        kernel, bias = self.state_kernel[...], self.state_bias[...]
+        states = jnp.split(self._project(h, kernel[:, : 2 * r], bias[: 2 * r]), 2, -1)
+        states += jnp.split(self._project(h, kernel[:, 2 * r :], bias[2 * r :]), GATES[kind] - 2, -1)
+        sums = [save(i + s) for i, s in zip(inputs, states, strict=True)]
+        z = jax.nn.sigmoid(sums[1])
         if kind == "gru_dev":
-            n = jnp.tanh(inputs[2])
+            n = jnp.tanh(save(inputs[2]))
         else:
-            n = jnp.tanh(inputs[2] + jax.nn.sigmoid(inputs[0] + states[0]) * states[2])
+            n = jnp.tanh(save(inputs[2]) + jax.nn.sigmoid(sums[0]) * states[2])
         h = n + z * (h - n)
         if kind == "gru_random":
-            p = jax.nn.sigmoid(inputs[3] + states[3])
+            p = jax.nn.sigmoid(sums[3])
             h = p * h + (1 - p) * noise
         return h
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.config import SIDES, ModelConfig, Side
+from mom_jax.dispatch import Plan
 from mom_jax.router import Scores, Selection
 
 
@@ -15,7 +16,8 @@ class SideStats:
     """Sums over the real (unmasked) tokens of one side, per chunk and step: [S, H, ...] in a model's output.
 
     probability_C: what the balance loss calls P, before the division by the number of tokens. top1_C: tokens whose best
-    class it is. choices_C: how often a class was among the K chosen. off_diagonal: real modules other than step h's own
+    class it is. choices_C: how often a class was among the K chosen. dropped: choices of a module that had no room for
+    them (only with a capacity). off_diagonal: real modules other than step h's own
     module h that were chosen. entropy: of the reported distribution, nats. z: of logsumexp(logits)². tokens: how many.
     All float32.
     """
@@ -23,6 +25,7 @@ class SideStats:
     probability_C: jax.Array
     top1_C: jax.Array
     choices_C: jax.Array
+    dropped: jax.Array
     off_diagonal: jax.Array
     entropy: jax.Array
     z: jax.Array
@@ -43,7 +46,13 @@ class Routing:
 
 
 def collect(
-    selection: Selection, scores: Scores, step: jax.Array, valid_T: jax.Array, config: ModelConfig, side: Side
+    selection: Selection,
+    scores: Scores,
+    plan: Plan,
+    step: jax.Array,
+    valid_T: jax.Array,
+    config: ModelConfig,
+    side: Side,
 ) -> SideStats:
     """The sums of one step. step: h. valid_T: bool, the tokens that count."""
     reported = scores.reported_TxC
@@ -59,11 +68,14 @@ def collect(
     top1 = jnp.argmax(reported, -1)[:, None] == classes[None]
     chosen = selection.index_TxK[:, :, None] == classes[None, None]
     chosen_C = total(chosen.sum(1).astype(jnp.float32))
+    real = selection.index_TxK < config.modules(side)
+    dropped = real & (plan.slot_TxK == plan.choice_P.shape[0])
     elsewhere = (classes < config.modules(side)) & (classes != step)
     return SideStats(
         probability_C=total(probability),
         top1_C=total(top1.astype(jnp.float32)),
         choices_C=chosen_C,
+        dropped=total(dropped.sum(1).astype(jnp.float32)),
         off_diagonal=chosen_C @ elsewhere.astype(jnp.float32),
         entropy=total(jax.lax.stop_gradient(jax.scipy.special.entr(distribution).sum(-1))),
         z=total(jnp.square(jax.nn.logsumexp(scores.logits_TxC, -1))),

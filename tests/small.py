@@ -67,7 +67,7 @@ def run(config, params, ids, **kwargs):
 
 def total_loss(config, params, ids, labels=None, **kwargs):
     output = run(config, params, ids, **kwargs)
-    nll, count = losses.next_token(output.logits, ids if labels is None else labels)
+    nll, count = losses.next_token(output, ids if labels is None else labels)
     return losses.finish(losses.LossSums(nll, count, output.routing), config).total
 
 

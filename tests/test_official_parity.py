@@ -26,7 +26,7 @@ def run(params, loaded):
     model = mom.with_parameters(config, params)
     output = model(ids, mask=mask, noise=noise, capture=("hidden", "routing"))
     if config.num_classes is None:
-        nll, count = losses.next_token(output.logits, labels)
+        nll, count = losses.next_token(output, labels)
         result = losses.finish(losses.LossSums(nll, count, output.routing), config)
         return result.total, (result, output, output.logits)
     logits = model.classify(output.hidden, jnp.asarray(loaded.last_index))

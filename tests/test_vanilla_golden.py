@@ -47,7 +47,7 @@ def run(config, params):
 
     def total(params):
         output = mom.with_parameters(config, params)(ids, capture=("routing",))
-        result = losses.finish(losses.LossSums(*losses.next_token(output.logits, labels), output.routing), config)
+        result = losses.finish(losses.LossSums(*losses.next_token(output, labels), output.routing), config)
         return result.loss, output
 
     quick = {"xla_backend_optimization_level": 0}  # compiling takes all the time

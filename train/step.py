@@ -58,7 +58,7 @@ def language_model_sums(
     output = model(batch["tokens"], mask=mask, key=key, step=step, exchange_key=exchange_key)
     if mask is not None:
         labels = jnp.where(mask.astype(bool), labels, IGNORE)
-    nll, count = next_token(output.logits, labels)
+    nll, count = next_token(output, labels)
     return LossSums(nll, count, output.routing)
 
 

@@ -6,7 +6,7 @@
   loss's second softmax, noise in evaluation) is set by `ModelConfig.official`.
 - `n_layer` only scales their initialisation (and must reach the number of their blocks): it is not read, and written as
   `ModelConfig.num_layers`.
-- `dtype`, `remat` and `dispatch` say how we compute, not what: they are not written and read as their defaults.
+- `dtype`, `remat`, `dispatch` and `attention_kernel` say how we compute, not what: they are not written and read as their defaults.
 
 State dicts are dictionaries of numpy arrays; parameters are our model's nested dictionaries of arrays. Reading and
 writing files is the caller's business.
@@ -106,7 +106,7 @@ IGNORED = frozenset(
     """.split()  # noqa: SIM905
 )
 
-HOW_NOT_WHAT = ("dtype", "remat", "dispatch")
+HOW_NOT_WHAT = ("dtype", "remat", "dispatch", "attention_kernel")
 
 
 def config_from_official(official: Mapping[str, Any]) -> ModelConfig:

@@ -196,6 +196,7 @@ def test_options_we_cannot_express(theirs, message):
     [
         (ModelConfig(), r"router\.weights='auto'"),
         (dataclasses.replace(SMALL, z_loss=0.1), r"z_loss=0\.1"),
+        (dataclasses.replace(SMALL, capacity_factor=1.5), r"capacity_factor=1\.5"),
         (dataclasses.replace(SMALL, ffn=ChoiceConfig(choice="ordered")), r"ffn\.choice='ordered'"),
         (dataclasses.replace(SMALL, ffn=ChoiceConfig(preference=1.0)), r"ffn\.preference=1\.0"),
         (dataclasses.replace(SMALL, balance=BalanceConfig()), r"balance\.softmax_again=False"),
@@ -225,7 +226,13 @@ def test_every_field_and_option_is_accounted_for():
     """A field added to the configuration must be mapped, or shown to be left out on purpose."""
     mapped = {field for option in official.OPTIONS.values() for field in option.fields}
     ours = {f.name for f in dataclasses.fields(ModelConfig)}
-    assert ours - {field.split(".")[0] for field in mapped} == {"attention", "ffn", "z_loss", *official.HOW_NOT_WHAT}
+    assert ours - {field.split(".")[0] for field in mapped} == {
+        "attention",
+        "ffn",
+        "z_loss",
+        "capacity_factor",
+        *official.HOW_NOT_WHAT,
+    }
     assert {f"router.{f.name}" for f in dataclasses.fields(RouterConfig)} - mapped == {
         "router.weights",
         "router.classes",

@@ -1,0 +1,93 @@
+"""Where the rows of a routing decision lie: the choices sorted by module once, for every product that they serve.
+
+A row is one choice of a real module (null choices have no row), P rows in all; rows of a module are adjacent. Rows move
+by gathers, in the backward pass too: the transpose of a permutation is its inverse.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Plan(NamedTuple):
+    """Where every choice's row lies.
+
+    slot_TxK: the row of each choice, P for a choice without one. choice_P: the flat choice t·K + k of each row, T·K for
+    an empty row. module_P: the module of each row; of an empty one any. sizes_N: rows of each module.
+    """
+
+    slot_TxK: jax.Array
+    choice_P: jax.Array
+    module_P: jax.Array
+    sizes_N: jax.Array
+
+
+def sort_plan(index_TxK: jax.Array, num_modules: int, unit: int = 1, multiple: int = 1) -> Plan:
+    """Groups the choices by module, each module's rows from a multiple of `unit` on; an index of `num_modules` or more
+    is a null. P is a multiple of `multiple`."""
+    sizes, rank, module = _ranks(index_TxK, num_modules)
+    padded = -(-sizes // unit) * unit
+    end = jnp.cumsum(padded)
+    rows = math.ceil((index_TxK.size + num_modules * (unit - 1)) / multiple / unit) * multiple * unit
+    slot = jnp.where(module < num_modules, jnp.append(end - padded, 0)[module] + rank, rows)
+    module_P = jnp.searchsorted(end, jnp.arange(rows, dtype=end.dtype), side="right")
+    return _plan(slot.reshape(index_TxK.shape), rows, module_P, sizes)
+
+
+def capacity_plan(index_TxK: jax.Array, num_modules: int, factor: float) -> Plan:
+    """Room for `factor` times an even share of all choices in every module; the choices of later tokens that do not fit
+    are dropped: they have no row. Module n's rows are the n-th P / N."""
+    room = max(1, math.ceil(factor * index_TxK.size / num_modules))
+    sizes, rank, module = _ranks(index_TxK, num_modules)
+    fits = (module < num_modules) & (rank < room)
+    slot = jnp.where(fits, module * room + rank, num_modules * room)
+    module_P = jnp.repeat(jnp.arange(num_modules, dtype=jnp.int32), room)
+    return _plan(slot.reshape(index_TxK.shape), num_modules * room, module_P, jnp.minimum(sizes, room))
+
+
+def _ranks(index_TxK: jax.Array, num_modules: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The modules' sizes [N]; each choice's rank in its module, in the order of the tokens; its module, N if null."""
+    module = jnp.minimum(index_TxK.reshape(-1), num_modules)
+    order = jnp.argsort(module)  # stable
+    sizes = jnp.bincount(module, length=num_modules + 1).astype(jnp.int32)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
+    return sizes[:-1], place - (jnp.cumsum(sizes) - sizes)[module], module
+
+
+def _plan(slot_TxK: jax.Array, rows: int, module_P: jax.Array, sizes_N: jax.Array) -> Plan:
+    """A plan from the choices' rows, which it inverts."""
+    choices = slot_TxK.size
+    slot = slot_TxK.astype(jnp.int32)
+    choice = jnp.full(rows, choices, jnp.int32)
+    choice = choice.at[slot.reshape(-1)].set(jnp.arange(choices, dtype=jnp.int32), mode="drop", unique_indices=True)
+    return Plan(slot, choice, module_P.astype(jnp.int32), sizes_N)
+
+
+def take(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of `x` by `index`, zeros where the index is past the end."""
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def gather(x_TxD: jax.Array, plan: Plan) -> jax.Array:
+    """Each row's token, [P, D]; empty rows are zeros."""
+    return take(x_TxD, plan.choice_P // plan.slot_TxK.shape[1])
+
+
+@jax.custom_vjp
+def combine(rows_PxD: jax.Array, plan: Plan) -> jax.Array:
+    """Each token's sum over the rows of its choices, [T, D]. The transpose of `gather`."""
+    return take(rows_PxD, plan.slot_TxK).sum(1)
+
+
+@jax.custom_vjp
+def spread(weight_TxK: jax.Array, plan: Plan) -> jax.Array:
+    """Each row's weight, [P]; 0 for empty rows."""
+    return take(weight_TxK.reshape(-1), plan.choice_P)
+
+
+gather.defvjp(lambda x, plan: (gather(x, plan), plan), lambda plan, d: (combine(d, plan), None))
+combine.defvjp(lambda rows, plan: (combine(rows, plan), plan), lambda plan, d: (gather(d, plan), None))
+spread.defvjp(lambda weight, plan: (spread(weight, plan), plan), lambda plan, d: (take(d, plan.slot_TxK), None))

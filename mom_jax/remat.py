@@ -1,0 +1,32 @@
+"""What the backward pass keeps and what it computes again.
+
+Matrix products are named where they are made, by `save`; a policy then says which names are kept. JAX's own policies
+for products do not see those inside loops and kernels, where routed products are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from mom_jax.config import ModelConfig
+
+PRODUCT = "product"
+POLICIES = {
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def save(x: Any) -> Any:
+    """`x`, the result of a matrix product, which `remat="dots"` keeps."""
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, PRODUCT), x)
+
+
+def remat(function: Callable, config: ModelConfig, *, scanned: bool) -> Callable:
+    """`function`, recomputed in the backward pass as `config.remat` says. scanned: whether it is the body of a scan."""
+    if config.remat == "none":
+        return function
+    # A scan keeps forward and backward pass apart by itself; elsewhere XLA would merge the recomputation away.
+    return jax.checkpoint(function, policy=POLICIES[config.remat], prevent_cse=not scanned)

@@ -8,6 +8,8 @@ INSTALLED := .venv/installed-$(VERSION)
 RUN := .venv/bin/python -m
 # Compiling takes most of the tests' time, on one core: two files at a time.
 WORKERS := -n 2 --dist loadfile
+# Compiles for TPUs, without one. In a folder of its own: where JAX finds it, every start looks for a TPU.
+LIBTPU := .venv/libtpu
 # The goldens for the slow tests: a folder with all of them where there is one, else tests/goldens.
 MOM_GOLDENS ?= $(abspath $(wildcard ../shared/goldens))
 
@@ -25,13 +27,21 @@ quickstart: setup ## trains the small demonstration
 test: setup ## the tests
 	@$(RUN) pytest $(WORKERS)
 
-test-slow: setup ## the slow tests, and parity with all goldens; MOM_GOLDENS=FOLDER says where they are
-	@$(if $(MOM_GOLDENS),MOM_GOLDENS=$(MOM_GOLDENS)) $(RUN) pytest $(WORKERS) -m 'slow or parity'
+test-slow: setup $(LIBTPU)/installed ## the slow tests, and parity with all goldens; MOM_GOLDENS=FOLDER says where they are
+	@$(if $(MOM_GOLDENS),MOM_GOLDENS=$(MOM_GOLDENS)) MOM_LIBTPU=$(abspath $(LIBTPU)) $(RUN) pytest $(WORKERS) -m 'slow or parity'
 
 lint: setup ## style, format and types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+# The version that the installed JAX names in its extra "tpu".
+$(LIBTPU)/installed: $(INSTALLED)
+	@echo 'Installing libtpu into $(LIBTPU).'
+	@$(RUN) pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LIBTPU) \
+		"$$(.venv/bin/python -c 'import importlib.metadata as m; \
+		print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
+	@touch $@
 
 clean: ## removes .venv and the caches; keeps runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info

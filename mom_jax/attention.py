@@ -104,7 +104,7 @@ def _exponentials(q: jax.Array, k: jax.Array, visible: jax.Array) -> tuple[jax.A
     """exp(logits - m) [B, h, L, M], its sum and m [B, h, L, 1]; where nothing is visible zeros, and a sum of 1."""
     logits, visible = _logits(q, k), visible[:, None]
     largest = jax.lax.stop_gradient(jnp.where(visible, logits, jnp.finfo(jnp.float32).min).max(-1, keepdims=True))
-    p = jnp.where(visible, jnp.exp(logits - largest), 0.0)
+    p = jnp.exp(jnp.where(visible, logits - largest, -jnp.inf))
     total = p.sum(-1, keepdims=True)
     return p, jnp.where(total > 0, total, 1.0), largest
 
@@ -151,8 +151,8 @@ def _attention_backward(residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.A
     q_t, d_t = transposed(q), transposed(d)
     for part in _ranges(q.shape[2]):
         keys = slice(part.stop)
-        p = jnp.exp(_logits(q[:, :, part], k[:, :, keys]) - norm[:, :, part])
-        p = jnp.where(visible[:, None, part, keys], p, 0.0)
+        logits = _logits(q[:, :, part], k[:, :, keys])
+        p = jnp.exp(jnp.where(visible[:, None, part, keys], logits - norm[:, :, part], -jnp.inf))
         d_p = times("bhld,bhmd->bhlm", d[:, :, part], v[:, :, keys])
         d_logits = p * (d_p - correction[:, :, part]) * scale
         d_q.append(times("bhlm,bhmd->bhld", d_logits, k[:, :, keys]).astype(q.dtype))

@@ -81,7 +81,7 @@ def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> tuple[j
 
 def _backward(residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     d_hidden, d_kernel = residual
-    return (d_hidden * d).astype(d_hidden.dtype), (d_kernel * d).astype(d_kernel.dtype), None
+    return (d_hidden.astype(jnp.float32) * d).astype(d_hidden.dtype), (d_kernel * d).astype(d_kernel.dtype), None
 
 
 linear_cross_entropy.defvjp(_forward, _backward)

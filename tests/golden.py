@@ -5,8 +5,11 @@ import json
 import os
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
+import mom_jax as mom
+from mom_jax import losses
 from mom_jax.config import ModelConfig
 from mom_jax.interop.official import config_from_official
 
@@ -81,3 +84,26 @@ def load(path):
     with np.load(path) as file:
         arrays = dict(file)
     return Golden(path.stem, config_from_official(meta["config"]), meta, arrays)
+
+
+def run(params, loaded):
+    """(total loss, (losses, output, logits)) of the golden's batch, as the authors' code computes it."""
+    arrays, config = loaded.arrays, loaded.config
+    noise = loaded.noise and mom.Noise(**{side: jnp.asarray(value) for side, value in loaded.noise.items()})
+    ids, labels = jnp.asarray(arrays["input_ids"]), jnp.asarray(arrays["labels"])
+    mask = jnp.asarray(arrays["attention_mask"]) if "attention_mask" in arrays else None
+    model = mom.with_parameters(config, params)
+    output = model(ids, mask=mask, noise=noise, capture=("hidden", "routing"))
+    if config.num_classes is None:
+        nll, count = losses.next_token(output, labels)
+        result = losses.finish(losses.LossSums(nll, count, output.routing), config)
+        return result.total, (result, output, output.logits)
+    logits = model.classify(output.hidden, jnp.asarray(loaded.last_index))
+    nll, count = losses.cross_entropy(logits, labels)
+    result = losses.finish(losses.LossSums(nll, count, output.routing), config)
+    return result.loss, (result, output, logits)  # the official classifier's loss has no balance term
+
+
+def close(loaded, name, actual, desired=None):
+    desired = loaded.arrays[name] if desired is None else desired
+    np.testing.assert_allclose(np.asarray(actual), desired, rtol=0, atol=loaded.tolerance(name), err_msg=name)

@@ -174,23 +174,33 @@ def test_a_plan_puts_every_choice_in_a_row_of_its_module(name, backend):
         np.testing.assert_array_equal(np.sort(slot[real]), np.arange(real.sum()))
 
 
-@pytest.mark.parametrize("loads", [[1, 0, 31], [32, 33, 64], [500, 0, 3], [0, 0, 0], [127, 129, 128], [96, 224, 4000]])
+@pytest.mark.parametrize("loads", [[1, 0, 31], [64, 65, 129], [500, 0, 3], [0, 0, 0], [127, 129, 128], [96, 224, 4000]])
 def test_blocks_cover_every_row_once_and_no_others(loads):
     index = np.repeat(np.arange(4), [*loads, 40])[:, None].astype(np.int32)
-    plan = make_plan(np.random.default_rng(0).permutation(index), 3, "blocked")
-    covered = np.zeros(len(plan.choice_P), int)
-    schedule = blocked._schedule(plan)
-    sizes = [blocks.size for blocks in schedule]
-    assert sizes == sorted(sizes, reverse=True)
-    for blocks in schedule:
-        for module, start in zip(blocks.module[: blocks.used], blocks.start[: blocks.used], strict=True):
-            covered[start : start + blocks.size] += 1
-            assert set(np.asarray(plan.module_P)[start : start + blocks.size]) == {int(module)}
+    where = make_plan(np.random.default_rng(0).permutation(index), 3, "blocked")
+    seen = []  # (module, first row, rows) of each block
+
+    def step(module, start, rows, weight, own, count):
+        jax.debug.callback(lambda *block: seen.append(tuple(map(int, block))), module, start, rows.shape[0])
+        np.testing.assert_array_equal(own.shape, ())
+        return count + 1
+
+    weight = jnp.ones(index.shape)
+    count = jax.jit(
+        lambda: blocked._for_each(where, jnp.ones((len(index), 1)), weight, jnp.zeros(3), step, jnp.int32(0))
+    )()
+    jax.effects_barrier()
+    assert len(seen) == count
+    covered, module_P = np.zeros(len(where.choice_P), int), np.asarray(where.module_P)
+    for module, start, size in seen:
+        covered[start : start + size] += 1
+        assert set(module_P[start : start + size]) == {module}
+    used = np.asarray(where.choice_P) < index.size
     assert (covered <= 1).all()
-    used = np.asarray(plan.choice_P) < index.size
     assert covered[used].all()
-    # No module has more than a smallest block of rows to spare.
-    assert covered.sum() - used.sum() < 3 * sizes[-1]
+    # No module has as many rows to spare as the smallest block.
+    spare = np.bincount(module_P[(covered == 1) & ~used], minlength=3)
+    assert (spare < blocked.unit(index.size, 3)).all()
 
 
 @BACKENDS

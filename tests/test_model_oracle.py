@@ -209,7 +209,17 @@ def compare_values(config, captured, want):
 
 
 # What has no meaning for the oracle, or has tests of its own.
-APART = {"vocab_size", "context_length", "d_model", "dropout", "dtype", "remat", "dispatch", "capacity_factor", "attention_kernel"}
+APART = {
+    "vocab_size",
+    "context_length",
+    "d_model",
+    "dropout",
+    "dtype",
+    "remat",
+    "dispatch",
+    "capacity_factor",
+    "attention_kernel",
+}
 
 
 def test_the_cases_vary_every_field():

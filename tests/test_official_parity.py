@@ -9,30 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import close, run
 
-import mom_jax as mom
-from mom_jax import losses
 from mom_jax.interop.official import params_from_official, params_to_official
 
 pytestmark = pytest.mark.parity
-
-
-def run(params, loaded):
-    """(total loss, (losses, output, logits)) of the golden's batch, as the authors' code computes it."""
-    arrays, config = loaded.arrays, loaded.config
-    noise = loaded.noise and mom.Noise(**{side: jnp.asarray(value) for side, value in loaded.noise.items()})
-    ids, labels = jnp.asarray(arrays["input_ids"]), jnp.asarray(arrays["labels"])
-    mask = jnp.asarray(arrays["attention_mask"]) if "attention_mask" in arrays else None
-    model = mom.with_parameters(config, params)
-    output = model(ids, mask=mask, noise=noise, capture=("hidden", "routing"))
-    if config.num_classes is None:
-        nll, count = losses.next_token(output, labels)
-        result = losses.finish(losses.LossSums(nll, count, output.routing), config)
-        return result.total, (result, output, output.logits)
-    logits = model.classify(output.hidden, jnp.asarray(loaded.last_index))
-    nll, count = losses.cross_entropy(logits, labels)
-    result = losses.finish(losses.LossSums(nll, count, output.routing), config)
-    return result.loss, (result, output, logits)  # the official classifier's loss has no balance term
 
 
 @pytest.fixture(scope="module", params=golden.golden_files(), ids=lambda path: path.stem)
@@ -41,11 +22,6 @@ def case(request):
     params = jax.tree.map(jnp.asarray, params_from_official(loaded.state_dict, loaded.config))
     gradient, (result, output, logits) = jax.jit(jax.grad(lambda p: run(p, loaded), has_aux=True))(params)
     return loaded, gradient, result, output, logits
-
-
-def close(loaded, name, actual, desired=None):
-    desired = loaded.arrays[name] if desired is None else desired
-    np.testing.assert_allclose(np.asarray(actual), desired, rtol=0, atol=loaded.tolerance(name), err_msg=name)
 
 
 def test_logits_and_losses(case):

@@ -328,7 +328,8 @@ def describe_routing(side: str, summary: dict[str, Any], skip: bool) -> str:
     if skip:
         names[-1] = "SKIP"
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip(names, usage, strict=True))
-    return f"{side} router: entropy {np.mean(summary['entropy']):.3f} nats, usage {shares}"
+    dropped = f", dropped for want of room {100 * summary['dropped']:.1f} %" if summary["dropped"] else ""
+    return f"{side} router: entropy {np.mean(summary['entropy']):.3f} nats, usage {shares}{dropped}"
 
 
 def parse_profile(text: str) -> Profile:

@@ -15,7 +15,10 @@ from train.files import write_whole
 
 CONFIG = "config.json"
 # What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.
-FREE = ("run", "evaluate_every", "final_batches", "checkpoint", "data.cache", "model.remat", "model.dispatch", "model.attention_kernel")
+FREE = (
+    *("run", "evaluate_every", "final_batches", "checkpoint", "data.cache"),
+    *("model.remat", "model.dispatch", "model.attention_kernel"),
+)
 
 
 def to_json(config: Config) -> bytes:

@@ -14,7 +14,8 @@ def summary(routing: Routing, config: ModelConfig) -> dict[str, dict[str, Any]]:
 
     entropy: of the router's distribution, nats, per step. usage: the share of each class among the choices, per step.
     skip: the share of choices that fell on SKIP (0 without SKIP). off_diagonal: the share that fell on another module
-    than step h's own module h. taken: real modules that a token takes at a step, on average.
+    than step h's own module h. dropped: the share of the choices of real modules for which a module had no room (0
+    without a capacity). taken: real modules that a token takes at a step, on average.
     """
     return {side: _side(jax.device_get(stats), config, side) for side, stats in routing.sides().items()}
 
@@ -22,11 +23,13 @@ def summary(routing: Routing, config: ModelConfig) -> dict[str, dict[str, Any]]:
 def _side(stats: SideStats, config: ModelConfig, side: Side) -> dict[str, Any]:
     choices = np.asarray(stats.choices_C, np.float64).reshape(-1, stats.choices_C.shape[-1])
     total = max(choices.sum(), 1.0)
+    real = choices[:, : config.modules(side)].sum()
     tokens = np.maximum(np.asarray(stats.tokens, np.float64).reshape(-1), 1.0)
     return {
         "entropy": (np.asarray(stats.entropy, np.float64).reshape(-1) / tokens).tolist(),
         "usage": (choices / np.maximum(choices.sum(-1, keepdims=True), 1.0)).tolist(),
         "skip": float(choices[:, -1].sum() / total) if config.skip else 0.0,
         "off_diagonal": float(np.sum(stats.off_diagonal) / total),
-        "taken": float(choices[:, : config.modules(side)].sum() / tokens.sum()),
+        "dropped": float(np.sum(stats.dropped) / max(real, 1.0)),
+        "taken": float(real / tokens.sum()),
     }

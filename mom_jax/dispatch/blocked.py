@@ -8,7 +8,7 @@ hands on (`Pooled.sink`): in a scan over steps no gradient of a whole pool is ma
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from mom_jax.dispatch.body import Body, Pooled, linear
 from mom_jax.dispatch.plan import Plan, combine, take
 
-SMALLEST, LARGEST = 32, 128  # limits of the smallest block's rows
-SIZES = 3  # how many sizes of blocks there are; each makes the program longer
+SMALLEST, LARGEST = 64, 128  # limits of the smallest block's rows
+SIZES = 2  # how many sizes of blocks there are; each makes the program longer
 
 
 def unit(choices: int, num_modules: int) -> int:
@@ -27,37 +27,6 @@ def unit(choices: int, num_modules: int) -> int:
     return min(LARGEST, max(SMALLEST, 1 << (share - 1).bit_length()))
 
 
-class _Blocks(NamedTuple):
-    """The blocks of one size: each one's module and first row, and how many there are."""
-
-    size: int
-    module: jax.Array
-    start: jax.Array
-    used: jax.Array
-
-
-def _schedule(plan: Plan) -> list[_Blocks]:
-    """Every module's rows as blocks: as many of the largest size as fit, then the binary digits of the rest."""
-    choices, rows, modules = plan.slot_TxK.size, plan.choice_P.shape[0], plan.sizes_N.shape[0]
-    smallest = unit(choices, modules)
-    largest = smallest << min(SIZES, max(1, (choices // smallest).bit_length())) - 1
-    padded = -(-plan.sizes_N // smallest) * smallest
-    start = jnp.cumsum(padded) - padded
-    end = jnp.cumsum(padded // largest)
-    number = jnp.arange(rows // largest, dtype=end.dtype)
-    module = jnp.searchsorted(end, number, side="right")
-    first = jnp.take(start - (end - padded // largest) * largest, module, mode="clip")
-    schedule = [_Blocks(largest, module, first + number * largest, end[-1])]
-    start += padded // largest * largest
-    size = largest // 2
-    while size >= smallest:
-        has = padded & size
-        module = jnp.nonzero(has, size=modules, fill_value=0)[0]
-        schedule.append(_Blocks(size, module, start[module], jnp.count_nonzero(has)))
-        start, size = start + has, size // 2
-    return schedule
-
-
 def routed(body: Body, x_TxD: jax.Array, pool: Pooled, multiplier_TxK: jax.Array, plan: Plan) -> tuple:
     """Each token's sum of `body` over its choices, and the pool for its next use."""
     rows, sink = _rows(body, x_TxD, pool.weights, pool.sink, multiplier_TxK, plan)
@@ -65,18 +34,34 @@ def routed(body: Body, x_TxD: jax.Array, pool: Pooled, multiplier_TxK: jax.Array
 
 
 def _for_each(plan: Plan, x: jax.Array, multiplier: jax.Array, weights: Any, step: Callable, carry: Any) -> Any:
-    """carry = step(module, start, rows of x [G, D], multipliers [G, 1], the module's weights, carry) for all blocks."""
+    """carry = step(module, start, rows of x [G, D], multipliers [G, 1], the module's weights, carry) for all blocks.
 
-    def visit(blocks: _Blocks, i: jax.Array, carry: Any) -> Any:
-        module, start = blocks.module[i], blocks.start[i]
-        choice = jax.lax.dynamic_slice_in_dim(plan.choice_P, start, blocks.size)
+    A module's blocks follow one another: as many of the largest size as fit, then the binary digits of the rest.
+    """
+    choices, modules = plan.slot_TxK.size, plan.sizes_N.shape[0]
+    smallest = unit(choices, modules)
+    sizes = [smallest << i for i in range(min(SIZES, max(1, (choices // smallest).bit_length())))][::-1]
+    padded = -(-plan.sizes_N // smallest) * smallest
+    first = jnp.cumsum(padded) - padded
+    busy = jnp.argsort(padded == 0)  # those with rows before those without
+
+    def visit_module(j: jax.Array, carry: Any) -> Any:
+        module = busy[j]
         own = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, module, keepdims=False), weights)
-        rows = take(x, choice // multiplier.shape[1])
-        return step(module, start, rows, take(multiplier.reshape(-1), choice)[:, None], own, carry)
+        start, rest = first[module], padded[module]
+        for size in sizes:
 
-    for blocks in _schedule(plan):
-        carry = jax.lax.fori_loop(0, blocks.used, functools.partial(visit, blocks), carry)
-    return carry
+            def visit(i: jax.Array, carry: Any, size: int = size, start: jax.Array = start) -> Any:
+                at = start + i * size
+                choice = jax.lax.dynamic_slice_in_dim(plan.choice_P, at, size)
+                rows = take(x, choice // multiplier.shape[1])
+                return step(module, at, rows, take(multiplier.reshape(-1), choice)[:, None], own, carry)
+
+            carry = jax.lax.fori_loop(0, rest // size, visit, carry)
+            start, rest = start + rest // size * size, rest % size
+        return carry
+
+    return jax.lax.fori_loop(0, jnp.count_nonzero(padded), visit_module, carry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -6,7 +6,8 @@
   loss's second softmax, noise in evaluation) is set by `ModelConfig.official`.
 - `n_layer` only scales their initialisation (and must reach the number of their blocks): it is not read, and written as
   `ModelConfig.num_layers`.
-- `dtype`, `remat`, `dispatch` and `attention_kernel` say how we compute, not what: they are not written and read as their defaults.
+- `dtype`, `remat`, `dispatch` and `attention_kernel` say how we compute, not what: they are not written, and read as
+  their defaults.
 
 State dicts are dictionaries of numpy arrays; parameters are our model's nested dictionaries of arrays. Reading and
 writing files is the caller's business.

@@ -17,6 +17,7 @@ def test_summary_of_known_sums():
         probability_C=jnp.zeros((1, 2, 3)),
         top1_C=choices,
         choices_C=choices,
+        dropped=jnp.array([[0.0, 1.0]]),
         off_diagonal=jnp.array([[1.0, 0.0]]),
         entropy=jnp.array([[2.0, 4.0]]),
         z=jnp.zeros((1, 2)),
@@ -29,4 +30,5 @@ def test_summary_of_known_sums():
     assert ffn["usage"] == [[0.75, 0.25, 0.0], [0.0, 0.25, 0.75]]
     assert ffn["skip"] == pytest.approx(3 / 8)
     assert ffn["off_diagonal"] == pytest.approx(1 / 8)
+    assert ffn["dropped"] == pytest.approx(1 / 5)
     assert ffn["taken"] == pytest.approx(5 / 8)

@@ -1,0 +1,217 @@
+"""What the benchmarks share: interleaved timing, compiling ahead, flags and output."""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers")
+
+Call = Callable[[], Any]
+# Seconds of each named call, round by round.
+Seconds = dict[str, list[float]]
+
+
+# Timing.
+
+
+def interleaved(calls: Mapping[str, Call], rounds: int, *, limit: float = float("inf")) -> Seconds:
+    """Times every call once a round, in turn: a change of the machine's speed meets all of them.
+
+    Each round starts with another call, and every other round goes backwards, so that no call always follows the same
+    one. Calls must be warmed up and return when their work is done. limit: a call that has taken so many seconds in
+    all takes no part in further rounds.
+    """
+    names, seconds = list(calls), Seconds({name: [] for name in calls})
+    for turn in range(rounds if names else 0):
+        start = turn % len(names)
+        order = names[start:] + names[:start]
+        for name in reversed(order) if turn % 2 else order:
+            if sum(seconds[name]) >= limit:
+                continue
+            begin = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def warm_up(calls: Mapping[str, Call], times: int = 2) -> None:
+    """Calls everything: the first calls fetch fresh memory."""
+    for call in calls.values():
+        for _ in range(times):
+            call()
+
+
+def medians(seconds: Seconds) -> dict[str, float]:
+    """The median seconds of each call."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def ratios(seconds: Seconds, over: str, under: str) -> list[float]:
+    """Seconds of `over` per second of `under`, round by round; empty where one of them was not timed."""
+    pairs = zip(seconds.get(over, []), seconds.get(under, []), strict=False)
+    return [a / b for a, b in pairs]
+
+
+def ratio(seconds: Seconds, over: str, under: str) -> float | None:
+    """The median over the rounds of the round's own ratio; None where one of the two was not timed."""
+    values = ratios(seconds, over, under)
+    return statistics.median(values) if values else None
+
+
+def quartiles(values: list[float]) -> list[float] | None:
+    """The lower and upper quartile: how far a median is to be trusted."""
+    return [float(q) for q in np.percentile(values, (25, 75))] if values else None
+
+
+# Compiling.
+
+
+class Compiled(NamedTuple):
+    """run: the compiled function. seconds: what compiling took, without tracing. temp_bytes: the temporaries of a call.
+    program_bytes: the length of the optimised HLO as text."""
+
+    run: Callable[..., Any]
+    seconds: float
+    temp_bytes: int
+    program_bytes: int
+
+
+def compile_ahead(function: Any, *args: Any) -> Compiled:
+    """A jitted function compiled for these arguments (arrays or their shapes)."""
+    lowered = function.lower(*args)
+    begin = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - begin
+    return Compiled(compiled, seconds, compiled.memory_analysis().temp_size_in_bytes, len(compiled.as_text()))
+
+
+@contextlib.contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Within it nothing comes out of the cache of compiled programs on disk."""
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # JAX looks at the setting once
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
+
+
+# Flags.
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def some_of(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """An argparse type: names separated by commas, each one of `allowed`."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if unknown := [name for name in names if name not in allowed]:
+            raise argparse.ArgumentTypeError(f"{','.join(unknown)!r} unknown; there are {','.join(allowed)}")
+        return names
+
+    return parse
+
+
+def parser(name: str, description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The flags that all benchmarks have. description: a docstring, of which the first paragraph is shown."""
+    result = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=(description or "").split("\n\n")[0], allow_abbrev=False
+    )
+    result.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
+    result.add_argument("--rounds", type=positive, default=rounds, help=f"how often each is timed ({rounds})")
+    result.add_argument("--small", action="store_true", help="toy sizes, to see that it runs: not a measurement")
+    return result
+
+
+# Output.
+
+
+def threads() -> int:
+    """The cores that this process may use: so many threads XLA takes."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """What ran where. load_average: processes that wanted to run in the minute before: a quiet machine's is below 1."""
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {
+        "device": jax.devices()[0].device_kind,
+        "threads": threads(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def progress(text: str) -> None:
+    """One line on stderr: some benchmarks take minutes."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def report(result: dict[str, Any], as_json: bool) -> None:
+    """Prints a result: as one JSON line, or to be read."""
+    print(json.dumps(result, allow_nan=False) if as_json else readable(result))
+
+
+def readable(result: Mapping[str, Any], indent: str = "") -> str:
+    """Nested dictionaries as lines; a list or a dictionary of dictionaries is a table."""
+    width = max((len(name) for name in result), default=0)
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            value = [{"": key, **row} for key, row in value.items()]
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            lines += [f"{indent}{name}", *_table(value, indent + "  ")]
+        elif isinstance(value, dict):
+            lines += [f"{indent}{name}", readable(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name:<{width}}  {_cell(value)}")
+    return "\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return [
+        indent + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return " .. ".join(_cell(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

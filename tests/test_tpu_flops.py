@@ -1,0 +1,60 @@
+"""The reference model's training step on a TPU pod, compiled here: no more products than the active parameters need.
+
+Needs libtpu, installed or in the folder that MOM_LIBTPU names: `pip install --no-deps --target FOLDER libtpu==VERSION`
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = os.environ.get("MOM_LIBTPU")
+
+INSTALLED = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(not FOLDER and not INSTALLED, reason="no libtpu, and MOM_LIBTPU is not set")
+COMMAND = [sys.executable, "-m", "benchmarks.tpu"]
+
+
+def measure(*arguments: str) -> dict:
+    """What the benchmark prints."""
+    path = os.pathsep.join(filter(None, (FOLDER, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path}
+    run = subprocess.run([*COMMAND, "--json", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    result = json.loads(run.stdout)
+    # Else the ratio would say nothing.
+    assert not result["unknown_loops"]
+    assert not result["unknown_kernels"]
+    return result
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_the_default_backend_multiplies_by_the_chosen_modules_only(top_k):
+    result = measure("--top-k", str(top_k))
+    assert 1 <= result["ratio"] <= 1.1
+    grouped = [kernel for kernel in result["kernels"] if "gmm" in kernel["name"]]
+    # Two matrices on each side; each multiplies in the forward pass and for both of its gradients, at every step.
+    assert sum(kernel["count"] for kernel in grouped) == 2 * 2 * 3 * 8
+    assert sum(kernel["flops"] for kernel in grouped) == result["ideal_flops_by_part"]["modules"]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_every_module_for_every_token_is_seen_to_cost_more():
+    assert measure("--dispatch", "dense")["ratio"] > 1.1
+
+
+@pytest.mark.skipif(INSTALLED, reason="libtpu is installed")
+def test_without_libtpu_it_says_so():
+    hidden = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(COMMAND, cwd=ROOT, env=hidden, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("libtpu is not installed")
+    assert len(run.stderr.splitlines()) == 1

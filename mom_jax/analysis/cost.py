@@ -7,6 +7,7 @@ width, C router classes. Only matrix products are counted as FLOPs, a multiply-a
 import dataclasses
 
 from mom_jax.config import SIDES, ModelConfig, Side
+from mom_jax.linear_cross_entropy import DEFAULT_CHUNK_LOGITS
 
 _TPU_DOCS = "https://cloud.google.com/tpu/docs/"
 _A100 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet.pdf"
@@ -192,28 +193,30 @@ def training_memory_bytes(
     Returns {parameters, gradients, optimizer, activations, logits, total}: float32 parameters, gradients and two Adam
     moments are exact. Activations are what the backward pass keeps, in `dtype` (router states and scores in float32):
 
-    - `none`: inputs of all nonlinear operations and products and the attention probabilities: for a plain layer
-      8·D + 2·F + heads·length numbers a token (Korthikanti et al., arXiv 2205.05198, section 4.1, without dropout).
+    - `none`: inputs of all nonlinear operations and products: for a plain layer 8·D + 2·F numbers a token (Korthikanti
+      et al., arXiv 2205.05198, section 4.1, without dropout), and with `plain` attention heads·length probabilities.
       A module of a routed side adds its normed input, hidden layer and output each time it is taken.
-    - `dots`: the layer's input and the outputs of its products with weights; attention is computed again.
+    - `dots`: the layer's input, the results of its products, attention's output, and the routers' gates. The `blocked`
+      backend makes the hidden layers of routed FFNs again, which are counted here.
     - `full`: each layer's input and router state, and all of one layer while that is computed again.
 
     Dispatch buffers, the compiler's temporaries and fragmentation are not in it: expect some ten percent more.
 
     Args:
-        logits_tokens: tokens whose logits exist at a time, where the loss works in chunks; default: all of them.
+        logits_tokens: tokens whose logits exist at a time; default: as many as the loss takes at once on accelerators.
     """
     tokens, d, f, v = batch * length, config.d_model, config.inner_width, config.vocab_size
     width = 2 if config.dtype == "bfloat16" else 4
     steps, anchors = config.num_chunks * config.num_steps, _anchors(config)
 
     def everything(attn: int, ffn: int, routed_attn: bool, routed_ffn: bool) -> int:
-        attention = 5 * d + attn * d * (1 + routed_attn) + config.num_heads * length
+        probabilities = config.num_heads * length if config.attention_kernel == "plain" else config.num_heads
+        attention = 5 * d + attn * d * (1 + routed_attn) + probabilities
         return attention + d + ffn * (d + 2 * f + d * routed_ffn)
 
-    def products(attn: int, ffn: int) -> int:
-        # The sum over modules needs no more than one q, k, v; outputs are kept to differentiate the weights.
-        return d + 3 * d + attn * d + ffn * (f + d)
+    def products(ffn: int) -> int:
+        # The sum over modules needs no more than one q, k, v and one output, however many modules are taken.
+        return d + 3 * d + d + config.num_heads + d + ffn * f
 
     k_attn, k_ffn = _taken(config, "attention"), _taken(config, "ffn")
     full_anchor = everything(1, 1, False, False)
@@ -223,17 +226,18 @@ def training_memory_bytes(
         for side in SIDES
         if config.kind(side) == "routed"
     )
+    routers = config.router.dim * sum(config.kind(side) == "routed" for side in SIDES)
     if config.remat == "none":
         numbers = anchors * full_anchor + steps * full_step
         # A router's backward pass also needs its hidden layer: the gates, before and after.
-        gates = {"mlp": 1, "gru": 6, "gru_dev": 6, "gru_random": 8}[config.router.kind]
-        state += gates * config.router.dim * sum(config.kind(side) == "routed" for side in SIDES)
+        state += {"mlp": 1, "gru": 6, "gru_dev": 6, "gru_random": 8}[config.router.kind] * routers
     elif config.remat == "dots":
-        numbers = anchors * products(1, 1) + steps * products(k_attn, k_ffn)
+        numbers = anchors * products(1) + steps * products(k_ffn)
+        state += {"mlp": 1, "gru": 3, "gru_dev": 3, "gru_random": 4}[config.router.kind] * routers
     else:
         numbers = (anchors + steps) * d + max(full_anchor if anchors else 0, full_step if steps else 0)
     activations = tokens * (numbers * width + steps * state * 4)
-    at_once = tokens if logits_tokens is None else min(tokens, logits_tokens)
+    at_once = min(tokens, -(-DEFAULT_CHUNK_LOGITS // v) if logits_tokens is None else logits_tokens)
     # Logits and their gradient, in float32; a classifier's are one row a sequence.
     logits = 8 * (at_once * v if config.num_classes is None else batch * config.num_classes)
     parameters = 4 * parameter_count(config).total

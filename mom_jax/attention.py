@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mom_jax.config import ModelConfig
 from mom_jax.products import transposed
-from mom_jax.remat import save
+from mom_jax.remat import PRODUCT, save
 
 BACKENDS = ("plain", "blocked", "splash", "cudnn")
 MIN_QUERIES, MAX_BLOCKS = 64, 8  # a block of queries; more blocks skip more and make a longer program
@@ -200,5 +200,6 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Callable:
             head_shards=1,
             q_seq_shards=1,
             block_sizes=splash_attention_kernel.BlockSizes(**sizes),
+            residual_checkpoint_name=PRODUCT,
             interpret=interpret,
         )

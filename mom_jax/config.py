@@ -154,8 +154,8 @@ class ModelConfig:
         layer_norm_epsilon: of every layer norm.
         num_classes: builds a sequence-classification head of so many classes.
         dtype: of the computation; parameters, router logits and softmax are float32.
-        remat: what the backward pass recomputes. `none`; `dots`: all but matrix products; `full`: assembly steps and
-            anchors.
+        remat: what the backward pass recomputes. `none`; `dots`: all but matrix products (docs/results.md has the
+            measurement that made it the default); `full`: assembly steps and anchors.
         dispatch: the backend of the routed computation (mom_jax/dispatch); `auto` goes by platform.
         capacity_factor: rows that a module takes in one step at most, as a multiple of an even share of all choices;
             what does not fit is dropped. None: dropless. With a factor `dispatch` has no say.

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.config import ModelConfig
+from mom_jax.fields import require
 from mom_jax.products import transposed
 from mom_jax.remat import PRODUCT, save
 
@@ -79,6 +80,8 @@ def attend(
 def resolve(config: ModelConfig, length: int) -> str:
     """The backend for sequences of `length`; `auto` goes by platform and by what its fused kernel can do."""
     if config.attention_kernel != "auto":
+        allowed = f"takes sequences of a multiple of 128 tokens, not {length}"
+        require(config.attention_kernel != "splash" or length % 128 == 0, "attention_kernel", "splash", allowed)
         return config.attention_kernel
     platform, half = jax.default_backend(), config.dtype == "bfloat16"
     if platform == "tpu" and length % 128 == 0:

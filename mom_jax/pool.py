@@ -22,9 +22,9 @@ def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side) -> Pool
     """Stacked float32 weights [N, ...], made ready for the steps of a scan."""
     backend = dispatch.resolve(config)
     if side == "ffn":
-        return {"ffn": dispatch.pooled(weights, backend, config.dtype)}
+        return {"ffn": dispatch.pooled(weights, backend)}
     parts = {"qkv": (weights.first_kernel, weights.first_bias), "out": (weights.last_kernel, weights.last_bias)}
-    return {name: dispatch.pooled(part, backend, config.dtype) for name, part in parts.items()}
+    return {name: dispatch.pooled(part, backend) for name, part in parts.items()}
 
 
 def make_plan(selection: Selection, config: ModelConfig, side: Side) -> Plan:

@@ -11,6 +11,7 @@ import pytest
 from mom_jax import attention
 from mom_jax.attention import KV, View, attend
 from mom_jax.config import DropoutConfig, ModelConfig
+from mom_jax.fields import ConfigError
 
 CONFIG = ModelConfig(d_model=12, num_heads=3)
 # splash takes multiples of 128 only; it is interpreted here, which is slow.
@@ -130,6 +131,15 @@ def test_auto_goes_by_platform_and_shape(monkeypatch):
     assert attention.resolve(config, 200) == "cudnn"
     assert attention.resolve(dataclasses.replace(config, dtype="float32"), 256) == "blocked"
     assert attention.resolve(dataclasses.replace(config, attention_kernel="plain"), 256) == "plain"
+
+
+def test_what_splash_cannot_do_is_said():
+    config = ModelConfig(attention_kernel="splash")
+    assert attention.resolve(config, 256) == "splash"
+    with pytest.raises(
+        ConfigError, match="attention_kernel='splash': takes sequences of a multiple of 128 tokens, not 200"
+    ):
+        attention.resolve(config, 200)
 
 
 def test_dropout_and_caches_take_the_plain_way():

@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 
 from mom_jax import ModelConfig, dispatch
 from mom_jax.dispatch import blocked, plan
+from mom_jax.fields import ConfigError
 from mom_jax.products import product
 
 D, E = 5, 4
@@ -120,7 +121,7 @@ def test_gradients_of_a_pool_that_a_scan_uses_again(backend, steps):
     weight = jnp.asarray(rng.normal(size=index.shape), jnp.float32)
 
     def scanned(x, weights, weight):
-        plan, pool = make_plan(index, modules, backend), dispatch.pooled(weights, backend, jnp.float32)
+        plan, pool = make_plan(index, modules, backend), dispatch.pooled(weights, backend)
 
         def body(carry, _):
             x, sink = carry
@@ -300,3 +301,29 @@ def test_auto_goes_by_platform(monkeypatch):
     for installed, want in ((True, "tokamax"), (False, "ragged")):
         monkeypatch.setattr(dispatch, "runs_here", lambda name, installed=installed: installed)
         assert dispatch.resolve(config) == want
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(dispatch, "runs_here", lambda name: False)
+    with pytest.raises(ConfigError, match="dispatch='tokamax': the package of that name is not installed"):
+        dispatch.resolve(ModelConfig(dispatch="tokamax"))
+
+
+@BACKENDS
+def test_the_gradients_of_a_scans_steps_are_added_in_float32(backend):
+    """512 and 1 from two steps in bfloat16: 513 is no bfloat16."""
+    index = jnp.zeros((1, 1), jnp.int32)
+
+    def loss(kernel):
+        plan, pool = make_plan(index, 1, backend), dispatch.pooled((kernel, jnp.zeros((1, 1))), backend)
+
+        def body(sink, x):
+            used = dispatch.Pooled(pool.weights, sink)
+            y, used = dispatch.routed(
+                lambda linear, rows, m, w: linear(rows, *w), x, used, jnp.ones((1, 1)), plan, backend
+            )
+            return used.sink, y.astype(jnp.float32).sum()
+
+        return jax.lax.scan(body, pool.sink, jnp.asarray([512.0, 1.0], jnp.bfloat16)[:, None, None])[1].sum()
+
+    assert float(jax.grad(loss)(jnp.ones((1, 1, 1)))[0, 0, 0]) == 513

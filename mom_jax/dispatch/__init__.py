@@ -20,6 +20,7 @@ from mom_jax.config import ModelConfig
 from mom_jax.dispatch import blocked, grouped, megablox
 from mom_jax.dispatch.body import Body, Linear, Pooled, linear, with_sink
 from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
+from mom_jax.fields import require
 
 BACKENDS = ("dense", "blocked", "ragged", "megablox", "tokamax", "capacity")
 
@@ -34,6 +35,7 @@ def resolve(config: ModelConfig) -> str:
     if config.capacity_factor is not None:
         return "capacity"
     if config.dispatch != "auto":
+        require(runs_here(config.dispatch), "dispatch", config.dispatch, "the package of that name is not installed")
         return config.dispatch
     gpu = "tokamax" if runs_here("tokamax") else "ragged"
     return {"cpu": "blocked", "tpu": "megablox"}.get(jax.default_backend(), gpu)
@@ -57,14 +59,12 @@ def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_fac
     return sort_plan(index_TxK, num_modules, multiple=megablox.TILE)
 
 
-def pooled(weights: Any, backend: str, dtype: Any) -> Pooled:
-    """A pool's float32 weights [N, ...], made ready for uses by `routed` with rows of `dtype`.
+def pooled(weights: Any, backend: str) -> Pooled:
+    """A pool's float32 weights [N, ...], made ready for uses by `routed`; each use returns them for the next.
 
-    A scan carries the result from step to step, each of which returns it for the next.
+    Products cast them to the dtype of the rows; their gradients are added up in float32.
     """
-    if backend == "blocked":
-        return with_sink(weights)
-    return Pooled(jax.tree.map(lambda w: w.astype(dtype), weights), None)
+    return with_sink(weights) if backend == "blocked" else Pooled(weights, None)
 
 
 def routed(
@@ -89,5 +89,5 @@ def routed_linear(
     def body(linear: Linear, rows: jax.Array, multiplier: jax.Array, weights: tuple) -> jax.Array:
         return linear(rows, *weights, multiplier)
 
-    pool = pooled((kernel_NxDxE, bias_NxE), backend, x_TxD.dtype)
+    pool = pooled((kernel_NxDxE, bias_NxE), backend)
     return routed(body, x_TxD, pool, multiplier_TxK, plan, backend)[0]

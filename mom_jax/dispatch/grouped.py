@@ -9,8 +9,8 @@ from mom_jax.dispatch.body import Body, Pooled, biases, scale
 from mom_jax.dispatch.megablox import product as megablox
 from mom_jax.dispatch.plan import Plan, combine, gather, spread
 
-# (rows [P, D], kernel [N, D, E], plan) -> rows · kernel[module of the row], [P, E] in float32; what an empty row gets
-# is not defined.
+# (rows [P, D], kernel [N, D, E], plan) -> rows · kernel[module of the row], [P, E] in float32, multiplied in the dtype
+# of the rows; what an empty row gets is not defined.
 Product = Callable[[jax.Array, jax.Array, Plan], jax.Array]
 
 
@@ -35,18 +35,18 @@ def routed(
 
 def _dense(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
     own = jax.nn.one_hot(plan.module_P, kernel.shape[0], dtype=jnp.float32)
-    every = jnp.einsum("pd,nde->pne", rows, kernel, preferred_element_type=jnp.float32)
+    every = jnp.einsum("pd,nde->pne", rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
     return jnp.einsum("pn,pne->pe", own, every, precision=jax.lax.Precision.HIGHEST)
 
 
 def _ragged(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    return jax.lax.ragged_dot(rows, kernel, plan.sizes_N, preferred_element_type=jnp.float32)
+    return jax.lax.ragged_dot(rows, kernel.astype(rows.dtype), plan.sizes_N, preferred_element_type=jnp.float32)
 
 
 def _tokamax(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
     import tokamax
 
-    return tokamax.ragged_dot(rows, kernel, plan.sizes_N, preferred_element_type=jnp.float32)
+    return tokamax.ragged_dot(rows, kernel.astype(rows.dtype), plan.sizes_N, preferred_element_type=jnp.float32)
 
 
 def _megablox(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
@@ -55,7 +55,7 @@ def _megablox(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
 
 def _capacity(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
     blocks = rows.reshape(kernel.shape[0], -1, rows.shape[1])
-    product = jnp.einsum("ncd,nde->nce", blocks, kernel, preferred_element_type=jnp.float32)
+    product = jnp.einsum("ncd,nde->nce", blocks, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
     return product.reshape(rows.shape[0], -1)
 
 

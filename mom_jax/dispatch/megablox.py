@@ -45,15 +45,17 @@ def _tgmm(rows: jax.Array, d: jax.Array, sizes: jax.Array, dtype: jnp.dtype) -> 
 def product(rows: jax.Array, kernel: jax.Array, sizes: jax.Array) -> jax.Array:
     """rows [P, D] · kernel[module of the row] [N, D, E], [P, E] in float32; rows past the sum of `sizes` are unwritten.
 
-    sizes: [N] int32, the rows of each module, one after the other. P must be a multiple of `TILE`.
+    The operands have the dtype of the rows. sizes: [N] int32, the rows of each module, one after the other. P must be a
+    multiple of `TILE`.
     """
-    return _gmm(rows, kernel, sizes, jnp.float32, transpose=False)
+    return _gmm(rows, kernel.astype(rows.dtype), sizes, jnp.float32, transpose=False)
 
 
 def _backward(residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     rows, kernel, sizes = residual
     d = d.astype(rows.dtype)
-    return _gmm(d, kernel, sizes, rows.dtype, transpose=True), _tgmm(rows, d, sizes, kernel.dtype), None
+    d_rows = _gmm(d, kernel.astype(rows.dtype), sizes, rows.dtype, transpose=True)
+    return d_rows, _tgmm(rows, d, sizes, kernel.dtype), None
 
 
 product.defvjp(lambda *args: (product(*args), args), _backward)

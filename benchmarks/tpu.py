@@ -1,9 +1,9 @@
 """What a TPU pod would compute for one training step, on a machine without a TPU: `python -m benchmarks.tpu`.
 
-Compiles loss and gradient of a reference model for every chip of a topology (data parallel, each chip routing its own
-tokens), reads the matrix products out of the compiled program, and compares them with what the active parameters need.
-Prints one JSON line, and a summary to the standard error. Needs libtpu (`pip install 'jax[tpu]'`), which may be in a
-folder of PYTHONPATH.
+Compiles loss and gradient of the work of benchmarks/reference.py for every chip of a topology (data parallel, a batch
+for each chip, which routes its own tokens; nothing is computed again), reads the matrix products out of the compiled
+program, and compares them with what the active parameters need. Prints one JSON line, and a summary to the standard
+error. Needs libtpu (`pip install 'jax[tpu]'`), which may be in a folder of PYTHONPATH.
 
 FLOPs are those of matrix products, per device and step. `ideal`: three times the forward pass of the active parameters,
 every choice a real module, and attention as the program does it: the kernel's own FLOPs, or the full square where there
@@ -31,28 +31,10 @@ ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
 }
 DISPATCH, ATTENTION = "megablox", "splash"  # what `auto` is on a TPU
-TOPOLOGY, SEQUENCES_PER_DEVICE, LENGTH = "v5e:4x4", 8, 256
+TOPOLOGY = "v5e:4x4"
 
 
-def model_config(**choices: Any) -> Any:
-    """The reference model: 8 modules a side and 8 steps between two anchors."""
-    from mom_jax import ModelConfig, RouterConfig
-
-    return ModelConfig(
-        vocab_size=8192,
-        context_length=LENGTH,
-        d_model=256,
-        num_heads=8,
-        d_ff=1024,
-        num_bottom=1,
-        num_top=1,
-        num_attn_modules=8,
-        num_ffn_modules=8,
-        num_steps=8,
-        router=RouterConfig(kind="gru", dim=256, temperature=0.2, weights="renormalised"),
-        remat="none",  # what is computed again would be in no ideal
-        **choices,
-    )
+# JAX is imported where it is used: the environment has to be set before.
 
 
 def compile_gradient(config: Any, topology: str) -> tuple[Any, Any]:
@@ -64,6 +46,7 @@ def compile_gradient(config: Any, topology: str) -> tuple[Any, Any]:
     from jax.experimental import topologies
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+    from benchmarks.reference import FULL
     from mom_jax import MoM
     from mom_jax.losses import finish
     from train.step import language_model_sums
@@ -84,13 +67,14 @@ def compile_gradient(config: Any, topology: str) -> tuple[Any, Any]:
 
     model = nnx.eval_shape(lambda: MoM(config, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda leaf: placed(leaf, whole), nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    tokens = placed(jax.ShapeDtypeStruct((SEQUENCES_PER_DEVICE * len(devices), LENGTH), jnp.int32), split)
+    tokens = placed(jax.ShapeDtypeStruct((FULL.batch * len(devices), FULL.length), jnp.int32), split)
     traced = jax.jit(jax.value_and_grad(loss)).trace(params, tokens)
     return traced.lower(lowering_platforms=("tpu",)).compile(), devices
 
 
 def measure(config: Any, topology: str) -> dict[str, Any]:
     """Everything that is printed."""
+    from benchmarks.reference import FULL
     from mom_jax.analysis import cost, hlo
 
     start = time.process_time()
@@ -98,9 +82,8 @@ def measure(config: Any, topology: str) -> dict[str, Any]:
     seconds = time.process_time() - start
     counted, memory = hlo.count(compiled.as_text()), compiled.memory_analysis()
     kernels = [call for call in counted.custom_calls if call.target == "tpu_custom_call"]
-    tokens = SEQUENCES_PER_DEVICE * LENGTH
-    parts = cost.forward_flops_by_part(config, LENGTH, causal=False)
-    ideal = {name: 3 * tokens * flops for name, flops in parts.items()}
+    parts = cost.forward_flops_by_part(config, FULL.length, causal=False)
+    ideal = {name: 3 * FULL.batch * FULL.length * flops for name, flops in parts.items()}
     attention = sum(call.flops or 0 for call in kernels if "splash" in call.name)
     ideal["scores"] = float(attention) or ideal["scores"]
     flops, needed = counted.flops + counted.kernel_flops, sum(ideal.values())
@@ -168,11 +151,17 @@ def main() -> None:
     # `auto` asks for the platform, which is the CPU here.
     dispatch = DISPATCH if arguments.dispatch == "auto" else arguments.dispatch
     attention = ATTENTION if arguments.attention == "auto" else arguments.attention
-    choices = {"top_k": arguments.top_k, "dtype": arguments.dtype, "dispatch": dispatch, "attention_kernel": attention}
+    from benchmarks import reference
     from mom_jax import ConfigError
 
     try:
-        config = model_config(**choices)
+        config = reference.config(
+            top_k=arguments.top_k,
+            dtype=arguments.dtype,
+            dispatch=dispatch,
+            attention_kernel=attention,
+            remat="none",  # what is computed again would be in no ideal
+        )
     except ConfigError as error:
         parser.error(str(error))
     result = measure(config, arguments.topology)

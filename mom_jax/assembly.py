@@ -14,9 +14,9 @@ from flax import nnx
 from mom_jax import pool
 from mom_jax.attention import KV, View
 from mom_jax.config import SIDES, ModelConfig, Side
-from mom_jax.dispatch import Plan, Pooled
+from mom_jax.dispatch import Plan
 from mom_jax.layers import FFN, INIT_STD, Attention, SublayerWeights, plain_attention, plain_ffn
-from mom_jax.remat import remat
+from mom_jax.remat import remat, save
 from mom_jax.router import Router, Selection, prior_table, select
 from mom_jax.routing import Routing, collect, exchange
 
@@ -99,17 +99,14 @@ class Chunk(nnx.Module):
         routed = [s for s in weights if kinds[s] == "routed"]
         states = {s: getattr(self, f"{s}_router").initial_state(batch * length) for s in routed}
         pools = {s: pool.make_pool(weights[s], config, s) for s in routed}
-        sinks = {s: {name: part.sink for name, part in pools[s].items()} for s in routed}
+        # The scan carries no weights, which it would keep for every step, but where their gradients gather.
+        sinks = {s: pool.sinks(pools[s]) for s in routed}
 
         def body(carry: tuple, now: StepInputs) -> tuple[tuple, StepOutputs]:
             x, states, sinks = carry
             states, sinks, statistics, captured = dict(states), dict(sinks), {}, {}
             attention_key, ffn_key, *noise_keys = [None] * 4 if now.key is None else jax.random.split(now.key, 4)
             noise_key = dict(zip(SIDES, noise_keys, strict=True))
-
-            def current(side: Side) -> pool.Pool:
-                # The scan carries no weights, which it would keep for every step, but where their gradients gather.
-                return {name: Pooled(part.weights, sinks[side][name]) for name, part in pools[side].items()}
 
             def route(side: Side, x: jax.Array) -> tuple[Selection, Plan]:
                 with jax.named_scope("router"):
@@ -120,7 +117,7 @@ class Chunk(nnx.Module):
                         selection, jax.random.fold_in(now.exchange_key, side == "ffn"), valid.reshape(-1)
                     )
                 with jax.named_scope("plan"):
-                    plan = pool.make_plan(selection, config, side)
+                    plan = save(pool.make_plan(selection, config, side))
                 with jax.named_scope("statistics"):
                     statistics[side] = collect(selection, scores, plan, now.step, valid.reshape(-1), config, side)
                 if "routing" in capture:
@@ -134,16 +131,18 @@ class Chunk(nnx.Module):
 
             arguments: dict[str, Any] = {"key": attention_key, "cache": now.cache}
             if kinds["attention"] == "routed":
+                own_pool = pool.with_sinks(pools["attention"], sinks["attention"])
                 chosen = route("attention", x)
-                y, kv, used = pool.routed_attention(current("attention"), x, *chosen, view, config, **arguments)
-                sinks["attention"] = {name: part.sink for name, part in used.items()}
+                y, kv, used = pool.routed_attention(own_pool, x, *chosen, view, config, **arguments)
+                sinks["attention"] = pool.sinks(used)
             else:
                 own = now.ordered["attention"] or shared["attention"]
                 y, kv = plain_attention(own, x, view, config, **arguments)
             x = x + y
             if kinds["ffn"] == "routed":
-                y, used = pool.routed_ffn(current("ffn"), x, *route("ffn", x), config)
-                sinks["ffn"] = {name: part.sink for name, part in used.items()}
+                own_pool = pool.with_sinks(pools["ffn"], sinks["ffn"])
+                y, used = pool.routed_ffn(own_pool, x, *route("ffn", x), config)
+                sinks["ffn"] = pool.sinks(used)
                 x = x + y
             else:
                 x = x + plain_ffn(now.ordered["ffn"] or shared["ffn"], x, config, key=ffn_key)

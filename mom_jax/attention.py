@@ -19,7 +19,6 @@ from mom_jax.fields import require
 from mom_jax.products import transposed
 from mom_jax.remat import PRODUCT, save
 
-BACKENDS = ("plain", "blocked", "splash", "cudnn")
 MIN_QUERIES, MAX_BLOCKS = 64, 8  # a block of queries; more blocks skip more and make a longer program
 
 

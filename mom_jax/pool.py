@@ -4,13 +4,14 @@ T tokens are B·L flattened. The sum over a token's choices is the sum over rows
 """
 
 import functools
+from typing import Any
 
 import jax
 
 from mom_jax import dispatch
 from mom_jax.attention import KV, View, attend, dropout
 from mom_jax.config import ModelConfig, Side
-from mom_jax.dispatch import Linear, Plan, Pooled
+from mom_jax.dispatch import Linear, Plan, Pooled, weighted_linear
 from mom_jax.layers import SublayerWeights, ffn, normalise
 from mom_jax.remat import save
 from mom_jax.router import Selection, straight_through
@@ -27,6 +28,16 @@ def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side) -> Pool
     return {name: dispatch.pooled(part, backend) for name, part in parts.items()}
 
 
+def sinks(pool: Pool) -> dict[str, Any]:
+    """What a scan carries of a pool: where its gradients gather."""
+    return {name: part.sink for name, part in pool.items()}
+
+
+def with_sinks(pool: Pool, carried: dict[str, Any]) -> Pool:
+    """The pool with the sinks that the scan carries."""
+    return {name: part._replace(sink=carried[name]) for name, part in pool.items()}
+
+
 def make_plan(selection: Selection, config: ModelConfig, side: Side) -> Plan:
     """The plan of a selection on one side."""
     backend = dispatch.resolve(config)
@@ -36,10 +47,6 @@ def make_plan(selection: Selection, config: ModelConfig, side: Side) -> Plan:
 def _multiplier(selection: Selection, config: ModelConfig) -> jax.Array:
     """The weights as they multiply. Called once a use: straight-through clamps the gradient of each use by itself."""
     return straight_through(selection.weight_TxK) if config.router.straight_through else selection.weight_TxK
-
-
-def _linear(linear: Linear, rows: jax.Array, multiplier: jax.Array, weights: tuple) -> jax.Array:
-    return linear(rows, *weights, multiplier)
 
 
 def _unweighted(linear: Linear, rows: jax.Array, multiplier: jax.Array, weights: tuple) -> jax.Array:
@@ -66,13 +73,13 @@ def routed_attention(
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
     routed = functools.partial(dispatch.routed, plan=plan, backend=dispatch.resolve(config))
     rows = normalise(x, config.layer_norm_epsilon).reshape(-1, d)
-    body = _linear if config.weighted_qkv else _unweighted
+    body = weighted_linear if config.weighted_qkv else _unweighted
     with jax.named_scope("routed_qkv"):
         qkv, qkv_pool = routed(body, rows, pool["qkv"], _multiplier(selection, config))
     qkv = save(qkv).reshape(batch, length, -1)
     output, cache = attend(qkv, view, config, key=probability_key, cache=cache)
     with jax.named_scope("routed_out"):
-        y, out_pool = routed(_linear, output.reshape(-1, d), pool["out"], _multiplier(selection, config))
+        y, out_pool = routed(weighted_linear, output.reshape(-1, d), pool["out"], _multiplier(selection, config))
     y = dropout(save(y).reshape(x.shape), config.dropout.residual, output_key)
     return y, cache, {"qkv": qkv_pool, "out": out_pool}
 

@@ -1,5 +1,6 @@
 """Matrix products: operands in the compute dtype, sums in float32, gradients that are products of the fast kind."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -38,38 +39,26 @@ def matmul_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
     return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(rows: jax.Array, kernel: jax.Array, is_transposed: bool = False) -> jax.Array:
     """rows [T, D] · kernel [D, E] in float32, the operands in the dtype of the rows.
 
-    So is the gradient of a float32 kernel, which plain differentiation would round to the dtype of the rows.
+    The gradient of a float32 kernel is float32: plain differentiation would round it to the dtype of the rows.
+    is_transposed: the kernel is given as [E, D].
     """
-    return matmul(rows, kernel.astype(rows.dtype))
+    return (matmul_transposed if is_transposed else matmul)(rows, kernel.astype(rows.dtype))
 
 
-def _product_backward(residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _forward(rows: jax.Array, kernel: jax.Array, is_transposed: bool) -> tuple[jax.Array, tuple]:
+    return product(rows, kernel, is_transposed), (rows, kernel)
+
+
+def _backward(is_transposed: bool, residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows, kernel = residual
     d = d.astype(rows.dtype)
-    d_rows = matmul_transposed(d, kernel.astype(rows.dtype)).astype(rows.dtype)
-    return d_rows, inner_product(rows, d).astype(kernel.dtype)
+    d_rows = (matmul if is_transposed else matmul_transposed)(d, kernel.astype(rows.dtype))
+    d_kernel = inner_product(d, rows) if is_transposed else inner_product(rows, d)
+    return d_rows.astype(rows.dtype), d_kernel.astype(kernel.dtype)
 
 
-product.defvjp(lambda rows, kernel: (product(rows, kernel), (rows, kernel)), _product_backward)
-
-
-@jax.custom_vjp
-def product_transposed(rows: jax.Array, kernel_t: jax.Array) -> jax.Array:
-    """`product` with a kernel that is given as its transpose [E, D]."""
-    return matmul_transposed(rows, kernel_t.astype(rows.dtype))
-
-
-def _product_transposed_backward(residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows, kernel_t = residual
-    d = d.astype(rows.dtype)
-    d_rows = matmul(d, kernel_t.astype(rows.dtype)).astype(rows.dtype)
-    return d_rows, inner_product(d, rows).astype(kernel_t.dtype)
-
-
-product_transposed.defvjp(
-    lambda rows, kernel_t: (product_transposed(rows, kernel_t), (rows, kernel_t)), _product_transposed_backward
-)
+product.defvjp(_forward, _backward)

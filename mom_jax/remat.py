@@ -1,7 +1,8 @@
 """What the backward pass keeps and what it computes again.
 
-Matrix products are named where they are made, by `save`; a policy then says which names are kept. JAX's own policies
-for products do not see those inside loops and kernels, where routed products are.
+What costs more to make again than to keep (matrix products, and plans, which are sorts) is named where it is made, by
+`save`; a policy then says which names are kept. JAX's own policies for products do not see those inside loops and
+kernels, where routed products are.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ POLICIES = {
 
 
 def save(x: Any) -> Any:
-    """`x`, the result of a matrix product, which `remat="dots"` keeps."""
+    """`x`, which `remat="dots"` keeps."""
     return jax.tree.map(lambda leaf: checkpoint_name(leaf, PRODUCT), x)
 
 

@@ -18,13 +18,13 @@ import jax
 
 from mom_jax.config import ModelConfig
 from mom_jax.dispatch import blocked, grouped, megablox
-from mom_jax.dispatch.body import Body, Linear, Pooled, linear, with_sink
+from mom_jax.dispatch.body import Body, Linear, Pooled, linear, weighted_linear, with_sink
 from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
 from mom_jax.fields import require
 
-BACKENDS = ("dense", "blocked", "ragged", "megablox", "tokamax", "capacity")
+BACKENDS = ("blocked", *grouped.PRODUCTS)
 
-__all__ = ["BACKENDS", "Body", "Linear", "Plan", "Pooled", "linear", "make_plan", "pooled", "resolve", "routed"]
+__all__ = ["BACKENDS", "Body", "Linear", "Plan", "Pooled", "linear", "weighted_linear"]
 
 
 def resolve(config: ModelConfig) -> str:
@@ -85,9 +85,5 @@ def routed_linear(
     backend: str,
 ) -> jax.Array:
     """Each token's sum of multiplier · (x · kernel[module] + bias[module]) over its choices, [T, E]."""
-
-    def body(linear: Linear, rows: jax.Array, multiplier: jax.Array, weights: tuple) -> jax.Array:
-        return linear(rows, *weights, multiplier)
-
     pool = pooled((kernel_NxDxE, bias_NxE), backend)
-    return routed(body, x_TxD, pool, multiplier_TxK, plan, backend)[0]
+    return routed(weighted_linear, x_TxD, pool, multiplier_TxK, plan, backend)[0]

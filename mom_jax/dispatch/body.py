@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mom_jax.products import product, product_transposed
+from mom_jax.products import product
 
 # (rows [P, D], kernel [D, E], bias [E], multiplier [P, 1] or nothing) -> multiplier · (rows · kernel + bias), [P, E]
 Linear = Callable[..., jax.Array]
@@ -20,8 +20,14 @@ def linear(rows: jax.Array, kernel: jax.Array, bias: jax.Array, multiplier: jax.
     A kernel that is not square may be given transposed, [E, D]. The multiplier acts on the rows, so that its gradient
     needs the product's input and not its result.
     """
-    times = product if kernel.shape[0] == rows.shape[1] else product_transposed
-    return (times(scale(rows, multiplier), kernel) + biases(bias[None], multiplier)).astype(rows.dtype)
+    is_transposed = kernel.shape[0] != rows.shape[1]
+    out = product(scale(rows, multiplier), kernel, is_transposed)
+    return (out + biases(bias[None], multiplier)).astype(rows.dtype)
+
+
+def weighted_linear(linear: Linear, rows: jax.Array, multiplier: jax.Array, weights: Any) -> jax.Array:
+    """The `Body` of one linear map, weights = (kernel, bias)."""
+    return linear(rows, *weights, multiplier)
 
 
 def scale(rows: jax.Array, multiplier: jax.Array | None) -> jax.Array:

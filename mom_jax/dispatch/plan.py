@@ -61,7 +61,7 @@ def _plan(slot_TxK: jax.Array, rows: int, module_P: jax.Array, sizes_N: jax.Arra
     choices = slot_TxK.size
     slot = slot_TxK.astype(jnp.int32)
     choice = jnp.full(rows, choices, jnp.int32)
-    choice = choice.at[slot.reshape(-1)].set(jnp.arange(choices, dtype=jnp.int32), mode="drop", unique_indices=True)
+    choice = choice.at[slot.reshape(-1)].set(jnp.arange(choices, dtype=jnp.int32), mode="drop")
     return Plan(slot, choice, module_P.astype(jnp.int32), sizes_N)
 
 

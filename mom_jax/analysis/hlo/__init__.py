@@ -1,0 +1,130 @@
+"""FLOPs of matrix products counted in an optimised HLO text (`compiled.as_text()`), which is one device's program.
+
+XLA's own `cost_analysis` counts a loop's body once and believes what kernels declare. Here every product is multiplied
+by the trips of the loops around it, and the kernels that are known are counted from their shapes. Only matrix products
+count, a multiply-add being two FLOPs. The text is all that is read: nothing here depends on JAX.
+"""
+
+import collections
+import dataclasses
+import re
+
+from mom_jax.analysis.hlo.kernels import CustomCall, custom_call
+from mom_jax.analysis.hlo.products import PRODUCTS
+from mom_jax.analysis.hlo.text import Computation, Instruction, called, parse, shapes
+from mom_jax.analysis.hlo.values import Value, Values
+
+_MAX_TRIPS = 1 << 17  # a loop that is still running then is an unknown one
+
+
+@dataclasses.dataclass(frozen=True)
+class HloCost:
+    """flops: of all dots, convolutions and ragged dots. custom_calls: in the order of the text.
+
+    unknown_loops: loops with products or custom calls inside whose trips are not known; they are counted as one trip.
+    """
+
+    flops: int
+    custom_calls: tuple[CustomCall, ...]
+    unknown_loops: tuple[str, ...]
+
+    @property
+    def kernel_flops(self) -> int:
+        """FLOPs of the known kernels."""
+        return sum(call.flops or 0 for call in self.custom_calls)
+
+    @property
+    def most_kernel_flops(self) -> int:
+        return sum(call.most_flops or 0 for call in self.custom_calls)
+
+    @property
+    def unknown_kernels(self) -> tuple[CustomCall, ...]:
+        """Calls that may multiply matrices and are in no count."""
+        products = re.compile("tpu_custom_call|triton|gemm|matmul|dot|conv|attention|fmha", re.IGNORECASE)
+        return tuple(call for call in self.custom_calls if call.flops is None and products.search(call.target))
+
+
+def count(text: str) -> HloCost:
+    """The products of an HLO module's text. Of a conditional's branches the most expensive one counts.
+
+    Raises ValueError where the text has no entry computation.
+    """
+    computations, entry = parse(text)
+    tally = _Counter(computations).tally(entry, None)
+    calls = tuple(call.times(runs) for call, runs in tally.calls.items())
+    return HloCost(tally.flops, calls, tuple(dict.fromkeys(tally.loops)))
+
+
+@dataclasses.dataclass
+class _Tally:
+    """flops: of plain products. calls: single custom calls, and how often each runs."""
+
+    flops: int = 0
+    calls: collections.Counter[CustomCall] = dataclasses.field(default_factory=collections.Counter)
+    loops: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, other: "_Tally", times: int = 1) -> None:
+        self.flops += times * other.flops
+        for call, runs in other.calls.items():
+            self.calls[call] += times * runs
+        self.loops += other.loops
+
+    def all_flops(self) -> int:
+        return self.flops + sum(runs * (call.flops or 0) for call, runs in self.calls.items())
+
+
+class _Counter:
+    def __init__(self, computations: dict[str, Computation]):
+        self.computations = computations
+
+    def tally(self, name: str, arguments: list[Value] | None) -> _Tally:
+        """What one run of a computation costs, `arguments` being what is known of its parameters."""
+        computation, total = self.computations[name], _Tally()
+        values = Values(self.computations, name, arguments)
+        for instruction in computation.instructions.values():
+            operands = [
+                computation.instructions[o].shape for o in instruction.operands if o in computation.instructions
+            ]
+            calls = called(instruction.attributes)
+            if instruction.opcode in PRODUCTS:
+                total.flops += PRODUCTS[instruction.opcode](instruction, [shapes(shape)[0][1] for shape in operands])
+            elif instruction.opcode == "custom-call":
+                total.calls[custom_call(instruction, operands)] += 1
+            if instruction.opcode == "while":
+                total.add(*self._loop(instruction, calls, values))
+            elif instruction.opcode == "conditional":
+                branches = calls.get("branch_computations") or [n for names in calls.values() for n in names]
+                total.add(max((self.tally(branch, None) for branch in branches), key=_Tally.all_flops))
+            else:
+                known = [values.of(o) for o in instruction.operands] if instruction.opcode == "call" else None
+                for inner in (n for names in calls.values() for n in names):
+                    total.add(self.tally(inner, known))
+        return total
+
+    def _loop(self, loop: Instruction, calls: dict[str, list[str]], values: "Values") -> tuple[_Tally, int]:
+        """The cost of a loop's body, and its trips."""
+        (condition,), (body,) = calls["condition"], calls["body"]
+        start = values.of(loop.operands[0])
+        # What the body hands on as it is stays what it was; nothing is known of the rest inside the body.
+        fixed: Value = None
+        if isinstance(start, tuple):
+            marks = tuple(object() for _ in start)
+            after = Values(self.computations, body, [marks]).root()
+            if isinstance(after, tuple):
+                fixed = tuple(s if a is m else None for s, a, m in zip(start, after, marks, strict=True))
+        cost = self.tally(body, [fixed])
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return cost, int(known[1])
+        trips = self._trips(condition, body, start)
+        if trips is None and (cost.flops or cost.calls):
+            cost.loops.append(loop.name)
+        return cost, 1 if trips is None else trips
+
+    def _trips(self, condition: str, body: str, state: Value) -> int | None:
+        """Runs what is known of a loop: on the TPU its trips are not written down."""
+        for trips in range(_MAX_TRIPS):
+            running = Values(self.computations, condition, [state]).root()
+            if not isinstance(running, int) or not running:
+                return None if running is None else trips
+            state = Values(self.computations, body, [state]).root()
+        return None

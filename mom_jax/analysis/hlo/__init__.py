@@ -101,7 +101,7 @@ class _Counter:
                     total.add(self.tally(inner, known))
         return total
 
-    def _loop(self, loop: Instruction, calls: dict[str, list[str]], values: "Values") -> tuple[_Tally, int]:
+    def _loop(self, loop: Instruction, calls: dict[str, list[str]], values: Values) -> tuple[_Tally, int]:
         """The cost of a loop's body, and its trips."""
         (condition,), (body,) = calls["condition"], calls["body"]
         start = values.of(loop.operands[0])

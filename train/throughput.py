@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mom_jax.analysis.cost import peak_flops, train_flops_per_token
+from mom_jax.analysis.chips import peak_flops
+from mom_jax.analysis.cost import train_flops_per_token
 from mom_jax.config import ModelConfig
 
 

@@ -9,32 +9,6 @@ import dataclasses
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.linear_cross_entropy import DEFAULT_CHUNK_LOGITS
 
-_TPU_DOCS = "https://cloud.google.com/tpu/docs/"
-_A100 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet.pdf"
-_H100 = "https://www.nvidia.com/en-us/data-center/h100/"
-_H200 = "https://www.nvidia.com/en-us/data-center/h200/"
-
-# JAX's `device_kind` -> (dense bfloat16 FLOP/s of one JAX device, source). A v3 chip is two JAX devices, a later one is
-# one. NVIDIA's pages of the H series state twice these numbers: with sparsity. Names are matched exactly, since a
-# longer name may be another board or a slice of one (`... MIG 1g.10gb`).
-_PEAK_FLOPS: dict[str, tuple[float, str]] = {
-    "TPU v3": (123e12 / 2, _TPU_DOCS + "v3"),
-    "TPU v4": (275e12, _TPU_DOCS + "v4"),
-    "TPU v5 lite": (197e12, _TPU_DOCS + "v5e"),
-    "TPU v5e": (197e12, _TPU_DOCS + "v5e"),
-    "TPU v5": (459e12, _TPU_DOCS + "v5p"),
-    "TPU v5p": (459e12, _TPU_DOCS + "v5p"),
-    "TPU v6 lite": (918e12, _TPU_DOCS + "v6e"),
-    "TPU v6e": (918e12, _TPU_DOCS + "v6e"),
-    "NVIDIA A100-SXM4-40GB": (312e12, _A100),
-    "NVIDIA A100-SXM4-80GB": (312e12, _A100),
-    "NVIDIA A100-PCIE-40GB": (312e12, _A100),
-    "NVIDIA A100 80GB PCIe": (312e12, _A100),
-    "NVIDIA H100 80GB HBM3": (989e12, _H100),
-    "NVIDIA H100 PCIe": (756e12, _H100),
-    "NVIDIA H200": (989e12, _H200),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class ParameterCount:
@@ -177,12 +151,6 @@ def train_flops_per_token(
     What `remat` computes again is not counted, as usual for MFU. Arguments as in `forward_flops_per_token`.
     """
     return 3 * forward_flops_per_token(config, length, attn_taken=attn_taken, ffn_taken=ffn_taken, causal=causal)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """The peak dense bfloat16 FLOP/s of one device of JAX's `device_kind`; None where it is not in the table."""
-    entry = _PEAK_FLOPS.get(device_kind)
-    return None if entry is None else entry[0]
 
 
 def training_memory_bytes(

@@ -8,7 +8,6 @@ from mom_jax.analysis.cost import (
     forward_flops_by_part,
     forward_flops_per_token,
     parameter_count,
-    peak_flops,
     train_flops_per_token,
     training_memory_bytes,
 )
@@ -161,17 +160,6 @@ def test_worked_example_of_the_large_model():
 
     assert saved(causal=False) == pytest.approx(0.163, abs=5e-4)
     assert saved(causal=True) == pytest.approx(0.134, abs=5e-4)
-
-
-def test_peak_flops_knows_devices_by_their_exact_names():
-    assert peak_flops("TPU v5 lite") == 197e12
-    assert peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12
-    assert peak_flops("TPU v4") == 275e12
-    assert peak_flops("TPU v6 lite") == 918e12
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
-    assert peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
-    assert peak_flops("cpu") is None
 
 
 def test_memory_of_parameters_and_optimizer_is_exact():

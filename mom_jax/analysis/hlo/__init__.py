@@ -1,17 +1,19 @@
-"""FLOPs of matrix products counted in an optimised HLO text (`compiled.as_text()`), which is one device's program.
+"""Matrix products and collectives counted in an optimised HLO text (`compiled.as_text()`): one device's program.
 
-XLA's own `cost_analysis` counts a loop's body once and believes what kernels declare. Here every product is multiplied
-by the trips of the loops around it, and the kernels that are known are counted from their shapes. Only matrix products
-count, a multiply-add being two FLOPs. The text is all that is read: nothing here depends on JAX.
+XLA's own `cost_analysis` counts a loop's body once and believes what kernels declare. Here every product and every
+collective is multiplied by the trips of the loops around it, and the kernels that are known are counted from their
+shapes. Only matrix products count as FLOPs, a multiply-add being two. The text is all that is read: nothing here
+depends on JAX.
 """
 
 import collections
 import dataclasses
 import re
 
+from mom_jax.analysis.hlo.collectives import Collective, collective
 from mom_jax.analysis.hlo.kernels import CustomCall, custom_call
 from mom_jax.analysis.hlo.products import PRODUCTS
-from mom_jax.analysis.hlo.text import Computation, Instruction, called, parse, shapes
+from mom_jax.analysis.hlo.text import Computation, Instruction, called, devices, parse, shapes
 from mom_jax.analysis.hlo.values import Value, Values
 
 _MAX_TRIPS = 1 << 17  # a loop that is still running then is an unknown one
@@ -19,14 +21,16 @@ _MAX_TRIPS = 1 << 17  # a loop that is still running then is an unknown one
 
 @dataclasses.dataclass(frozen=True)
 class HloCost:
-    """flops: of all dots, convolutions and ragged dots. custom_calls: in the order of the text.
+    """flops: of all dots, convolutions and ragged dots. custom_calls, collectives: in the order of the text.
 
-    unknown_loops: loops with products or custom calls inside whose trips are not known; they are counted as one trip.
+    unknown_loops: loops with products, custom calls or collectives inside whose trips are not known; they are counted
+    as one trip.
     """
 
     flops: int
     custom_calls: tuple[CustomCall, ...]
     unknown_loops: tuple[str, ...]
+    collectives: tuple[Collective, ...] = ()
 
     @property
     def kernel_flops(self) -> int:
@@ -45,43 +49,53 @@ class HloCost:
 
 
 def count(text: str) -> HloCost:
-    """The products of an HLO module's text. Of a conditional's branches the most expensive one counts.
+    """The products and collectives of an HLO module's text.
 
-    Raises ValueError where the text has no entry computation.
+    Of a conditional's branches the one with the most FLOPs counts, among equal ones that with the most bytes sent.
+
+    Raises ValueError where the text has no entry computation, or a collective's groups are written in an unknown way.
     """
     computations, entry = parse(text)
-    tally = _Counter(computations).tally(entry, None)
+    tally = _Counter(computations, devices(text)).tally(entry, None)
     calls = tuple(call.times(runs) for call, runs in tally.calls.items())
-    return HloCost(tally.flops, calls, tuple(dict.fromkeys(tally.loops)))
+    sent = tuple(dataclasses.replace(one, count=runs) for one, runs in tally.collectives.items())
+    return HloCost(tally.flops, calls, tuple(dict.fromkeys(tally.loops)), sent)
 
 
 @dataclasses.dataclass
 class _Tally:
-    """flops: of plain products. calls: single custom calls, and how often each runs."""
+    """flops: of plain products. calls, collectives: single ones, and how often each runs."""
 
     flops: int = 0
     calls: collections.Counter[CustomCall] = dataclasses.field(default_factory=collections.Counter)
+    collectives: collections.Counter[Collective] = dataclasses.field(default_factory=collections.Counter)
     loops: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, other: "_Tally", times: int = 1) -> None:
+    def add(self, other: "_Tally", times: int = 1, deeper: int = 0) -> None:
         self.flops += times * other.flops
         for call, runs in other.calls.items():
             self.calls[call] += times * runs
+        for one, runs in other.collectives.items():
+            self.collectives[dataclasses.replace(one, depth=one.depth + deeper)] += times * runs
         self.loops += other.loops
 
-    def all_flops(self) -> int:
-        return self.flops + sum(runs * (call.flops or 0) for call, runs in self.calls.items())
+    def expense(self) -> tuple[int, int]:
+        """(FLOPs, bytes sent)."""
+        kernels = sum(runs * (call.flops or 0) for call, runs in self.calls.items())
+        return self.flops + kernels, sum(runs * one.bytes for one, runs in self.collectives.items())
 
 
 class _Counter:
-    def __init__(self, computations: dict[str, Computation]):
-        self.computations = computations
+    def __init__(self, computations: dict[str, Computation], devices: tuple[int, int]):
+        self.computations, self.devices = computations, devices
 
-    def tally(self, name: str, arguments: list[Value] | None) -> _Tally:
+    def tally(self, name: str, arguments: list[Value] | None, caller: Instruction | None = None) -> _Tally:
         """What one run of a computation costs, `arguments` being what is known of its parameters."""
         computation, total = self.computations[name], _Tally()
         values = Values(self.computations, name, arguments)
         for instruction in computation.instructions.values():
+            if instruction.opcode.endswith(("-done", "-update")):
+                continue  # what it calls has been counted where it starts
             operands = [
                 computation.instructions[o].shape for o in instruction.operands if o in computation.instructions
             ]
@@ -90,15 +104,17 @@ class _Counter:
                 total.flops += PRODUCTS[instruction.opcode](instruction, [shapes(shape)[0][1] for shape in operands])
             elif instruction.opcode == "custom-call":
                 total.calls[custom_call(instruction, operands)] += 1
+            elif one := collective(instruction, computation, caller, self.devices):
+                total.collectives[one] += 1
             if instruction.opcode == "while":
-                total.add(*self._loop(instruction, calls, values))
+                total.add(*self._loop(instruction, calls, values), deeper=1)
             elif instruction.opcode == "conditional":
                 branches = calls.get("branch_computations") or [n for names in calls.values() for n in names]
-                total.add(max((self.tally(branch, None) for branch in branches), key=_Tally.all_flops))
+                total.add(max((self.tally(branch, None) for branch in branches), key=_Tally.expense))
             else:
                 known = [values.of(o) for o in instruction.operands] if instruction.opcode == "call" else None
                 for inner in (n for names in calls.values() for n in names):
-                    total.add(self.tally(inner, known))
+                    total.add(self.tally(inner, known, instruction))
         return total
 
     def _loop(self, loop: Instruction, calls: dict[str, list[str]], values: Values) -> tuple[_Tally, int]:
@@ -116,7 +132,7 @@ class _Counter:
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return cost, int(known[1])
         trips = self._trips(condition, body, start)
-        if trips is None and (cost.flops or cost.calls):
+        if trips is None and (cost.flops or cost.calls or cost.collectives):
             cost.loops.append(loop.name)
         return cost, 1 if trips is None else trips
 

@@ -1,5 +1,6 @@
 """The text of an HLO module, as instructions by computation."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -89,6 +90,38 @@ def shapes(text: str) -> list[Array]:
     """The arrays in a shape."""
     found = re.findall(r"\b([a-z]+\d*\w*)\[([\d,<= ]*)\]", text)
     return [(kind, tuple(int(d.strip("<= ")) for d in dims.split(",") if d)) for kind, dims in found]
+
+
+def elements(shape: str) -> list[str]:
+    """The elements of a tuple's shape, nested tuples whole; any other shape is its own only element."""
+    return list(_split(shape[1:-1])) if shape.startswith("(") else [shape]
+
+
+def written(arrays: list[Array]) -> tuple[str, ...]:
+    """Arrays as `bf16[8,64]`."""
+    return tuple(f"{kind}[{','.join(map(str, dims))}]" for kind, dims in arrays)
+
+
+def size_bytes(array: Array) -> int:
+    """Bytes of an array's elements, without padding; 0 of what is no array (`token[]`)."""
+    kind, dims = array
+    number = re.search(r"\d+", kind)
+    bits = 8 if kind == "pred" else int(number[0]) if number else 0
+    return -(-math.prod(dims) * bits // 8)
+
+
+def devices(text: str) -> tuple[int, int]:
+    """Replicas and partitions that a module runs on; their product is the number of its devices."""
+    header = next((line for line in text.splitlines() if line.startswith("HloModule ")), "")
+    found = (re.search(rf"\b{key}=(\d+)", header) for key in ("replica_count", "num_partitions"))
+    replicas, partitions = (int(number[1]) if number else 1 for number in found)
+    return replicas, partitions
+
+
+def op_name(attributes: str) -> str | None:
+    """The name that metadata gives an instruction: where in the traced program it comes from."""
+    named = re.search(r'metadata=\{[^}]*?op_name="((?:[^"\\]|\\.)*)"', attributes)
+    return named[1] if named else None
 
 
 def called(attributes: str) -> dict[str, list[str]]:

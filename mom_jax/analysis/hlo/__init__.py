@@ -13,7 +13,7 @@ import re
 from mom_jax.analysis.hlo.collectives import Collective, collective
 from mom_jax.analysis.hlo.kernels import CustomCall, custom_call
 from mom_jax.analysis.hlo.products import PRODUCTS
-from mom_jax.analysis.hlo.text import Computation, Instruction, called, devices, parse, shapes
+from mom_jax.analysis.hlo.text import Computation, Instruction, called, devices, parse, shapes, size_bytes
 from mom_jax.analysis.hlo.values import Value, Values
 
 _MAX_TRIPS = 1 << 17  # a loop that is still running then is an unknown one
@@ -22,6 +22,7 @@ _MAX_TRIPS = 1 << 17  # a loop that is still running then is an unknown one
 @dataclasses.dataclass(frozen=True)
 class HloCost:
     """flops: of all dots, convolutions and ragged dots. custom_calls, collectives: in the order of the text.
+    product_bytes: of the operands and results of those products, each time anew.
 
     unknown_loops: loops with products, custom calls or collectives inside whose trips are not known; they are counted
     as one trip.
@@ -31,6 +32,7 @@ class HloCost:
     custom_calls: tuple[CustomCall, ...]
     unknown_loops: tuple[str, ...]
     collectives: tuple[Collective, ...] = ()
+    product_bytes: int = dataclasses.field(default=0, compare=False)
 
     @property
     def kernel_flops(self) -> int:
@@ -59,20 +61,22 @@ def count(text: str) -> HloCost:
     tally = _Counter(computations, devices(text)).tally(entry, None)
     calls = tuple(call.times(runs) for call, runs in tally.calls.items())
     sent = tuple(dataclasses.replace(one, count=runs) for one, runs in tally.collectives.items())
-    return HloCost(tally.flops, calls, tuple(dict.fromkeys(tally.loops)), sent)
+    return HloCost(tally.flops, calls, tuple(dict.fromkeys(tally.loops)), sent, tally.bytes)
 
 
 @dataclasses.dataclass
 class _Tally:
-    """flops: of plain products. calls, collectives: single ones, and how often each runs."""
+    """flops, bytes: of plain products. calls, collectives: single ones, and how often each runs."""
 
     flops: int = 0
+    bytes: int = 0
     calls: collections.Counter[CustomCall] = dataclasses.field(default_factory=collections.Counter)
     collectives: collections.Counter[Collective] = dataclasses.field(default_factory=collections.Counter)
     loops: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: "_Tally", times: int = 1, deeper: int = 0) -> None:
         self.flops += times * other.flops
+        self.bytes += times * other.bytes
         for call, runs in other.calls.items():
             self.calls[call] += times * runs
         for one, runs in other.collectives.items():
@@ -102,6 +106,8 @@ class _Counter:
             calls = called(instruction.attributes)
             if instruction.opcode in PRODUCTS:
                 total.flops += PRODUCTS[instruction.opcode](instruction, [shapes(shape)[0][1] for shape in operands])
+                arrays = [array for shape in (*operands, instruction.shape) for array in shapes(shape)]
+                total.bytes += sum(map(size_bytes, arrays))
             elif instruction.opcode == "custom-call":
                 total.calls[custom_call(instruction, operands)] += 1
             elif one := collective(instruction, computation, caller, self.devices):

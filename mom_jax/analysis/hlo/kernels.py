@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from mom_jax.analysis.hlo.text import Array, Instruction, shapes
+from mom_jax.analysis.hlo.text import Array, Instruction, op_name, shapes, size_bytes, written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +32,21 @@ class CustomCall:
         flops, most = (None if f is None else runs * f for f in (self.flops, self.most_flops))
         return dataclasses.replace(self, count=runs * self.count, flops=flops, most_flops=most)
 
+    @property
+    def bytes(self) -> int:
+        """Of operands and results of all runs."""
+        arrays = [array for text in (*self.operands, *self.results) for array in shapes(text)]
+        return self.count * sum(map(size_bytes, arrays))
+
 
 def custom_call(call: Instruction, operand_shapes: list[str]) -> CustomCall:
     target = re.search(r'custom_call_target="([^"]*)"', call.attributes)
-    named = re.search(r'metadata=\{[^}]*?op_name="((?:[^"\\]|\\.)*)"', call.attributes)
-    name = named[1] if named else re.sub(r"[.\d]+$", "", call.name)
+    name = op_name(call.attributes) or re.sub(r"[.\d]+$", "", call.name)
     operands, results = [array for shape in operand_shapes for array in shapes(shape)], shapes(call.shape)
     kernel = target is not None and target[1] == "tpu_custom_call"
     flops = _kernel_flops(name, operands, results, call.attributes) if kernel else None
     names = target[1] if target else "", name
-    return CustomCall(*names, _written(operands), _written(results), 1, *(flops or (None, None)))
-
-
-def _written(arrays: list[Array]) -> tuple[str, ...]:
-    return tuple(f"{kind}[{','.join(map(str, dims))}]" for kind, dims in arrays)
+    return CustomCall(*names, written(operands), written(results), 1, *(flops or (None, None)))
 
 
 def _kernel_flops(name: str, operands: list[Array], results: list[Array], attributes: str) -> tuple[int, int] | None:

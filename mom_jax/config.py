@@ -319,9 +319,9 @@ class ModelConfig:
     def vanilla(self) -> "ModelConfig":
         """Phase 1's counterpart: the plain transformer whose layers become this model's modules and anchors."""
         size, ordered = self.pool_size, ChoiceConfig(choice="ordered")
-        return dataclasses.replace(
-            self, num_attn_modules=size, num_ffn_modules=size, num_steps=size, attention=ordered, ffn=ordered
-        )
+        sizes: dict[str, Any] = {"num_attn_modules": size, "num_ffn_modules": size, "num_steps": size}
+        # K means nothing there: models that differ in it alone share phase 1.
+        return dataclasses.replace(self, **sizes, top_k=1, attention=ordered, ffn=ordered)
 
     def at_step(self, step: int) -> "ModelConfig":
         """This model with its annealed preferences fixed at their strength after `step` training steps."""

@@ -19,9 +19,10 @@ def measure(keep: bool) -> dict[str, float]:
     import numpy as np
 
     from configs.quickstart import get_config
+    from mom_jax.sharding import make_mesh
     from train import checkpoint, initialise, memory
     from train.optim import make_optimizer
-    from train.step import init_state, jit_train_step
+    from train.step import abstract_state, init_state, jit_train_step
 
     if keep:
         memory.keep_freed_memory()
@@ -30,9 +31,10 @@ def measure(keep: bool) -> dict[str, float]:
     batch = {"tokens": np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)}
     for phase in config.phases:
         model, optimizer = checkpoint.phase_model(config, phase.name), make_optimizer(phase.optim, phase.steps)
-        state = init_state(initialise.fresh_params(model, 0), optimizer)
-        state = jax.device_put(state, checkpoint.placement())
-        step = jit_train_step(model, optimizer, 1, 0)
+        mesh = make_mesh()
+        placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
+        state = jax.device_put(init_state(initialise.fresh_params(model, 0, mesh), optimizer), placed)
+        step = jit_train_step(model, optimizer, 1, 0, mesh)
         seconds = []
         for _ in range(WARM_UP + STEPS):
             start = time.perf_counter()

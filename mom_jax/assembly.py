@@ -2,7 +2,8 @@
 
 The steps are one `lax.scan`, so that compile time and program size do not depend on H. What differs from step to step
 rides along as the scan's input: the prior, the keys, the caches and, where a side is ordered (step h uses module h),
-the module's weights themselves, which then meet plain matrix products: no router, no sort.
+the module's weights themselves, which then meet plain matrix products: no router, no sort. A pool whose parameters are
+divided among devices is gathered before the scan, once for all its steps, and once more for its backward pass.
 """
 
 from typing import Any, NamedTuple
@@ -15,10 +16,11 @@ from mom_jax import pool
 from mom_jax.attention import KV, View
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.dispatch import Plan
-from mom_jax.layers import FFN, INIT_STD, Attention, SublayerWeights, plain_attention, plain_ffn
+from mom_jax.layers import FFN, INIT_STD, Attention, Sublayer, SublayerWeights, plain_attention, plain_ffn
 from mom_jax.remat import remat, save
 from mom_jax.router import Router, Selection, prior_table, select
 from mom_jax.routing import Routing, collect, exchange
+from mom_jax.sharding import gathered, regathered
 
 
 class Noise(NamedTuple):
@@ -33,11 +35,23 @@ class StepInputs(NamedTuple):
 
     step: jax.Array
     prior: dict[Side, jax.Array | None]
-    ordered: dict[Side, SublayerWeights | None]
     noise: dict[Side, jax.Array | None]
     key: jax.Array | None
     exchange_key: jax.Array | None
     cache: KV | None
+
+
+class Prepared(NamedTuple):
+    """A chunk's weights as its steps use them, by side.
+
+    pools, routers: of routed sides. ordered: the stacked modules of sides whose steps use one each, as the scan reads
+    them. shared: the one module of sides that have no other.
+    """
+
+    pools: dict[Side, pool.Pool]
+    routers: dict[Side, nnx.State]
+    ordered: dict[Side, SublayerWeights]
+    shared: dict[Side, SublayerWeights]
 
 
 class StepOutputs(NamedTuple):
@@ -57,7 +71,9 @@ class Chunk(nnx.Module):
         def of(side: Side) -> dict[str, Any]:
             # An ordered pool is a stack of GPT-2 layers and starts as one.
             std = ordered_out_std if config.kind(side) == "ordered" else INIT_STD
-            return {"stack": (config.modules(side),), "out_std": std, "rngs": rngs}
+            # Modules of a routed pool are divided among devices; layers that run in order are gathered one by one.
+            name = "modules" if config.kind(side) == "routed" else "layers"
+            return {"stack": {name: config.modules(side)}, "out_std": std, "rngs": rngs}
 
         self.attention = Attention(config, **of("attention"))
         self.ffn = FFN(config, **of("ffn"))
@@ -79,38 +95,80 @@ class Chunk(nnx.Module):
         capture: tuple[str, ...] = (),
     ) -> tuple[jax.Array, StepOutputs]:
         """x [B, L, D] through H steps. valid: [B, L] bool, the tokens that statistics count."""
-        config, (batch, length, _) = self.config, x.shape
-        weights: dict[Side, SublayerWeights] = {"attention": self.attention.weights(), "ffn": self.ffn.weights()}
-        kinds = {side: config.kind(side) for side in weights}
-        shared = {side: jax.tree.map(lambda w: w[0], weights[side]) for side in weights if kinds[side] == "shared"}
+        config = self.config
 
         def keys(base: jax.Array | None) -> jax.Array | None:
             return None if base is None else jax.random.split(base, config.num_steps)
 
         inputs = StepInputs(
             step=jnp.arange(config.num_steps, dtype=jnp.int32),
-            prior={s: prior_table(config, s, step) if kinds[s] == "routed" else None for s in weights},
-            ordered={s: w if kinds[s] == "ordered" else None for s, w in weights.items()},
+            prior={s: prior_table(config, s, step) if config.kind(s) == "routed" else None for s in SIDES},
             noise={"attention": noise and noise.attention, "ffn": noise and noise.ffn},
             key=keys(key),
             exchange_key=keys(exchange_key),
             cache=cache,
         )
-        routed = [s for s in weights if kinds[s] == "routed"]
-        states = {s: getattr(self, f"{s}_router").initial_state(batch * length) for s in routed}
-        pools = {s: pool.make_pool(weights[s], config, s) for s in routed}
-        # The scan carries no weights, which it would keep for every step, but where their gradients gather.
-        sinks = {s: pool.sinks(pools[s]) for s in routed}
+        graphdef, state = nnx.split(self)
 
-        def body(carry: tuple, now: StepInputs) -> tuple[tuple, StepOutputs]:
+        def prepare(state: nnx.State) -> Prepared:
+            return nnx.merge(graphdef, state).prepared()
+
+        def assemble(prepared: Prepared, given: tuple) -> tuple[jax.Array, StepOutputs]:
+            return self.assemble(prepared, *given, capture=capture)
+
+        return regathered(prepare, assemble, state, (x, view, valid, inputs))
+
+    def prepared(self) -> Prepared:
+        """The weights as the steps use them, gathered where devices divide them."""
+        config = self.config
+        pools, routers, ordered, shared = {}, {}, {}, {}
+        for side in SIDES:
+            sublayer: Sublayer = getattr(self, side)
+            shards = sublayer.shards()
+            if config.kind(side) == "routed":
+                pools[side] = pool.make_pool(sublayer.gathered(shards), config, side)
+                routers[side] = nnx.state(gathered(getattr(self, f"{side}_router")))
+            elif config.kind(side) == "ordered":
+                ordered[side] = shards  # used once each: gathered in the step that does
+            else:
+                shared[side] = sublayer.gathered(jax.tree.map(lambda w: w[0], shards))
+        return Prepared(pools, routers, ordered, shared)
+
+    def assemble(
+        self,
+        prepared: Prepared,
+        x: jax.Array,
+        view: View,
+        valid: jax.Array,
+        inputs: StepInputs,
+        *,
+        capture: tuple[str, ...],
+    ) -> tuple[jax.Array, StepOutputs]:
+        """The scan over the steps; of this chunk's own parameters it uses the names only."""
+        config, (batch, length, _) = self.config, x.shape
+        pools = prepared.pools
+        routers: dict[Side, Router] = {
+            side: nnx.merge(nnx.graphdef(getattr(self, f"{side}_router")), state)
+            for side, state in prepared.routers.items()
+        }
+        states = {side: router.initial_state(batch * length) for side, router in routers.items()}
+        # The scan carries no weights, which it would keep for every step, but where their gradients gather.
+        sinks = {side: pool.sinks(pools[side]) for side in pools}
+
+        def body(carry: tuple, now_and_ordered: tuple) -> tuple[tuple, StepOutputs]:
+            now, ordered = now_and_ordered
             x, states, sinks = carry
             states, sinks, statistics, captured = dict(states), dict(sinks), {}, {}
             attention_key, ffn_key, *noise_keys = [None] * 4 if now.key is None else jax.random.split(now.key, 4)
             noise_key = dict(zip(SIDES, noise_keys, strict=True))
 
+            def plain(side: Side) -> SublayerWeights:
+                sublayer: Sublayer = getattr(self, side)
+                return sublayer.gathered(ordered[side]) if side in ordered else prepared.shared[side]
+
             def route(side: Side, x: jax.Array) -> tuple[Selection, Plan]:
                 with jax.named_scope("router"):
-                    logits, states[side] = self._score(side, x, states[side], now.noise[side], noise_key[side])
+                    logits, states[side] = _score(routers[side], x, states[side], now.noise[side], noise_key[side])
                 selection, scores = select(logits, config, side, now.prior[side])
                 if now.exchange_key is not None:
                     selection = exchange(
@@ -119,7 +177,8 @@ class Chunk(nnx.Module):
                 with jax.named_scope("plan"):
                     plan = save(pool.make_plan(selection, config, side))
                 with jax.named_scope("statistics"):
-                    statistics[side] = collect(selection, scores, plan, now.step, valid.reshape(-1), config, side)
+                    lost = pool.dropped(selection, plan, config, side)
+                    statistics[side] = collect(selection, scores, lost, now.step, valid.reshape(-1), config, side)
                 if "routing" in capture:
                     shape = (batch, length, -1)
                     captured[f"{side}/scores"] = scores.reported_TxC.reshape(shape)
@@ -130,41 +189,40 @@ class Chunk(nnx.Module):
                 return selection, plan
 
             arguments: dict[str, Any] = {"key": attention_key, "cache": now.cache}
-            if kinds["attention"] == "routed":
+            if "attention" in pools:
                 own_pool = pool.with_sinks(pools["attention"], sinks["attention"])
                 chosen = route("attention", x)
                 y, kv, used = pool.routed_attention(own_pool, x, *chosen, view, config, **arguments)
                 sinks["attention"] = pool.sinks(used)
             else:
-                own = now.ordered["attention"] or shared["attention"]
-                y, kv = plain_attention(own, x, view, config, **arguments)
+                y, kv = plain_attention(plain("attention"), x, view, config, **arguments)
             x = x + y
-            if kinds["ffn"] == "routed":
+            if "ffn" in pools:
                 own_pool = pool.with_sinks(pools["ffn"], sinks["ffn"])
                 y, used = pool.routed_ffn(own_pool, x, *route("ffn", x), config)
                 sinks["ffn"] = pool.sinks(used)
                 x = x + y
             else:
-                x = x + plain_ffn(now.ordered["ffn"] or shared["ffn"], x, config, key=ffn_key)
+                x = x + plain_ffn(plain("ffn"), x, config, key=ffn_key)
             if "hidden" in capture:
                 captured["hidden"] = x
             routing = Routing(statistics.get("attention"), statistics.get("ffn"))
             return (x, states, sinks), StepOutputs(routing, kv, captured)
 
         carry: tuple = (x, states, sinks)
-        (x, *_), outputs = jax.lax.scan(remat(body, config, scanned=True), carry, inputs)
+        (x, *_), outputs = jax.lax.scan(remat(body, config, scanned=True), carry, (inputs, prepared.ordered))
         return x, outputs
 
-    def _score(
-        self, side: Side, x: jax.Array, state: jax.Array | None, noise: jax.Array | None, key: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """The side's router on x [B, L, D]: (logits [T, C], state). Noise is given, drawn from `key`, or its mean."""
-        router: Router = getattr(self, f"{side}_router")
-        x = x.reshape(-1, x.shape[-1])
-        if self.config.router.kind != "gru_random" or (noise is None and key is None):
-            return router(x, state)
-        shape = (x.shape[0], self.config.router.dim)
-        if noise is None:
-            assert key is not None
-            noise = jax.random.uniform(key, shape)
-        return router(x, state, noise.reshape(shape))
+
+def _score(
+    router: Router, x: jax.Array, state: jax.Array | None, noise: jax.Array | None, key: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """A router on x [B, L, D]: (logits [T, C], state). Noise is given, drawn from `key`, or its mean."""
+    x = x.reshape(-1, x.shape[-1])
+    if router.config.router.kind != "gru_random" or (noise is None and key is None):
+        return router(x, state)
+    shape = (x.shape[0], router.config.router.dim)
+    if noise is None:
+        assert key is not None
+        noise = jax.random.uniform(key, shape)
+    return router(x, state, noise.reshape(shape))

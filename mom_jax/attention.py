@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import require
+from mom_jax.platforms import platform
 from mom_jax.products import transposed
 from mom_jax.remat import PRODUCT, save
 
@@ -53,7 +54,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def attend(
     qkv: jax.Array, view: View, config: ModelConfig, *, key: jax.Array | None, cache: KV | None
 ) -> tuple[jax.Array, KV | None]:
-    """Attention over qkv [B, L, 3D]: (output [B, L, D], the cache with this call's keys and values).
+    """Attention over qkv [B, L, 3E]: (output [B, L, E], the cache with this call's keys and values). E is D, or the
+    part of it that holds some of the heads.
 
     Logits and softmax are float32. A token that sees nothing gets zeros; only padding is in that case.
     """
@@ -63,8 +65,7 @@ def attend(
         at = (0, view.start, 0)
         cache = KV(jax.lax.dynamic_update_slice(cache.key, k, at), jax.lax.dynamic_update_slice(cache.value, v, at))
         k, v = cache
-    heads = (config.num_heads, config.head_dim)
-    q, k, v = (t.reshape(*t.shape[:2], *heads).swapaxes(1, 2) for t in (q, k, v))
+    q, k, v = (t.reshape(*t.shape[:2], -1, config.head_dim).swapaxes(1, 2) for t in (q, k, v))
     drop = key is not None and config.dropout.attention > 0
     backend = "plain" if drop or cache is not None else resolve(config, q.shape[2])
     with jax.named_scope("attention"):
@@ -82,10 +83,10 @@ def resolve(config: ModelConfig, length: int) -> str:
         allowed = f"takes sequences of a multiple of 128 tokens, not {length}"
         require(config.attention_kernel != "splash" or length % 128 == 0, "attention_kernel", "splash", allowed)
         return config.attention_kernel
-    platform, half = jax.default_backend(), config.dtype == "bfloat16"
-    if platform == "tpu" and length % 128 == 0:
+    half = config.dtype == "bfloat16"
+    if platform() == "tpu" and length % 128 == 0:
         return "splash"
-    if platform == "gpu" and half and config.head_dim % 8 == 0 and config.head_dim <= 128:
+    if platform() == "gpu" and half and config.head_dim % 8 == 0 and config.head_dim <= 128:
         return "cudnn"
     return "blocked"
 

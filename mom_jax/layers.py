@@ -15,6 +15,7 @@ from mom_jax.attention import KV, View, attend, dropout
 from mom_jax.config import ModelConfig
 from mom_jax.dispatch import Linear, linear
 from mom_jax.remat import save
+from mom_jax.sharding import gather, gather_tokens, scatter_tokens, size, sum_of_parts
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
@@ -36,17 +37,25 @@ class SublayerWeights(NamedTuple):
     last_bias: jax.Array
 
 
-def normal(rngs: nnx.Rngs, *shape: int, std: float = INIT_STD) -> nnx.Param:
+# Parameters are made with the logical names of their axes (mom_jax/sharding.py), and remember their whole shape.
+
+
+def parameter(value: jax.Array, axes: tuple[str, ...]) -> nnx.Param:
+    assert value.ndim == len(axes)
+    return nnx.Param(value, axes=axes, whole=value.shape)
+
+
+def normal(rngs: nnx.Rngs, *shape: int, axes: tuple[str, ...], std: float = INIT_STD) -> nnx.Param:
     """A float32 parameter drawn from N(0, std²)."""
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+    return parameter(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes)
 
 
-def zeros(*shape: int) -> nnx.Param:
-    return nnx.Param(jnp.zeros(shape, jnp.float32))
+def zeros(*shape: int, axes: tuple[str, ...]) -> nnx.Param:
+    return parameter(jnp.zeros(shape, jnp.float32), axes)
 
 
-def ones(*shape: int) -> nnx.Param:
-    return nnx.Param(jnp.ones(shape, jnp.float32))
+def ones(*shape: int, axes: tuple[str, ...]) -> nnx.Param:
+    return parameter(jnp.ones(shape, jnp.float32), axes)
 
 
 def normalise(x: jax.Array, epsilon: float) -> jax.Array:
@@ -57,49 +66,87 @@ def normalise(x: jax.Array, epsilon: float) -> jax.Array:
     return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
 
 
-def fold(scale: jax.Array, bias: jax.Array, kernel: jax.Array, kernel_bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The layer norm's scale and bias [..., D] folded into the linear map [..., D, E], [..., E] that follows."""
-    return scale[..., None] * kernel, jnp.einsum("...d,...de->...e", bias, kernel) + kernel_bias
+def fold(scale: jax.Array, bias: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The layer norm's scale and bias [..., D] folded into the linear map [..., D, E] that follows: its kernel, and
+    what its bias [..., E] gains."""
+    return scale[..., None] * kernel, jnp.einsum("...d,...de->...e", bias, kernel)
 
 
 class Sublayer(nnx.Module):
     """Parameters of one pre-norm sublayer, or of N stacked ones (every array with a leading axis N)."""
 
     first: str  # the name of the first linear map; the second's is "out"
+    inner: str  # the logical axis between the two maps, which devices divide in the computation too
 
     def __init__(
-        self, config: ModelConfig, width: int, inner: int, stack: tuple[int, ...], out_std: float, rngs: nnx.Rngs
+        self,
+        config: ModelConfig,
+        width: tuple[int, ...],
+        inner: int,
+        stack: dict[str, int],
+        out_std: float,
+        rngs: nnx.Rngs,
     ):
-        self.config = config
-        d = config.d_model
-        self.norm_scale, self.norm_bias = ones(*stack, d), zeros(*stack, d)
-        setattr(self, f"{self.first}_kernel", normal(rngs, *stack, d, width))
-        setattr(self, f"{self.first}_bias", zeros(*stack, width))
-        self.out_kernel, self.out_bias = normal(rngs, *stack, inner, d, std=out_std), zeros(*stack, d)
+        self.config, d = config, config.d_model
+        lead, names = tuple(stack.values()), tuple(stack)
+        # The width of the first map: its last axis is the divided one.
+        inner_names = ("parts",) * (len(width) - 1) + (self.inner,)
+        embed = (*names, "embed")
+        self.norm_scale, self.norm_bias = ones(*lead, d, axes=embed), zeros(*lead, d, axes=embed)
+        setattr(self, f"{self.first}_kernel", normal(rngs, *lead, d, *width, axes=(*embed, *inner_names)))
+        setattr(self, f"{self.first}_bias", zeros(*lead, *width, axes=(*names, *inner_names)))
+        self.out_kernel = normal(rngs, *lead, inner, d, std=out_std, axes=(*names, self.inner, "embed"))
+        self.out_bias = zeros(*lead, d, axes=embed)
+
+    def shards(self) -> SublayerWeights:
+        """The folded weights, as far as they are on this device."""
+        kernel, bias = getattr(self, f"{self.first}_kernel"), getattr(self, f"{self.first}_bias")
+        lead = self.norm_scale.ndim  # axes before the map's width
+        flat = kernel[...].reshape(*kernel.shape[:lead], -1)
+        flat, gain = fold(self.norm_scale[...], self.norm_bias[...], flat)
+        gain = sum_of_parts(gain, kernel.axes, kernel.whole, "embed")
+        return SublayerWeights(flat, bias[...].reshape(gain.shape) + gain, self.out_kernel[...], self.out_bias[...])
+
+    def gathered(self, shards: SublayerWeights) -> SublayerWeights:
+        """What a device computes with, from its shards of all modules or of one of them."""
+        stack = self.norm_scale.axes[:-1] if shards.first_bias.ndim > 1 else ()
+        lead = self.norm_scale.whole[: len(stack)]
+        d, dtype = self.config.d_model, self.config.dtype
+        inner = self.out_kernel.whole[-2]
+        width = inner if self.inner == "mlp" else 3 * inner
+
+        def use(x: jax.Array, dtype: str = "float32", **axes: int) -> jax.Array:
+            return gather(x, (*stack, *axes), (*lead, *axes.values()), dtype)
+
+        return SublayerWeights(
+            use(shards.first_kernel, dtype, embed=d, **{self.inner: width}),
+            use(shards.first_bias, **{self.inner: width}),
+            use(shards.last_kernel, dtype, **{self.inner: inner}, embed=d),
+            # Devices that divide the inner axis add up their results: each has its share of the bias.
+            use(shards.last_bias, embed=d) / size("tensor"),
+        )
 
     def weights(self) -> SublayerWeights:
-        """The folded weights."""
-        first = getattr(self, f"{self.first}_kernel")[...], getattr(self, f"{self.first}_bias")[...]
-        kernel, bias = fold(self.norm_scale[...], self.norm_bias[...], *first)
-        return SublayerWeights(kernel, bias, self.out_kernel[...], self.out_bias[...])
+        """The folded weights that a device computes with."""
+        return self.gathered(self.shards())
 
 
 class Attention(Sublayer):
-    """Layer norm, fused QKV projection [D, 3D], output projection [D, D]."""
+    """Layer norm, QKV projection [D, 3, D] (query, key, value), output projection [D, D]."""
 
-    first = "qkv"
+    first, inner = "qkv", "heads"
 
-    def __init__(self, config: ModelConfig, *, stack: tuple[int, ...] = (), out_std: float, rngs: nnx.Rngs):
-        super().__init__(config, 3 * config.d_model, config.d_model, stack, out_std, rngs)
+    def __init__(self, config: ModelConfig, *, stack: dict[str, int] | None = None, out_std: float, rngs: nnx.Rngs):
+        super().__init__(config, (3, config.d_model), config.d_model, stack or {}, out_std, rngs)
 
 
 class FFN(Sublayer):
     """Layer norm, inner projection [D, F], activation, output projection [F, D]."""
 
-    first = "in"
+    first, inner = "in", "mlp"
 
-    def __init__(self, config: ModelConfig, *, stack: tuple[int, ...] = (), out_std: float, rngs: nnx.Rngs):
-        super().__init__(config, config.inner_width, config.inner_width, stack, out_std, rngs)
+    def __init__(self, config: ModelConfig, *, stack: dict[str, int] | None = None, out_std: float, rngs: nnx.Rngs):
+        super().__init__(config, (config.inner_width,), config.inner_width, stack or {}, out_std, rngs)
 
 
 def ffn(
@@ -116,16 +163,19 @@ def plain_attention(
     """The attention sublayer of a GPT-2 layer: its contribution to the residual stream x [B, L, D], and the cache."""
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
     rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
+    rows = gather_tokens(rows, "tensor")
     qkv = save(linear(rows, weights.first_kernel, weights.first_bias))
-    output, cache = attend(qkv.reshape(*x.shape[:2], -1), view, config, key=probability_key, cache=cache)
-    output = save(linear(output.reshape(rows.shape), weights.last_kernel, weights.last_bias))
+    output, cache = attend(qkv.reshape(-1, x.shape[1], qkv.shape[1]), view, config, key=probability_key, cache=cache)
+    output = linear(output.reshape(rows.shape[0], -1), weights.last_kernel, weights.last_bias)
+    output = save(scatter_tokens(output, "tensor"))
     return dropout(output.reshape(x.shape), config.dropout.residual, output_key), cache
 
 
 def plain_ffn(weights: SublayerWeights, x: jax.Array, config: ModelConfig, *, key: jax.Array | None) -> jax.Array:
     """The feed-forward sublayer of a GPT-2 layer: its contribution to the residual stream x [B, L, D]."""
     rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
-    output = ffn(linear, rows, None, weights, activation=config.activation)
+    output = ffn(linear, gather_tokens(rows, "tensor"), None, weights, activation=config.activation)
+    output = scatter_tokens(output, "tensor")
     return dropout(output.reshape(x.shape), config.dropout.residual, key)
 
 

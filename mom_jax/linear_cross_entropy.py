@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from mom_jax.platforms import platform
 from mom_jax.products import matmul, matmul_transposed, transposed
 
 # Logits that exist at once: on a CPU so many as its caches hold in good part, elsewhere enough for large products.
@@ -37,7 +38,7 @@ def _split(hidden: jax.Array, labels: jax.Array, vocabulary: int) -> tuple[jax.A
     The sequence is split, not the batch, which may lie on several devices.
     """
     batch, length = labels.shape
-    most = CHUNK_LOGITS.get(jax.default_backend(), DEFAULT_CHUNK_LOGITS)
+    most = CHUNK_LOGITS.get(platform(), DEFAULT_CHUNK_LOGITS)
     chunks = min(length, math.ceil(batch * length * vocabulary / most))
     size = math.ceil(length / chunks)
     fill = chunks * size - length

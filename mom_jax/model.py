@@ -13,6 +13,7 @@ from mom_jax.config import ModelConfig
 from mom_jax.layers import INIT_STD, Layer, normal, normalise, ones, zeros
 from mom_jax.remat import remat
 from mom_jax.routing import Routing, stack
+from mom_jax.sharding import gather_tokens, gathered, own_key, size
 
 CAPTURES = ("hidden", "routing")
 
@@ -55,8 +56,9 @@ class Embedding(nnx.Module):
     """Learned token and position embeddings."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.tokens = normal(rngs, config.vocab_size, config.d_model)
-        self.positions = normal(rngs, config.context_length, config.d_model)
+        # The vocabulary (29 x 1733) divides by no number of devices: the width does.
+        self.tokens = normal(rngs, config.vocab_size, config.d_model, axes=("vocab", "width"))
+        self.positions = normal(rngs, config.context_length, config.d_model, axes=("positions", "width"))
 
 
 class FinalNorm(nnx.Module):
@@ -64,7 +66,8 @@ class FinalNorm(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         self.config = config
-        self.scale, self.bias = ones(config.d_model), zeros(config.d_model)
+        self.scale = ones(config.d_model, axes=("width",))
+        self.bias = zeros(config.d_model, axes=("width",))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = normalise(x, self.config.layer_norm_epsilon).astype(jnp.float32)
@@ -75,7 +78,7 @@ class Head(nnx.Module):
     """A linear map to class logits, without bias."""
 
     def __init__(self, d_model: int, num_classes: int, *, rngs: nnx.Rngs):
-        self.kernel = normal(rngs, d_model, num_classes)
+        self.kernel = normal(rngs, d_model, num_classes, axes=("width", "classes"))
 
 
 class MoM(nnx.Module):
@@ -137,13 +140,17 @@ class MoM(nnx.Module):
         if positions is None:
             start = 0 if cache is None else cache.length
             positions = start + jnp.arange(length, dtype=jnp.int32)[None]
+        view = _view_of_group(view)
+        key, exchange_key = own_key(key), own_key(exchange_key)
         keys = None if key is None else iter(jax.random.split(key, 1 + config.depth))
 
         def next_key() -> jax.Array | None:
             return None if keys is None else next(keys)
 
-        x = self.embed.tokens[...][ids] + self.embed.positions[...][positions]
-        x = dropout(x.astype(config.dtype), config.dropout.embedding, next_key())
+        embed = gathered(self.embed, config.dtype)
+        # Rounded as they travel between devices, on one device too.
+        tokens, places = (table[...].astype(config.dtype) for table in (embed.tokens, embed.positions))
+        x = dropout(tokens[ids] + places[positions], config.dropout.embedding, next_key())
         captured = {"embed": x} if "hidden" in capture else {}
         new_kv: dict[str, list[Any]] = {"bottom": [], "chunks": [], "anchors": [], "top": []}
         routing, traces = [], []
@@ -186,14 +193,15 @@ class MoM(nnx.Module):
         if "hidden" in capture:
             captured["pre_norm"] = x
         cache = None if cache is None else Cache(new_kv, valid_slots, cache.length + length)
-        return Output(self.final_norm(x), self.embed.tokens[...], stack(routing), cache, captured)
+        return Output(gathered(self.final_norm)(x), embed.tokens[...], stack(routing), cache, captured)
 
     def classify(self, hidden: jax.Array, last_index: jax.Array) -> jax.Array:
         """Class logits [B, num_classes] in float32 from the hidden state [B, L, D] at each row's `last_index` [B]."""
         if self.config.num_classes is None:
             raise ValueError("num_classes=None: this model has no classification head")
         last = jnp.take_along_axis(hidden, last_index[:, None, None], axis=1)[:, 0]
-        return jnp.matmul(last, self.head.kernel[...].astype(last.dtype), preferred_element_type=jnp.float32)
+        kernel = gathered(self.head).kernel[...].astype(last.dtype)
+        return jnp.matmul(last, kernel, preferred_element_type=jnp.float32)
 
     def init_cache(self, batch: int, slots: int) -> Cache:
         """An empty cache for `slots` tokens of each of `batch` sequences."""
@@ -245,6 +253,14 @@ def _view(valid: jax.Array, masked: bool, segment_ids: jax.Array | None, cache: 
     place = cache.length + jnp.arange(length, dtype=jnp.int32)
     visible = (jnp.arange(slots.shape[1], dtype=jnp.int32)[None, :] <= place[:, None])[None] & slots[:, None, :]
     return View(visible, cache.length), slots
+
+
+def _view_of_group(view: View) -> View:
+    """What attention may see where it works for the sequences of all devices that divide the heads."""
+    if size("tensor") == 1:
+        return view
+    segments = None if view.segment_ids is None else gather_tokens(view.segment_ids, "tensor")
+    return View(gather_tokens(view.visible, "tensor"), view.start, segments)
 
 
 def parameters(model: nnx.Module) -> dict[str, Any]:

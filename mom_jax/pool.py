@@ -7,8 +7,9 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from mom_jax import dispatch
+from mom_jax import dispatch, sharding
 from mom_jax.attention import KV, View, attend, dropout
 from mom_jax.config import ModelConfig, Side
 from mom_jax.dispatch import Linear, Plan, Pooled, weighted_linear
@@ -39,14 +40,32 @@ def with_sinks(pool: Pool, carried: dict[str, Any]) -> Pool:
 
 
 def make_plan(selection: Selection, config: ModelConfig, side: Side) -> Plan:
-    """The plan of a selection on one side."""
-    backend = dispatch.resolve(config)
-    return dispatch.make_plan(selection.index_TxK, config.modules(side), backend, config.capacity_factor)
+    """The plan of a selection on one side: this device's modules and the tokens for which it computes."""
+    modules, factor = config.modules(side), config.capacity_factor
+    here = sharding.modules_here(modules)
+    index = sharding.own_index(sharding.gather_tokens(selection.index_TxK, *sharding.ROUTED), modules)
+    # A share of all choices, of which this device has some modules'.
+    factor = None if factor is None else factor * here / modules
+    return dispatch.make_plan(index, here, dispatch.resolve(config), factor)
+
+
+def dropped(selection: Selection, plan: Plan, config: ModelConfig, side: Side) -> jax.Array:
+    """How many of each token's choices of modules have no row, [T] float32: with a capacity, what did not fit."""
+    if config.capacity_factor is None:
+        return jnp.zeros(selection.index_TxK.shape[0], jnp.float32)
+    modules = config.modules(side)
+    index = sharding.own_index(sharding.gather_tokens(selection.index_TxK, *sharding.ROUTED), modules)
+    lost = (index < sharding.modules_here(modules)) & (plan.slot_TxK == plan.choice_P.shape[0])
+    # Devices along `tensor` have the same plan.
+    count = lost.sum(1).astype(jnp.float32) / sharding.size("tensor")
+    return sharding.scatter_tokens(count, *sharding.ROUTED)
 
 
 def _multiplier(selection: Selection, config: ModelConfig) -> jax.Array:
-    """The weights as they multiply. Called once a use: straight-through clamps the gradient of each use by itself."""
-    return straight_through(selection.weight_TxK) if config.router.straight_through else selection.weight_TxK
+    """The weights as they multiply, of all tokens of a plan. Called once a use: straight-through clamps the gradient of
+    each use by itself."""
+    weight = straight_through(selection.weight_TxK) if config.router.straight_through else selection.weight_TxK
+    return sharding.gather_tokens(weight, *sharding.ROUTED)
 
 
 def _unweighted(linear: Linear, rows: jax.Array, multiplier: jax.Array, weights: tuple) -> jax.Array:
@@ -69,18 +88,21 @@ def routed_attention(
     One attention over queries, keys and values summed over the chosen modules; the output projections are weighted.
     A token that chose nulls only adds nothing, but later tokens attend to its zero key and value.
     """
-    batch, length, d = x.shape
+    length, d = x.shape[1:]
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
     routed = functools.partial(dispatch.routed, plan=plan, backend=dispatch.resolve(config))
-    rows = normalise(x, config.layer_norm_epsilon).reshape(-1, d)
+    rows = sharding.gather_tokens(normalise(x, config.layer_norm_epsilon).reshape(-1, d), *sharding.ROUTED)
     body = weighted_linear if config.weighted_qkv else _unweighted
     with jax.named_scope("routed_qkv"):
         qkv, qkv_pool = routed(body, rows, pool["qkv"], _multiplier(selection, config))
-    qkv = save(qkv).reshape(batch, length, -1)
-    output, cache = attend(qkv, view, config, key=probability_key, cache=cache)
+    # Attention needs the sum over all modules; heads stay divided.
+    qkv = save(sharding.scatter_tokens(qkv, "module"))
+    output, cache = attend(qkv.reshape(-1, length, qkv.shape[1]), view, config, key=probability_key, cache=cache)
+    rows = sharding.gather_tokens(output.reshape(qkv.shape[0], -1), "module")
     with jax.named_scope("routed_out"):
-        y, out_pool = routed(weighted_linear, output.reshape(-1, d), pool["out"], _multiplier(selection, config))
-    y = dropout(save(y).reshape(x.shape), config.dropout.residual, output_key)
+        y, out_pool = routed(weighted_linear, rows, pool["out"], _multiplier(selection, config))
+    y = save(sharding.scatter_tokens(y, *sharding.ROUTED))
+    y = dropout(y.reshape(x.shape), config.dropout.residual, output_key)
     return y, cache, {"qkv": qkv_pool, "out": out_pool}
 
 
@@ -89,8 +111,9 @@ def routed_ffn(
 ) -> tuple[jax.Array, Pool]:
     """The contribution of the chosen FFN modules to x [B, L, D], and the pool for its next use."""
     rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
+    rows = sharding.gather_tokens(rows, *sharding.ROUTED)
     body = functools.partial(ffn, activation=config.activation)
     multiplier = _multiplier(selection, config)
     with jax.named_scope("routed_ffn"):
         y, used = dispatch.routed(body, rows, pool["ffn"], multiplier, plan, dispatch.resolve(config))
-    return save(y).reshape(x.shape), {"ffn": used}
+    return save(sharding.scatter_tokens(y, *sharding.ROUTED)).reshape(x.shape), {"ffn": used}

@@ -42,12 +42,16 @@ class Router(nnx.Module):
         self.config = config
         d, r, c = config.d_model, config.router.dim, config.classes(side)
         if config.router.kind == "mlp":
-            self.hidden_kernel, self.hidden_bias = normal(rngs, d, r), zeros(r)
+            self.hidden_kernel = normal(rngs, d, r, axes=("width", "hidden"))
+            self.hidden_bias = zeros(r, axes=("hidden",))
         else:
             width = GATES[config.router.kind] * r
-            self.input_kernel, self.input_bias = normal(rngs, d, width), zeros(width)
-            self.state_kernel, self.state_bias = normal(rngs, r, width), zeros(width)
-        self.score_kernel, self.score_bias = normal(rngs, r, c), zeros(c)
+            self.input_kernel = normal(rngs, d, width, axes=("width", "gates"))
+            self.input_bias = zeros(width, axes=("gates",))
+            self.state_kernel = normal(rngs, r, width, axes=("width", "gates"))
+            self.state_bias = zeros(width, axes=("gates",))
+        self.score_kernel = normal(rngs, r, c, axes=("width", "classes"))
+        self.score_bias = zeros(c, axes=("classes",))
 
     def initial_state(self, tokens: int) -> jax.Array | None:
         """[T, R] zeros, or None for a router without state."""

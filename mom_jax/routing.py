@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.config import SIDES, ModelConfig, Side
-from mom_jax.dispatch import Plan
 from mom_jax.router import Scores, Selection
 
 
@@ -48,13 +47,13 @@ class Routing:
 def collect(
     selection: Selection,
     scores: Scores,
-    plan: Plan,
+    dropped_T: jax.Array,
     step: jax.Array,
     valid_T: jax.Array,
     config: ModelConfig,
     side: Side,
 ) -> SideStats:
-    """The sums of one step. step: h. valid_T: bool, the tokens that count."""
+    """The sums of one step. dropped_T: choices that found no room. step: h. valid_T: bool, the tokens that count."""
     reported = scores.reported_TxC
     softmax = config.router.scoring == "softmax"
     distribution = reported if softmax else jax.nn.softmax(reported, -1)
@@ -68,14 +67,12 @@ def collect(
     top1 = jnp.argmax(reported, -1)[:, None] == classes[None]
     chosen = selection.index_TxK[:, :, None] == classes[None, None]
     chosen_C = total(chosen.sum(1).astype(jnp.float32))
-    real = selection.index_TxK < config.modules(side)
-    dropped = real & (plan.slot_TxK == plan.choice_P.shape[0])
     elsewhere = (classes < config.modules(side)) & (classes != step)
     return SideStats(
         probability_C=total(probability),
         top1_C=total(top1.astype(jnp.float32)),
         choices_C=chosen_C,
-        dropped=total(dropped.sum(1).astype(jnp.float32)),
+        dropped=total(dropped_T),
         off_diagonal=chosen_C @ elsewhere.astype(jnp.float32),
         entropy=total(jax.lax.stop_gradient(jax.scipy.special.entr(distribution).sum(-1))),
         z=total(jnp.square(jax.nn.logsumexp(scores.logits_TxC, -1))),

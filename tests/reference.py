@@ -113,7 +113,8 @@ def attention(modules, x, chosen, weights, mask, config):
     qkv = 0.0
     for module, picked, weight in zip(modules, chosen, weights, strict=True):
         y = layer_norm(x, module["norm_scale"], module["norm_bias"], config)
-        y = linear(y, module["qkv_kernel"], module["qkv_bias"])
+        kernel, bias = module["qkv_kernel"], module["qkv_bias"]
+        y = linear(y, kernel.reshape(kernel.shape[0], -1), bias.reshape(-1))
         qkv = qkv + scaled(y, picked, weight if config.weighted_qkv else None, config)
     heads = attend(qkv, mask, config)
     out = 0.0

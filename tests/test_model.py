@@ -12,6 +12,7 @@ from small import ORDERED, SMALL, assert_close, change, quick, random_ids, rando
 
 import mom_jax as mom
 from mom_jax import losses
+from mom_jax.sharding import make_mesh
 from train.step import init_state, language_model_sums, train_step
 
 # What a token may see.
@@ -182,7 +183,8 @@ def test_accumulated_steps_are_the_whole_batchs(accumulation):
     batch, optimizer = {"tokens": ids, "mask": mask}, optax.sgd(1.0)
 
     def stepped(accumulation):
-        step = functools.partial(train_step, config=config, optimizer=optimizer, accumulation=accumulation, seed=0)
+        settings = {"accumulation": accumulation, "seed": 0, "mesh": make_mesh()}
+        step = functools.partial(train_step, config=config, optimizer=optimizer, **settings)
         state, report = quick(step)(init_state(params, optimizer), batch)
         assert int(state.step) == 1
         return state.params, report

@@ -12,21 +12,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
-from flax import nnx
+from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, from_dict
-from mom_jax.model import MoM, parameters, with_parameters
+from mom_jax.model import MoM, with_parameters
+from mom_jax.sharding import make_mesh
 from train.config import Config
 from train.data import tokenizer as tokenizers
-from train.step import TrainState
+from train.step import TrainState, abstract_params
 
 FOLDER = "checkpoints"
 TOKENIZER = "tokenizer.model"
-META_VERSION = 1
+META_VERSION = 2
 
 # Orbax reports every save at level WARNING or below; a run has its own words for that.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -52,11 +52,6 @@ def phase_model(config: Config, phase: str) -> ModelConfig:
     """The model that a phase trains."""
     row = next(row for row in config.phases if row.name == phase)
     return config.model.vanilla() if row.model == "vanilla" else config.model
-
-
-def abstract_params(config: ModelConfig) -> dict[Any, Any]:
-    """Shapes and types of a model's parameters; nothing is computed."""
-    return jax.eval_shape(lambda: parameters(MoM(config, rngs=nnx.Rngs(0))))
 
 
 class Checkpoints:
@@ -106,8 +101,7 @@ class Checkpoints:
         self._manager.save(meta.step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state at `step`, with the structure, shapes and types of `like`."""
-        like = jax.tree.map(_abstract, like)
+        """The state at `step`, with the structure, shapes, types and shardings of `like`."""
         items = {
             "params": ocp.args.StandardRestore(like.params),
             "optimizer": ocp.args.StandardRestore({"step": like.step, "state": like.opt_state}),
@@ -116,9 +110,9 @@ class Checkpoints:
         optimizer = restored["optimizer"]
         return TrainState(optimizer["step"], restored["params"], optimizer["state"])
 
-    def restore_params(self, step: int, config: ModelConfig) -> dict[Any, Any]:
+    def restore_params(self, step: int, config: ModelConfig, mesh: Mesh) -> dict[Any, Any]:
         """The parameters at `step` of a model of the given configuration."""
-        like = jax.tree.map(_abstract, abstract_params(config))
+        like = abstract_params(config, mesh)
         return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))["params"]
 
     def meta(self, step: int) -> Meta:
@@ -136,15 +130,6 @@ class Checkpoints:
         self._manager.close()
 
 
-def placement() -> jax.sharding.Sharding:
-    """Where every array of a state lies."""
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement())
-
-
 @dataclasses.dataclass(frozen=True)
 class Found:
     """A checkpoint on disk: the run's folder, the phase's, and the step."""
@@ -159,8 +144,9 @@ class Found:
     def meta(self) -> Meta:
         return self._open(lambda checkpoints: checkpoints.meta(self.step))
 
-    def params(self, config: ModelConfig) -> dict[Any, Any]:
-        return self._open(lambda checkpoints: checkpoints.restore_params(self.step, config))
+    def params(self, config: ModelConfig, mesh: Mesh | None = None) -> dict[Any, Any]:
+        """mesh: where they shall lie, by default on one device."""
+        return self._open(lambda checkpoints: checkpoints.restore_params(self.step, config, mesh or make_mesh()))
 
     def _open(self, read: Any) -> Any:
         checkpoints = Checkpoints(self.phase, read_only=True)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import check_types, require
+from mom_jax.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class DataConfig:
         tokenizer: `sentencepiece` trains one on the source's training documents; otherwise the path of a `.model`
             file.
         vocab_size: of the tokenizer that is trained; the model's vocabulary must be as large.
-        batch_size: sequences per optimizer step.
+        batch_size: sequences per optimizer step, all devices' together.
         length: tokens per sequence.
         seed: of the order of the training examples.
         validation_fraction: the share of documents held out, chosen by the hash of their names.
@@ -153,6 +154,7 @@ class Config:
         Phase("pretrain", 1000, model="vanilla"),
         Phase("mom", 1000, init_from="previous"),
     )
+    mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     run: str = "runs/default"
     resume: str | None = None

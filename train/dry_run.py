@@ -2,21 +2,19 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
 from mom_jax.analysis.cost import parameter_count, train_flops_per_token, training_memory_bytes
+from mom_jax.sharding import make_mesh
 from train import checkpoint
-from train.config import Config, Phase
+from train.compiled import check_devices, peak_bytes, trace_step
+from train.config import Config
 from train.data.cache import prepare
 from train.data.pipeline import num_windows, train_batches
 from train.initialise import check_sources
 from train.loop import check_vocabulary
-from train.optim import make_optimizer
 from train.run import check_unchanged
-from train.step import init_state, jit_train_step
 
 PREVIEW_ROWS, PREVIEW_CHARACTERS = 3, 240
 
@@ -28,6 +26,8 @@ def dry_run(config: Config) -> None:
     """
     console = Console(highlight=False)
     check_unchanged(config)
+    mesh = make_mesh(config.mesh)
+    check_devices(config, mesh)
     prepared = prepare(config.data, lambda text: console.print(text, markup=False))
     check_vocabulary(config, prepared)
     check_sources(config, prepared.tokenizer.fingerprint)
@@ -41,10 +41,11 @@ def dry_run(config: Config) -> None:
             table.add_row(label, f"{count:,}")
         flops = train_flops_per_token(model, data.length)
         table.add_row("training FLOPs per token, nothing skipped", f"{flops:.3g}")
-        micro = data.batch_size // phase.optim.accumulation
+        micro = data.batch_size // phase.optim.accumulation // mesh.size
         for name, size in training_memory_bytes(model, micro, data.length).items():
-            table.add_row(f"memory estimate, {name}", f"{size / 2**20:,.1f} MiB")
-        table.add_row("memory of the compiled step", f"{_compiled_bytes(config, phase) / 2**20:,.1f} MiB")
+            table.add_row(f"memory estimate with whole parameters, {name}", f"{size / 2**20:,.1f} MiB")
+        size = peak_bytes(trace_step(config, phase, mesh).lower().compile())
+        table.add_row(f"memory of the compiled step, each of {mesh.size} devices", f"{size / 2**20:,.1f} MiB")
         console.print(table)
     windows = num_windows(prepared.train, data.length)
     console.print(
@@ -58,16 +59,3 @@ def dry_run(config: Config) -> None:
         text = prepared.tokenizer.decode(row.tolist())
         console.print(f"first batch, row {i}: {text[:PREVIEW_CHARACTERS]!r}", markup=False, soft_wrap=True)
     batches.close()
-
-
-def _compiled_bytes(config: Config, phase: Phase) -> int:
-    """Bytes that the compiled train step holds at its peak: state, batch and temporaries."""
-    model = checkpoint.phase_model(config, phase.name)
-    optimizer = make_optimizer(phase.optim, phase.steps)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer), checkpoint.abstract_params(model))
-    batch = {"tokens": jax.ShapeDtypeStruct((config.data.batch_size, config.data.length), jnp.int32)}
-    step = jit_train_step(model, optimizer, phase.optim.accumulation, config.seed)
-    memory = step.lower(state, batch).compile().memory_analysis()
-    # The donated state is argument and output at once.
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes

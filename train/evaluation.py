@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mom_jax.analysis import routing
 from mom_jax.config import ModelConfig
 from mom_jax.losses import LossSums
+from mom_jax.sharding import make_mesh
 from train.config import DataConfig
 from train.data.cache import TokenCache
 from train.data.pipeline import validation_batches
-from train.step import Batch, evaluation_step
+from train.step import Batch, evaluation_step, place_rows
 
 EXCHANGE_SEEDS = (0, 1, 2)
 
@@ -40,13 +42,19 @@ class Evaluation:
 
 
 def _evaluate(
-    params: dict[Any, Any], config: ModelConfig, batches: Iterable[Batch], step: int, exchange_key: Any = None
+    params: dict[Any, Any],
+    config: ModelConfig,
+    batches: Iterable[Batch],
+    step: int,
+    mesh: Mesh,
+    exchange_key: Any = None,
 ) -> Evaluation:
     """Sums over batches, and the losses of the sums. Raises ValueError without batches."""
     total: LossSums | None = None
     at = jnp.asarray(step, jnp.int32)
     for batch in batches:
-        sums = jax.device_get(evaluation_step(params, batch, at, exchange_key, config=config))
+        placed = jax.tree.map(lambda rows: place_rows(rows, mesh), batch)
+        sums = jax.device_get(evaluation_step(params, placed, at, exchange_key, config=config, mesh=mesh))
         # In float64 on the host: float32 would lose tokens in long evaluations.
         sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
         total = sums if total is None else jax.tree.map(np.add, total, sums)
@@ -57,13 +65,20 @@ def _evaluate(
 
 
 def validate(
-    params: dict[Any, Any], config: ModelConfig, cache: TokenCache, data: DataConfig, *, step: int, limit: int
+    params: dict[Any, Any],
+    config: ModelConfig,
+    cache: TokenCache,
+    data: DataConfig,
+    *,
+    step: int,
+    limit: int,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """The loss on fixed windows of the held-out tokens: at most `limit` batches, or all of them where it is 0.
 
-    step: the training step, for priors that are annealed.
+    step: the training step, for priors that are annealed. mesh: where the parameters lie, by default on one device.
     """
-    return _evaluate(params, config, _batches(cache, data, limit=limit), step)
+    return _evaluate(params, config, _batches(cache, data, limit=limit), step, mesh or make_mesh())
 
 
 def _batches(cache: TokenCache, data: DataConfig, *, limit: int, shift: float = 0.0) -> Iterator[Batch]:
@@ -72,17 +87,25 @@ def _batches(cache: TokenCache, data: DataConfig, *, limit: int, shift: float = 
 
 
 def exchange_test(
-    params: dict[Any, Any], config: ModelConfig, cache: TokenCache, data: DataConfig, *, step: int, batches: int = 24
+    params: dict[Any, Any],
+    config: ModelConfig,
+    cache: TokenCache,
+    data: DataConfig,
+    *,
+    step: int,
+    batches: int = 24,
+    mesh: Mesh | None = None,
 ) -> dict[str, list[float]]:
     """Validation losses with the routers' choices, and with the same choices dealt to other tokens.
 
     Each seed has its own windows, spread evenly over the held-out tokens, and its own deal; `normal` and `exchanged`
-    have one loss per seed, in nats per token. If routing carried no information the two would be alike.
+    have one loss per seed, in nats per token. If routing carried no information the two would be alike. On a mesh every
+    device deals among its own tokens.
     """
     losses: dict[str, list[float]] = {"normal": [], "exchanged": []}
     for seed in EXCHANGE_SEEDS:
         for name, key in (("normal", None), ("exchanged", jax.random.key(seed))):
             shift = seed / len(EXCHANGE_SEEDS)
             some = _batches(cache, data, limit=batches, shift=shift)
-            losses[name].append(_evaluate(params, config, some, step, key).loss)
+            losses[name].append(_evaluate(params, config, some, step, mesh or make_mesh(), key).loss)
     return losses

@@ -7,12 +7,14 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
@@ -21,7 +23,7 @@ from mom_jax.model import MoM, parameters
 from train import checkpoint
 from train.config import Config, Phase
 from train.optim import check_patterns, path_name
-from train.step import TrainState, init_state
+from train.step import TrainState, abstract_params, abstract_state, init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +35,27 @@ class Start:
     messages: list[str]
 
 
-def fresh_params(config: ModelConfig, seed: int) -> dict[Any, Any]:
-    """Newly initialised parameters."""
-    return jax.jit(lambda: parameters(MoM(config, rngs=nnx.Rngs(seed))))()
+def fresh_params(config: ModelConfig, seed: int, mesh: Mesh) -> dict[Any, Any]:
+    """Newly initialised parameters, the same on every mesh; each device makes its part."""
+    return _jit_placed(lambda: parameters(MoM(config, rngs=nnx.Rngs(seed))), abstract_params(config, mesh))()
+
+
+def _jit_placed(function: Callable, like: Any) -> Any:
+    """`function` compiled, its results where `like` lies."""
+    return jax.jit(function, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))
 
 
 def initial_state(
-    config: Config, phase: Phase, optimizer: optax.GradientTransformation, own: checkpoint.Checkpoints, tokenizer: str
+    config: Config,
+    phase: Phase,
+    optimizer: optax.GradientTransformation,
+    own: checkpoint.Checkpoints,
+    tokenizer: str,
+    mesh: Mesh,
 ) -> Start:
-    """The state from which the phase goes on. tokenizer: the fingerprint that a checkpoint must have been trained with.
+    """The state from which the phase goes on, on `mesh`, wherever a checkpoint comes from.
+
+    tokenizer: the fingerprint that a checkpoint must have been trained with.
 
     Raises ConfigError for a checkpoint of another model or another tokenizer.
     """
@@ -50,19 +64,19 @@ def initial_state(
     if latest is not None:
         meta = own.meta(latest)
         checkpoint.check_tokenizer(tokenizer, meta, f"data.source={config.data.source!r}")
-        state = own.restore(latest, _abstract_state(model, optimizer))
+        state = own.restore(latest, abstract_state(model, optimizer, mesh))
         return Start(state, meta.examples_seen, [f"resuming at step {latest}"])
     if config.resume is not None:
         folder = Path(config.resume).expanduser() / checkpoint.FOLDER / phase.name
         if checkpoint.last_step(folder) is not None:
-            return _resumed(config, phase, model, optimizer, folder, tokenizer)
-    params, messages, seen = fresh_params(model, config.seed), ["starting from scratch"], 0
+            return _resumed(config, phase, model, abstract_state(model, optimizer, mesh), folder, tokenizer)
+    params, messages, seen = fresh_params(model, config.seed, mesh), ["starting from scratch"], 0
     if phase.init_from != "scratch":
         source = _source(config, phase)
-        params, seen, messages = _initialised(source, phase, model, params, tokenizer)
+        params, seen, messages = _initialised(source, phase, model, params, tokenizer, mesh)
     # Placed like a restored state, all of it: a state that is placed in part compiles the step twice.
-    state = jax.device_put(init_state(params, optimizer), checkpoint.placement())
-    return Start(state, seen, messages)
+    make = _jit_placed(lambda params: init_state(params, optimizer), abstract_state(model, optimizer, mesh))
+    return Start(make(params), seen, messages)
 
 
 def check_sources(config: Config, tokenizer: str) -> None:
@@ -74,7 +88,7 @@ def check_sources(config: Config, tokenizer: str) -> None:
             raise ConfigError(f"resume={config.resume!r}: has none of the phases {names}")
     for phase in config.phases:
         model = checkpoint.phase_model(config, phase.name)
-        leaves = jax.tree_util.tree_leaves_with_path(checkpoint.abstract_params(model))
+        leaves = jax.tree_util.tree_leaves_with_path(abstract_params(model))
         check_patterns(phase.optim, [path_name(path) for path, _ in leaves], f"phases.{phase.name}.optim")
         own = Path(config.run).expanduser() / checkpoint.FOLDER / phase.name
         if phase.init_from in ("scratch", "previous") or own.is_dir():
@@ -83,12 +97,8 @@ def check_sources(config: Config, tokenizer: str) -> None:
         meta = checkpoint.find(phase.init_from, field=name.split("=")[0]).meta()
         checkpoint.check_tokenizer(tokenizer, meta, name)
         if not _same_model(meta.model, model):
-            shapes = checkpoint.abstract_params(meta.model), checkpoint.abstract_params(model)
+            shapes = abstract_params(meta.model), abstract_params(model)
             jax.eval_shape(lambda a, b, theirs=meta.model, ours=model: from_vanilla(theirs, a, ours, b)[0], *shapes)
-
-
-def _abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    return jax.eval_shape(lambda p: init_state(p, optimizer), checkpoint.abstract_params(model))
 
 
 def _source(config: Config, phase: Phase) -> str:
@@ -102,7 +112,7 @@ def _resumed(
     config: Config,
     phase: Phase,
     model: ModelConfig,
-    optimizer: optax.GradientTransformation,
+    like: TrainState,
     folder: Path,
     tokenizer: str,
 ) -> Start:
@@ -120,27 +130,32 @@ def _resumed(
         raise ConfigError(f"resume={config.resume!r}: is at step {meta.step}, past this phase's {phase.steps} steps")
     checkpoints = checkpoint.Checkpoints(folder, read_only=True)
     try:
-        state = checkpoints.restore(meta.step, _abstract_state(model, optimizer))
+        state = checkpoints.restore(meta.step, like)
     finally:
         checkpoints.close()
     return Start(state, meta.examples_seen, [f"resuming from {found}"])
 
 
 def _initialised(
-    source: str, phase: Phase, model: ModelConfig, fresh: dict[Any, Any], tokenizer: str
+    source: str, phase: Phase, model: ModelConfig, fresh: dict[Any, Any], tokenizer: str, mesh: Mesh
 ) -> tuple[dict[Any, Any], int, list[str]]:
     """(parameters, examples seen, messages) from the checkpoint that `source` names."""
     name = f"phases.{phase.name}.init_from={phase.init_from!r}"
     found = checkpoint.find(source, field=name.split("=")[0])
     meta = found.meta()
     checkpoint.check_tokenizer(tokenizer, meta, name)
-    params = found.params(meta.model)
+    params = found.params(meta.model, mesh)
     messages = [f"starting from {found}"]
     if _same_model(meta.model, model):
         taken = params
     else:
-        taken, dropped = from_vanilla(meta.model, params, model, fresh)
-        messages += dropped
+
+        def take(vanilla: dict[Any, Any], fresh: dict[Any, Any]) -> dict[Any, Any]:
+            taken, dropped = from_vanilla(meta.model, vanilla, model, fresh)
+            messages.extend(dropped)
+            return taken
+
+        taken = _jit_placed(take, abstract_params(model, mesh))(params, fresh)
     # The data goes on where the phase before left it; another run's position means nothing here.
     return taken, meta.examples_seen if phase.init_from == "previous" else 0, messages
 
@@ -149,4 +164,4 @@ def _same_model(theirs: ModelConfig, ours: ModelConfig) -> bool:
     """Whether parameters can be taken over as they are."""
     fields = ("num_heads", "activation", "layer_norm_epsilon")
     same = all(getattr(theirs, field) == getattr(ours, field) for field in fields)
-    return same and checkpoint.abstract_params(theirs) == checkpoint.abstract_params(ours)
+    return same and abstract_params(theirs) == abstract_params(ours)

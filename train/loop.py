@@ -2,22 +2,24 @@
 
 import contextlib
 import dataclasses
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from mom_jax.analysis import routing
+from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, require
 from mom_jax.generate import generate
 from mom_jax.model import with_parameters
-from train import metrics
+from mom_jax.sharding import make_mesh
+from train import distributed, metrics
 from train.checkpoint import FOLDER, TOKENIZER, Checkpoints, Meta, last_step, phase_model
+from train.compiled import check_devices
 from train.config import Config, Phase
 from train.data.cache import Prepared, prepare
 from train.data.pipeline import train_batches
@@ -27,7 +29,7 @@ from train.optim import make_optimizer, make_schedule
 from train.progress import Progress
 from train.report import write_report
 from train.run import check_unchanged, claimed
-from train.step import StepReport, TrainState, jit_train_step
+from train.step import StepReport, TrainState, jit_train_step, place_share, whole_params
 from train.throughput import device_peak, utilisation
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
@@ -39,27 +41,6 @@ class Profile:
 
     first: int
     last: int
-
-
-class Stop:
-    """Turns the first SIGINT or SIGTERM into a wish that the loop grants after the step; a second one is immediate."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> "Stop":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-    def __exit__(self, *error: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
 
 
 def check_vocabulary(config: Config, prepared: Prepared) -> None:
@@ -74,7 +55,11 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
     Returns None when all is done, or the number of the signal that stopped it; everything is saved then.
     Raises ConfigError for what cannot be.
     """
-    console = console or Console(stderr=True)
+    first = distributed.is_first()
+    console = console or Console(stderr=True, quiet=not first)
+    distributed.check_agreement(config)
+    mesh = make_mesh(config.mesh)
+    check_devices(config, mesh)
     check_unchanged(config)
     prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
     check_vocabulary(config, prepared)
@@ -82,10 +67,11 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
     if profile is not None:
         steps = sum(phase.steps for phase in config.phases)
         require(profile.last <= steps, "profile", f"{profile.first}:{profile.last}", f"the run has {steps} steps")
-    with claimed(config) as run:
-        prepared.tokenizer.save(run / TOKENIZER)
-        with Stop() as stop, metrics.MetricsLog(run) as log:
-            trainer = Trainer(config, run, prepared, log, console, stop, profile)
+    with claimed(config, write=first) as run:
+        if first:
+            prepared.tokenizer.save(run / TOKENIZER)
+        with distributed.Stop() as stop, metrics.MetricsLog(run, write=first) as log:
+            trainer = Trainer(config, run, prepared, log, console, stop, profile, mesh)
             trainer.rewind()
             for phase in config.phases:
                 try:
@@ -94,7 +80,8 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
                     stop_profile()
                 if stop.signal is not None:
                     return stop.signal
-        console.print(f"report: {write_report(run)}", markup=False, highlight=False, soft_wrap=True)
+        if first:
+            console.print(f"report: {write_report(run)}", markup=False, highlight=False, soft_wrap=True)
     return None
 
 
@@ -108,10 +95,11 @@ class Trainer:
         prepared: Prepared,
         log: metrics.MetricsLog,
         console: Console,
-        stop: Stop,
+        stop: distributed.Stop,
         profile: Profile | None,
+        mesh: Mesh,
     ):
-        self.config, self.run, self.prepared, self.log = config, run, prepared, log
+        self.config, self.run, self.prepared, self.log, self.mesh = config, run, prepared, log, mesh
         self.console, self.stop, self.profile = console, stop, profile
         self.peak = device_peak(config.model.dtype)
         self.finished: set[str] = set()  # the phases that have had their last word
@@ -135,7 +123,10 @@ class Trainer:
         self.log.truncate(names, phase.name, latest or 0, offset=self.offsets[phase.name])
         file = self.run / metrics.FILE
         records = metrics.read(file) if file.exists() else []
-        self.finished = {record["phase"] for record in records if record.get("kind") == "final"}
+        done = {record["phase"] for record in records if record.get("kind") == "final"}
+        # One process cuts the file; what the others read of it may be older.
+        known = distributed.of_first([name in done for name in names])
+        self.finished = {name for name, is_done in zip(names, known, strict=True) if is_done}
 
     def run_phase(self, phase: Phase) -> None:
         """Trains one phase to its end, or until a signal comes; does nothing where it is finished."""
@@ -146,10 +137,11 @@ class Trainer:
         try:
             model = phase_model(self.config, phase.name)
             optimizer = make_optimizer(phase.optim, phase.steps)
-            start = initial_state(self.config, phase, optimizer, checkpoints, self.prepared.tokenizer.fingerprint)
+            fingerprint = self.prepared.tokenizer.fingerprint
+            start = initial_state(self.config, phase, optimizer, checkpoints, fingerprint, self.mesh)
             for message in start.messages:
                 self.say(f"{phase.name}: {message}")
-            step_function = jit_train_step(model, optimizer, phase.optim.accumulation, self.config.seed)
+            step_function = jit_train_step(model, optimizer, phase.optim.accumulation, self.config.seed, self.mesh)
             loop = PhaseLoop(self, phase, checkpoints, step_function)
             if checkpoints.latest() is None and int(start.state.step) > 0:
                 # From `resume`: from here on the run stands by itself.
@@ -164,7 +156,7 @@ class Trainer:
     def validate(self, phase: Phase, state: TrainState, limit: int) -> Evaluation:
         model, step = phase_model(self.config, phase.name), int(state.step)
         cache, data = self.prepared.validation, self.config.data
-        return validate(state.params, model, cache, data, step=step, limit=limit)
+        return validate(state.params, model, cache, data, step=step, limit=limit, mesh=self.mesh)
 
     def finish(self, phase: Phase, state: TrainState) -> None:
         """The phase's last word: a longer evaluation, the exchange test, a sample."""
@@ -177,27 +169,32 @@ class Trainer:
         )
         if evaluation.routers:
             cache, data = self.prepared.validation, self.config.data
-            losses = exchange_test(state.params, model, cache, data, step=phase.steps)
+            losses = exchange_test(state.params, model, cache, data, step=phase.steps, mesh=self.mesh)
             record["exchanged"] = losses
             self.say(describe_exchange(phase.name, losses))
             for side, summary in evaluation.routers.items():
                 self.say(f"{phase.name}: {describe_routing(side, summary, model.skip)}")
+        prompt, text = self.sample(model, state)
+        if text:
+            record["prompt"], record["sample"] = prompt, text
+            self.say(f"{phase.name}: a sample, after {prompt!r}\n{text}")
+        self.log.write(record, offset=self.offsets[phase.name])
+        self.log.flush()
+
+    def sample(self, model: ModelConfig, state: TrainState) -> tuple[str, str]:
+        """The start of the held-out text, and what the model makes of it; nothing where there is no room."""
+        # On one device, as generation is; all take part in the copy.
+        params = jax.tree.map(lambda leaf: leaf.addressable_data(0), whole_params(state.params, self.mesh))
         tokenizer = self.prepared.tokenizer
         prompt = self.prepared.validation.tokens[:PROMPT_TOKENS].tolist()
         count = min(SAMPLE_TOKENS, model.context_length - len(prompt))
-        if count > 0:
-            network = with_parameters(model.at_step(phase.steps), state.params)
-            settings: dict[str, Any] = {
-                "temperature": 0.8,
-                "top_k": min(40, model.vocab_size),
-                "eos_id": tokenizer.eos_id,
-            }
-            [tokens] = generate(network, [prompt], count, **settings)
-            start, rest = (tokenizer.decode([t for t in part if t < tokenizer.vocab_size]) for part in (prompt, tokens))
-            record["prompt"], record["sample"] = start, start + rest
-            self.say(f"{phase.name}: a sample, after {start!r}\n{record['sample']}")
-        self.log.write(record, offset=self.offsets[phase.name])
-        self.log.flush()
+        if count < 1 or not distributed.is_first():
+            return "", ""
+        network = with_parameters(model.at_step(int(state.step)), params)
+        settings: dict[str, Any] = {"temperature": 0.8, "top_k": min(40, model.vocab_size), "eos_id": tokenizer.eos_id}
+        [tokens] = generate(network, [prompt], count, **settings)
+        start, rest = (tokenizer.decode([t for t in part if t < tokenizer.vocab_size]) for part in (prompt, tokens))
+        return start, start + rest
 
 
 class PhaseLoop:
@@ -219,17 +216,20 @@ class PhaseLoop:
             length=data.length,
             seed=data.seed,
             examples_seen=examples_seen,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
+        quiet = not distributed.is_first()
         pending: tuple[int, StepReport, int] | None = None
-        with contextlib.closing(batches), Progress(last, self.phase.name, start=first - 1) as progress:
+        with contextlib.closing(batches), Progress(last, self.phase.name, start=first - 1, quiet=quiet) as progress:
             for step in range(first, last + 1):
                 self._profile(step, state)
-                state, report = self.step_function(state, {"tokens": next(batches)})
+                state, report = self.step_function(state, {"tokens": place_share(next(batches), self.trainer.mesh)})
                 examples_seen += data.batch_size
                 # The step is under way; meanwhile the one before is written down.
                 self._log(pending, progress)
                 pending = (step, report, examples_seen)
-                stopping = self.trainer.stop.signal is not None
+                stopping = self.trainer.stop.wanted(self._offset + step)
                 evaluating = step % self.config.evaluate_every == 0 or step == last
                 if evaluating or stopping or step % self.config.checkpoint.every == 0:
                     self._log(pending, progress)

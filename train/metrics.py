@@ -25,11 +25,12 @@ class MetricsLog:
     """Appends records to `folder/metrics.jsonl` and scalars to `folder/tensorboard/`.
 
     Every record has `kind` (train, validation, final), `phase` and `step`, counted from the phase's start. Also a
-    context manager that closes on exit. Nothing is created before the first `write`.
+    context manager that closes on exit. Nothing is created before the first `write`; without `write`, for processes
+    beside the one that does, nothing at all.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = Path(folder)
+    def __init__(self, folder: Path, *, write: bool = True) -> None:
+        self._folder, self._writes = Path(folder), write
         self._path = self._folder / FILE
         self._file: TextIO | None = None
         self._board: SummaryWriter | None = None
@@ -51,7 +52,7 @@ class MetricsLog:
             raise ValueError(f"phase={phase!r}: must be one of {phase_order}")
         self.close()
         self._purge_step = offset + step + 1
-        if not self._path.exists():
+        if not self._path.exists() or not self._writes:
             return
         later = set(phase_order[phase_order.index(phase) + 1 :])
 
@@ -71,6 +72,8 @@ class MetricsLog:
 
         offset: steps of all earlier phases, so that TensorBoard's steps count across phases.
         """
+        if not self._writes:
+            return
         if self._file is None:
             self._file = self._open()
         record = _plain(record)

@@ -30,13 +30,17 @@ class Progress:
         label: what the work is, e.g. the phase's name.
         start: the steps done before, on resume.
         console: where to show a bar; None (default) is stderr, with a bar only if that is a terminal.
+        quiet: shows nothing: another process does.
     """
 
-    def __init__(self, total: int, label: str, *, start: int = 0, console: Console | None = None) -> None:
+    def __init__(
+        self, total: int, label: str, *, start: int = 0, console: Console | None = None, quiet: bool = False
+    ) -> None:
         self._total, self._label, self._last_step = total, label, start
         self._first: tuple[int, float] | None = None
         self._last_time = -float("inf")
-        if console is None and sys.stderr.isatty():
+        self._quiet = quiet
+        if console is None and sys.stderr.isatty() and not quiet:
             console = Console(stderr=True)
         self._bar: Bar | None = None
         if console is not None and not console.is_dumb_terminal:
@@ -86,7 +90,7 @@ class Progress:
         """Prints a line, above the bar where there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
-        else:
+        elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
     def _due(self, step: int, now: float) -> bool:

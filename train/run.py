@@ -16,7 +16,7 @@ from train.files import write_whole
 CONFIG = "config.json"
 # What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.
 FREE = (
-    *("run", "evaluate_every", "final_batches", "checkpoint", "data.cache"),
+    *("mesh", "run", "evaluate_every", "final_batches", "checkpoint", "data.cache"),
     *("model.remat", "model.dispatch", "model.attention_kernel"),
 )
 
@@ -56,13 +56,17 @@ def check_unchanged(config: Config) -> bool:
 
 
 @contextlib.contextmanager
-def claimed(config: Config) -> Iterator[Path]:
-    """The run's folder, made if need be, for this process alone.
+def claimed(config: Config, *, write: bool = True) -> Iterator[Path]:
+    """The run's folder, made if need be, for this process alone; or, not to `write`, for others beside the one that
+    does.
 
     Raises ConfigError if another process is training in it or it holds another configuration.
     """
     check_unchanged(config)
     folder = Path(config.run).expanduser()
+    if not write:
+        yield folder
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

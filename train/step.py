@@ -2,19 +2,24 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mom_jax import sharding
 from mom_jax.config import ModelConfig
 from mom_jax.losses import IGNORE, Losses, LossSums, finish, next_token
-from mom_jax.model import with_parameters
+from mom_jax.model import MoM, parameters, with_parameters
 from mom_jax.routing import Routing
 
 Batch = Mapping[str, Any]
+BATCH, WHOLE = PartitionSpec(sharding.AXES), PartitionSpec()
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +41,65 @@ class StepReport:
     grad_norm: jax.Array
     count: jax.Array
     routing: Routing
+
+
+def abstract_model(config: ModelConfig) -> MoM:
+    """A model of shapes and types; nothing is computed."""
+    return nnx.eval_shape(lambda: MoM(config, rngs=nnx.Rngs(0)))
+
+
+def param_specs(config: ModelConfig, mesh: Mesh) -> dict[Any, Any]:
+    """The PartitionSpec of every parameter."""
+    return sharding.parameter_specs(abstract_model(config), mesh)
+
+
+def abstract_params(config: ModelConfig, mesh: Mesh | None = None) -> dict[Any, Any]:
+    """Shapes, types and, with a mesh, shardings of a model's parameters."""
+    model = abstract_model(config)
+    params = jax.eval_shape(parameters, model)
+    if mesh is None:
+        return params
+    return jax.tree.map(lambda leaf, spec: _placed(leaf, mesh, spec), params, sharding.parameter_specs(model, mesh))
+
+
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of a phase's state: moments lie where their parameters do."""
+    params = abstract_params(config, mesh)
+    state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
+    specs = {path: leaf.sharding.spec for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        own = next((spec for name, spec in specs.items() if path[-len(name) :] == name), WHOLE)
+        return _placed(leaf, mesh, own)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A batch that every process has whole, on the devices of all."""
+    return jax.make_array_from_callback(rows.shape, sharding.batch_sharding(mesh), lambda part: rows[part])
+
+
+def place_share(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A batch of which every process has its share, on the devices of all."""
+    return jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), rows)
+
+
+def whole_params(params: dict[Any, Any], mesh: Mesh) -> dict[Any, Any]:
+    """The parameters, whole on every device."""
+    return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(params)
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, mesh: Mesh, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _on_devices(function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Callable:
+    """`function` of what each device has, on all devices of the mesh."""
+    if mesh.size == 1:
+        return function
+    # The check would ask Pallas kernels along which axes their results vary, which they do not say.
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def init_state(params: dict[Any, Any], optimizer: optax.GradientTransformation) -> TrainState:
@@ -98,17 +162,25 @@ def train_step(
     optimizer: optax.GradientTransformation,
     accumulation: int,
     seed: int,
+    mesh: Mesh,
 ) -> tuple[TrainState, StepReport]:
     """One optimizer step."""
     # Keys are a function of the step: nothing random needs to be saved, and a resumed run draws the same numbers.
     key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random(config) else None
+    specs = param_specs(config, mesh)
 
-    def loss(params: dict[Any, Any]) -> tuple[jax.Array, tuple[Losses, LossSums]]:
-        sums = accumulated_sums(params, batch, config, accumulation, key, state.step)
-        losses = finish(sums, config)
-        return losses.total, (losses, sums)
+    def gradient(params: dict[Any, Any], batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple:
+        def loss(params: dict[Any, Any]) -> tuple[jax.Array, tuple[Losses, LossSums]]:
+            sums = sharding.total(accumulated_sums(params, batch, config, accumulation, key, step))
+            losses = finish(sums, config)
+            # What is differentiated is the sum over all devices: each has its share of the one loss.
+            return losses.total / sharding.size(*sharding.AXES), (losses, sums)
 
-    gradients, (losses, sums) = jax.grad(loss, has_aux=True)(state.params)
+        gradients, aux = jax.grad(loss, has_aux=True)(params)
+        return sharding.total_gradient(gradients, specs), aux
+
+    everywhere = _on_devices(gradient, mesh, in_specs=(specs, BATCH, WHOLE, WHOLE), out_specs=(specs, WHOLE))
+    gradients, (losses, sums) = everywhere(state.params, batch, key, state.step)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer counter with floats
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -116,13 +188,19 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), report
 
 
-def jit_train_step(config: ModelConfig, optimizer: optax.GradientTransformation, accumulation: int, seed: int) -> Any:
+def jit_train_step(
+    config: ModelConfig, optimizer: optax.GradientTransformation, accumulation: int, seed: int, mesh: Mesh
+) -> Any:
     """`train_step` compiled for a phase: (state, batch) -> (state, report). The state is donated."""
-    bound = functools.partial(train_step, config=config, optimizer=optimizer, accumulation=accumulation, seed=seed)
-    return jax.jit(bound, donate_argnums=0)
+    bound = functools.partial(
+        train_step, config=config, optimizer=optimizer, accumulation=accumulation, seed=seed, mesh=mesh
+    )
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
+    # Pinned: XLA may choose other shardings for the new state, and the next step would be compiled anew.
+    return jax.jit(bound, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def evaluation_step(
     params: dict[Any, Any],
     batch: Batch,
@@ -130,6 +208,7 @@ def evaluation_step(
     exchange_key: jax.Array | None = None,
     *,
     config: ModelConfig,
+    mesh: Mesh,
 ) -> LossSums:
     """The loss sums of a batch without dropout; with `exchange_key` the choices are dealt to other tokens.
 
@@ -138,4 +217,10 @@ def evaluation_step(
     noisy = is_random(config) and config.router.kind == "gru_random" and config.router.noise_in_evaluation
     config = dataclasses.replace(config, dropout=type(config.dropout)())
     key = jax.random.key(0) if noisy else None
-    return language_model_sums(params, batch, config, key=key, step=step, exchange_key=exchange_key)
+
+    def sums(params: dict[Any, Any], batch: Batch, step: jax.Array, exchange_key: jax.Array | None) -> LossSums:
+        own = language_model_sums(params, batch, config, key=key, step=step, exchange_key=exchange_key)
+        return sharding.total(own)
+
+    in_specs = (param_specs(config, mesh), BATCH, WHOLE, WHOLE)
+    return _on_devices(sums, mesh, in_specs=in_specs, out_specs=WHOLE)(params, batch, step, exchange_key)

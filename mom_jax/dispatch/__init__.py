@@ -21,6 +21,7 @@ from mom_jax.dispatch import blocked, grouped, megablox
 from mom_jax.dispatch.body import Body, Linear, Pooled, linear, weighted_linear, with_sink
 from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
 from mom_jax.fields import require
+from mom_jax.platforms import platform
 
 BACKENDS = ("blocked", *grouped.PRODUCTS)
 
@@ -38,7 +39,7 @@ def resolve(config: ModelConfig) -> str:
         require(runs_here(config.dispatch), "dispatch", config.dispatch, "the package of that name is not installed")
         return config.dispatch
     gpu = "tokamax" if runs_here("tokamax") else "ragged"
-    return {"cpu": "blocked", "tpu": "megablox"}.get(jax.default_backend(), gpu)
+    return {"cpu": "blocked", "tpu": "megablox"}.get(platform(), gpu)
 
 
 def runs_here(backend: str) -> bool:

@@ -296,6 +296,7 @@ def params_from_official(state_dict: Mapping[str, Any], config: ModelConfig) -> 
     flat: dict[tuple[str | int, ...], Any] = {}
     for entry in entries:
         array = arrays[entry.name].T if entry.transposed else arrays[entry.name]
+        array = array.reshape(_our_shape(entry))
         if entry.module is None:
             flat[entry.path] = array
         else:
@@ -312,7 +313,7 @@ def params_to_official(params: Mapping[Any, Any], config: ModelConfig) -> dict[s
     flat = {path: np.asarray(value) for path, value in _flatten(params)}
     wanted = {}
     for entry in entries:
-        shape = entry.shape[::-1] if entry.transposed else entry.shape
+        shape = _our_shape(entry)
         if entry.module is not None:
             shape = (entry.module + 1, *shape)  # the last module's entry has the pool's size
         wanted[_dotted(entry.path)] = shape
@@ -320,10 +321,17 @@ def params_to_official(params: Mapping[Any, Any], config: ModelConfig) -> dict[s
     official = {}
     for entry in entries:
         array = flat[entry.path] if entry.module is None else flat[entry.path][entry.module]
-        official[_with_prefix(entry.name, "transformer.")] = array.T if entry.transposed else array
+        array = array.T if entry.transposed else array.reshape(entry.shape)
+        official[_with_prefix(entry.name, "transformer.")] = array
     if not config.num_classes:
         official["lm_head.weight"] = official["transformer.wte.weight"]
     return official
+
+
+def _our_shape(entry: Entry) -> tuple[int, ...]:
+    """Of our array, or of one module's row in it: query, key and value have an axis of their own."""
+    shape = entry.shape[::-1] if entry.transposed else entry.shape
+    return (*shape[:-1], 3, shape[-1] // 3) if str(entry.path[-1]).startswith("qkv_") else shape
 
 
 def _with_prefix(name: str, prefix: str) -> str:

@@ -61,7 +61,8 @@ def test_where_parameters_go():
     assert set(params) == {"embed", "bottom", "chunks", "anchors", "final_norm"}
     assert set(chunk) == {"attention", "ffn", "ffn_router"}
     np.testing.assert_array_equal(params["bottom"][0]["ffn"]["in_kernel"], state["transformer.h.0.mot_ffn.c_fc.weight"])
-    np.testing.assert_array_equal(chunk["attention"]["qkv_kernel"][0], state["transformer.h.1.mot_attn.c_attn.weight"])
+    qkv = chunk["attention"]["qkv_kernel"][0]  # query, key and value apart
+    np.testing.assert_array_equal(qkv.reshape(4, 12), state["transformer.h.1.mot_attn.c_attn.weight"])
     np.testing.assert_array_equal(chunk["ffn"]["out_bias"][1], state["transformer.h.1.mot_ffn.c_proj.1.bias"])
     score = state["transformer.h.1.mot_ffn.router.router.2.weight"]
     np.testing.assert_array_equal(chunk["ffn_router"]["score_kernel"], score.T)

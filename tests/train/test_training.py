@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from mom_jax.fields import ConfigError
+from mom_jax.sharding import make_mesh
 from train import checkpoint, initialise, loop, metrics
 from train.config import OptimConfig, Phase
 from train.step import init_state
@@ -147,7 +148,7 @@ def test_a_finished_run_is_left_alone(finished):
 def test_the_best_and_the_latest_checkpoint_are_kept(finished, tmp_path, losses, kept, best):
     _, config, _ = finished
     optimizer = optax.sgd(0.1)
-    state = jax.device_put(init_state({"x": np.zeros(2, np.float32)}, optimizer), checkpoint.placement())
+    state = jax.device_put(init_state({"x": np.zeros(2, np.float32)}, optimizer), jax.devices()[0])
     checkpoints = checkpoint.Checkpoints(tmp_path)
     for step, loss in enumerate(losses, start=1):
         checkpoints.save(state, checkpoint.Meta(config, "mom", step, 4 * step, "0"), loss)
@@ -162,7 +163,7 @@ def initial(config, phase, folder, fingerprint=None):
     optimizer = loop.make_optimizer(phase.optim, phase.steps)
     fingerprint = fingerprint or loop.prepare(config.data).tokenizer.fingerprint
     try:
-        return initialise.initial_state(config, phase, optimizer, own, fingerprint)
+        return initialise.initial_state(config, phase, optimizer, own, fingerprint, make_mesh())
     finally:
         own.close()
 

@@ -1,0 +1,72 @@
+"""How a model lies on a mesh of devices, and the communication that its computation needs there.
+
+The mesh has four axes. Every device has its own sequences of a batch, whatever the axes are; they differ in what else
+they divide:
+
+data    nothing: the parameters are there once for each of its positions
+fsdp    parameters at rest; they are gathered for use
+module  the modules of routed pools, in the computation too: a device multiplies its own modules' rows only
+tensor  the heads of attention and the inner width of FFNs, in the computation too
+
+A training step runs under `jax.shard_map` over the whole mesh: code sees the shards that one device has, and says where
+devices communicate by the functions below. Outside of such a mesh they do nothing. Since no two devices do the same
+work, a gradient is the sum over all devices, and the collectives' plain transposes are right everywhere.
+"""
+
+from mom_jax.sharding.collectives import (
+    ROUTED,
+    gather,
+    gather_tokens,
+    gathered,
+    modules_here,
+    own_index,
+    own_key,
+    scatter_tokens,
+    size,
+    sizes,
+    sum_of_parts,
+    total,
+    total_gradient,
+)
+from mom_jax.sharding.mesh import (
+    AXES,
+    COMPUTED,
+    RULES,
+    MeshConfig,
+    batch_sharding,
+    check_mesh,
+    describe,
+    make_mesh,
+    parameter_specs,
+    partition,
+    replicated,
+)
+from mom_jax.sharding.regather import regathered
+
+__all__ = [
+    "AXES",
+    "COMPUTED",
+    "ROUTED",
+    "RULES",
+    "MeshConfig",
+    "batch_sharding",
+    "check_mesh",
+    "describe",
+    "gather",
+    "gather_tokens",
+    "gathered",
+    "make_mesh",
+    "modules_here",
+    "own_index",
+    "own_key",
+    "parameter_specs",
+    "partition",
+    "regathered",
+    "replicated",
+    "scatter_tokens",
+    "size",
+    "sizes",
+    "sum_of_parts",
+    "total",
+    "total_gradient",
+]

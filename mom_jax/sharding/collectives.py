@@ -1,0 +1,137 @@
+"""What the code that runs on one device of a mesh says of the others. Outside of a mesh of ours it all does nothing."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from mom_jax.sharding.mesh import AXES, COMPUTED, partition
+
+# A routed product works for the tokens of all devices along these axes.
+ROUTED = ("module", "tensor")
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def sizes() -> dict[str, int]:
+    """The mesh axes over which the running code is mapped; empty outside of a mesh of ours."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return dict(mesh.shape) if set(AXES) == set(mesh.manual_axes) else {}
+
+
+def size(*axes: str) -> int:
+    """Devices along mesh axes."""
+    now = sizes()
+    return math.prod(now.get(axis, 1) for axis in axes)
+
+
+def total(x: Any, axes: tuple[str, ...] = AXES) -> Any:
+    """The sum over the devices along mesh axes."""
+    return jax.lax.psum(x, axes) if size(*axes) > 1 else x
+
+
+def own_key(key: jax.Array | None) -> jax.Array | None:
+    """A device's own random key."""
+    return key if key is None or size(*AXES) == 1 else jax.random.fold_in(key, jax.lax.axis_index(AXES))
+
+
+def gather_tokens(x: jax.Array, *axes: str) -> jax.Array:
+    """The rows of all devices along mesh axes."""
+    return jax.lax.all_gather(x, axes, axis=0, tiled=True) if size(*axes) > 1 else x
+
+
+def scatter_tokens(x: jax.Array, *axes: str) -> jax.Array:
+    """Rows that devices along mesh axes have a part of each, added up: every device gets its own."""
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True) if size(*axes) > 1 else x
+
+
+def modules_here(modules: int) -> int:
+    """How many of a pool's modules this device has. The last may be padding, which nothing chooses."""
+    return -(-modules // size("module"))
+
+
+def own_index(index: jax.Array, modules: int) -> jax.Array:
+    """Indices of a pool's modules as those of this device's; `modules_here` for all that it has not."""
+    if size("module") == 1:
+        return index
+    here = modules_here(modules)
+    own = index - jax.lax.axis_index("module").astype(index.dtype) * here
+    return jnp.where((index < modules) & (own >= 0) & (own < here), own, here)
+
+
+def sum_of_parts(x: jax.Array, axes: Sequence[str], whole: Sequence[int], axis: str) -> jax.Array:
+    """The sum of `x` over the devices that divide the logical `axis` of an array of the shape `whole`."""
+    now = sizes()
+    over = partition(axes, whole, now)[list(axes).index(axis)] if now else ()
+    return jax.lax.psum(x, over) if over else x
+
+
+def gather(x: jax.Array, axes: Sequence[str], whole: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """A shard of an array of the shape `whole`, made what a device computes with: see `COMPUTED`.
+
+    It travels, and is rounded, in `dtype`, which is the dtype that products will cast it to; its gradient travels in
+    float32.
+    """
+    now = sizes()
+    if not now:
+        return x
+    parts = [list(mesh_axes) for mesh_axes in partition(axes, whole, now)]
+    if axes[0] == "modules" and now["module"] > 1 and "module" not in parts[0]:
+        x = _own_modules(x, parts)
+    for dimension, (name, mesh_axes) in enumerate(zip(axes, parts, strict=True)):
+        if mesh_axes and name not in COMPUTED:
+            x = _gather(x, tuple(mesh_axes), dimension, jnp.dtype(dtype))
+    return x
+
+
+def _own_modules(x: jax.Array, parts: list[list[str]]) -> jax.Array:
+    """This device's modules where there are not as many for each: the pool is padded. Changes `parts` with it."""
+    here = modules_here(x.shape[0])
+    padded = jnp.pad(x, [(0, here * size("module") - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+    for dimension, mesh_axes in enumerate(parts):
+        if "module" in mesh_axes:
+            # A part of all modules for all of some; `module` is the last, so that parts of neighbours are adjacent.
+            mesh_axes.remove("module")
+            return jax.lax.all_to_all(padded, "module", split_axis=0, concat_axis=dimension, tiled=True)
+    return jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index("module") * here, here, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(x: jax.Array, axes: tuple[str, ...], dimension: int, dtype: Any) -> jax.Array:
+    return jax.lax.all_gather(x.astype(dtype), axes, axis=dimension, tiled=True).astype(x.dtype)
+
+
+def _scatter(axes: tuple[str, ...], dimension: int, dtype: Any, _: None, d: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.psum_scatter(d, axes, scatter_dimension=dimension, tiled=True),)
+
+
+_gather.defvjp(lambda x, *static: (_gather(x, *static), None), _scatter)
+
+
+def gathered(module: M, dtype: Any = jnp.float32) -> M:
+    """`module` with all its parameters as a device computes with them."""
+    if not sizes():
+        return module
+    graphdef, state = nnx.split(module)
+
+    def use(param: Any) -> Any:
+        return param.replace(gather(param[...], param.axes, param.whole, dtype))
+
+    return nnx.merge(graphdef, jax.tree.map(use, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+
+
+def total_gradient(gradient: Any, specs: Any) -> Any:
+    """Parameters' gradients, of which every device has a part: the sum over the axes that do not divide an array, as
+    `gather` has summed over the others."""
+
+    def add(d: jax.Array, spec: PartitionSpec) -> jax.Array:
+        divided = {axis for axes in spec if axes for axis in ((axes,) if isinstance(axes, str) else axes)}
+        rest = tuple(axis for axis in AXES if axis not in divided)
+        return total(d, rest)
+
+    return jax.tree.map(add, gradient, specs)

@@ -1,0 +1,125 @@
+"""The mesh, and where arrays lie on it: one table of rules from logical axes to mesh axes."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mom_jax.config import ModelConfig
+from mom_jax.fields import check_types, require
+
+AXES = ("data", "fsdp", "module", "tensor")
+
+# Logical axis of an array -> the mesh axes that divide it, in this order. An axis is passed over where another
+# dimension of the array has it already, or where it does not divide the dimension.
+RULES: dict[str, tuple[str, ...]] = {
+    "modules": ("module",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "embed": ("fsdp", "module"),  # d_model in sublayers
+    "width": ("fsdp", "module", "tensor"),  # d_model elsewhere; and the routers' width
+}
+# The logical axes that stay divided in the computation. All others are gathered before use.
+COMPUTED = ("modules", "heads", "mlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The mesh of devices: sizes of its axes.
+
+    Attributes:
+        data: replicas of the parameters; None: as many as the devices that the other axes leave.
+        fsdp: parts into which parameters and optimizer state are divided.
+        module: groups of devices among which a pool's modules are divided.
+        tensor: devices among which heads and inner widths are divided.
+    """
+
+    data: int | None = None
+    fsdp: int = 1
+    module: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in AXES:
+            size = getattr(self, name)
+            require(size is None or size >= 1, name, size, "must be at least 1")
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """The axes' sizes on so many devices. Raises ConfigError where they are too few."""
+        rest = self.fsdp * self.module * self.tensor
+        data = max(1, devices // rest) if self.data is None else self.data
+        sizes = {"data": data, "fsdp": self.fsdp, "module": self.module, "tensor": self.tensor}
+        require(data * rest <= devices, "mesh", describe(sizes), f"is {data * rest} devices, there are {devices}")
+        return sizes
+
+
+def describe(sizes: Mapping[str, int]) -> str:
+    """The axes' sizes in words."""
+    return " x ".join(f"{name} {size}" for name, size in sizes.items())
+
+
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all); by default of one device.
+
+    Raises ConfigError for a mesh larger than the devices, or one that leaves out devices of other processes.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = MeshConfig(data=1).sizes(1) if config is None else config.sizes(len(devices))
+    count = math.prod(sizes.values())
+    if len({device.process_index for device in devices}) > 1:
+        allowed = f"is {count} devices and must be all {len(devices)} of all processes"
+        require(count == len(devices), "mesh", describe(sizes), allowed)
+    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES), devices=devices[:count])
+
+
+def check_mesh(config: ModelConfig, sizes: Mapping[str, int]) -> None:
+    """Raises ConfigError where a mesh with axes of these sizes cannot divide a model as asked."""
+    for name, field, size in (
+        ("fsdp", "model.d_model", config.d_model),
+        ("tensor", "model.num_heads", config.num_heads),
+        ("tensor", "model.d_ff", config.inner_width),
+    ):
+        require(size % sizes[name] == 0, f"mesh.{name}", sizes[name], f"must divide {field}={size}")
+
+
+# Where arrays lie.
+
+
+def partition(axes: Sequence[str], shape: Sequence[int], sizes: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
+    """The mesh axes that divide each dimension of an array with these logical axes."""
+    used: set[str] = set()
+    result = []
+    for name, size in zip(axes, shape, strict=True):
+        taken: list[str] = []
+        for axis in RULES.get(name, ()):
+            parts = math.prod(sizes[a] for a in taken) * sizes[axis]
+            if axis not in used and sizes[axis] > 1 and size % parts == 0:
+                taken.append(axis)
+        used |= set(taken)
+        result.append(tuple(taken))
+    return tuple(result)
+
+
+def parameter_specs(model: nnx.Module, mesh: Mesh) -> dict[Any, Any]:
+    """The PartitionSpec of every parameter of `model` (which may be abstract), as `mom_jax.parameters` nests them."""
+
+    def spec(param: nnx.Param) -> PartitionSpec:
+        return PartitionSpec(*(axes or None for axes in partition(param.axes, param.whole, mesh.shape)))
+
+    state = nnx.state(model, nnx.Param)
+    specs = jax.tree.map(spec, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+    return nnx.to_pure_dict(specs)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,72 @@
+"""What a run needs on a pod, before one is paid for: `python -m train.plan --config FILE --topology v5e:4x4 [...]`.
+
+Compiles the real train step for TPUs on a machine without any, and reads memory, products and communication out of
+the program. `--search` ranks all meshes by arithmetic and compiles the best five. Exit code 3: nothing tried fits.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from mom_jax.analysis.chips import chip
+from mom_jax.fields import ConfigError, require
+from train.checkpoint import phase_model
+from train.cli import parse_config, run_program
+from train.planning import advice
+from train.planning.compile import compile_program
+from train.planning.roofline import ASSUMPTIONS, estimate
+from train.planning.search import candidates
+from train.planning.topology import devices_of, prepare_environment
+
+COMPILED = 5  # meshes of a search
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m train.plan", description=__doc__, add_help=False, allow_abbrev=False)
+    parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="such as v5e:16x16 or v5p:2x2x2")
+    parser.add_argument("--phase", metavar="NAME", help="the phase to plan; default: the last")
+    parser.add_argument("--search", action="store_true", help=f"rank all meshes, compile the best {COMPILED}")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the standard output")
+    own, config = parse_config(parser, arguments)
+    names = [phase.name for phase in config.phases]
+    name = names[-1] if own.phase is None else own.phase
+    require(name in names, "phase", name, f"must be one of {names}")
+    phase = config.phases[names.index(name)]
+    prepare_environment()
+    devices = devices_of(own.topology)
+    device = chip(devices[0].device_kind)
+    if device is None:
+        raise ConfigError(f"topology={own.topology!r}: there are no figures for the chip {devices[0].device_kind!r}")
+    console = Console(stderr=own.json, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+    meshes, ranked = [config.mesh], []
+    if own.search:
+        ranked = candidates(config, phase, phase_model(config, name), len(devices), device)
+        allowed = f"no mesh of {len(devices)} chips divides the model and the batch of {config.data.batch_size}"
+        require(bool(ranked), "topology", own.topology, allowed)
+        meshes = [candidate.mesh for candidate in ranked[:COMPILED]]
+        console.print(f"{len(ranked)} meshes are possible; compiling {len(meshes)}")
+    records = []
+    for mesh in meshes:
+        program = compile_program(config, phase, mesh, devices)
+        guess = estimate(config, phase, program)
+        records.append(advice.record(config, phase, program, guess))
+        console.print(advice.table(config, phase, program, guess))
+    if own.search:
+        # Those that fit, the fastest first.
+        records.sort(key=lambda r: (not r["fits"], r["estimate"]["step_worst"] if r["estimate"] else 0))
+        best = records[0]
+        console.print(f"best: {advice.mesh_text(best['mesh'])}; {best['verdict']}")
+    console.print(f"Assumed: {ASSUMPTIONS}. Figures of the chip: {device.source}", soft_wrap=True)
+    if own.json:
+        result = {"topology": own.topology, "assumptions": ASSUMPTIONS, "plans": records}
+        print(json.dumps(result | ({"ranked": [dataclasses.asdict(c) for c in ranked]} if own.search else {})))
+    return 0 if any(record["fits"] for record in records) else 3
+
+
+if __name__ == "__main__":
+    run_program(main)

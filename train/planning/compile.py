@@ -1,0 +1,122 @@
+"""A train step compiled for a topology, and what its program says: memory, products, communication."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from mom_jax.analysis import hlo
+from mom_jax.analysis.chips import Chip, chip
+from mom_jax.fields import ConfigError
+from mom_jax.platforms import building_for
+from mom_jax.sharding import MeshConfig, make_mesh
+from train.checkpoint import phase_model
+from train.compiled import check_sizes, trace_step
+from train.config import Config, Phase
+from train.optim import make_optimizer
+from train.step import abstract_state
+
+# What XLA says of a program that does not fit.
+_EXCEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm\. Exceeded hbm capacity by ([\d.]+)([KMGT]?)")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip. peak: of the whole program. activations: temporaries of the step, gradients and gathered
+    parameters among them; None where the program does not fit and XLA does not say. capacity: what programs can have.
+    """
+
+    parameters: int
+    optimizer: int
+    activations: int | None
+    peak: int
+    capacity: int
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.capacity
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What one chip does in a step. None in `flops` and `bytes` where the program was not compiled to its end.
+
+    flops: of products, routed ones as far as balanced routing leaves them to this chip. product_bytes: operands and
+    results of products. sent: bytes by kind of collective; in_loops: those of them that are sent within loops.
+    """
+
+    mesh: dict[str, int]
+    chips: int
+    device: Chip
+    memory: Memory
+    flops: float | None
+    product_bytes: float | None
+    state_bytes: int
+    sent: dict[str, int]
+    sent_in_loops: dict[str, int]
+    uncounted: tuple[str, ...]
+    compile_seconds: float
+
+
+def compile_program(config: Config, phase: Phase, mesh_config: MeshConfig, devices: Sequence[Any]) -> Program:
+    """Compiles the train step of a phase. Raises ConfigError for a mesh that cannot be."""
+    device = chip(devices[0].device_kind)
+    if device is None:
+        raise ConfigError(f"topology: there are no figures for the chip {devices[0].device_kind!r}")
+    mesh = make_mesh(mesh_config, devices)
+    model, optimizer = phase_model(config, phase.name), make_optimizer(phase.optim, phase.steps)
+    check_sizes(config, phase, model, mesh.shape)
+    state = abstract_state(model, optimizer, mesh)
+    parameters, moments = _local_bytes(state.params), _local_bytes((state.step, state.opt_state))
+    start = time.process_time()
+    with building_for("tpu"):
+        lowered = trace_step(config, phase, mesh).lower(lowering_platforms=("tpu",))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        exceeded = _EXCEEDED.search(str(error))
+        if exceeded is None:
+            raise
+        used, capacity = (round(float(exceeded[i]) * _UNITS[exceeded[i + 1]]) for i in (1, 3))
+        memory = Memory(parameters, moments, None, used, capacity)
+        seconds = time.process_time() - start
+        return Program(dict(mesh.shape), mesh.size, device, memory, None, None, 0, {}, {}, (), seconds)
+    analysis = compiled.memory_analysis()
+    peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    peak += analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    counted = hlo.count(compiled.as_text())
+    routed = [call for call in counted.custom_calls if "gmm" in call.name]
+    # The kernels' shapes have room for all choices of all tokens; a balanced share of them is this chip's.
+    elsewhere = 1 - 1 / mesh.shape["module"]
+    flops = counted.flops + counted.kernel_flops - elsewhere * sum(call.flops or 0 for call in routed)
+    return Program(
+        mesh=dict(mesh.shape),
+        chips=mesh.size,
+        device=device,
+        memory=Memory(parameters, moments, analysis.temp_size_in_bytes, peak, device.memory_bytes),
+        flops=flops,
+        product_bytes=counted.product_bytes + sum(call.bytes for call in counted.custom_calls if call.flops),
+        state_bytes=analysis.argument_size_in_bytes + analysis.output_size_in_bytes,
+        sent=_by_kind(counted, in_loops=False),
+        sent_in_loops=_by_kind(counted, in_loops=True),
+        uncounted=(*counted.unknown_loops, *(call.name for call in counted.unknown_kernels)),
+        compile_seconds=time.process_time() - start,
+    )
+
+
+def _by_kind(counted: hlo.HloCost, *, in_loops: bool) -> dict[str, int]:
+    result: dict[str, int] = {}
+    for one in counted.collectives:
+        if one.bytes and (one.depth or not in_loops):
+            result[one.kind] = result.get(one.kind, 0) + one.count * one.bytes
+    return dict(sorted(result.items()))
+
+
+def _local_bytes(tree: Any) -> int:
+    """Bytes of one device's shards."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

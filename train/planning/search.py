@@ -1,0 +1,91 @@
+"""All meshes of a number of chips, ranked by arithmetic on sizes: what to compile first.
+
+The model knows memory (state, gathered pools and their gradients, activations) and the bytes that parameters and tokens
+travel; it does not know what XLA makes of them. It serves to leave out what cannot be good.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from mom_jax.analysis.chips import Chip
+from mom_jax.analysis.cost import parameter_count, train_flops_per_token, training_memory_bytes
+from mom_jax.config import SIDES, ModelConfig
+from mom_jax.fields import ConfigError
+from mom_jax.sharding import MeshConfig
+from train.compiled import check_sizes
+from train.config import Config, Phase
+from train.planning.roofline import COMPUTE_SHARE, LINK_SHARE
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A mesh, the seconds of a step (products and communication one after the other), bytes of memory on a chip."""
+
+    mesh: MeshConfig
+    seconds: float
+    memory: int
+
+    def order(self, chip: Chip) -> tuple[bool, float, int]:
+        """Those that fit come first, then the fastest, then the smallest."""
+        return self.memory > chip.memory_bytes, self.seconds, self.memory
+
+
+def candidates(config: Config, phase: Phase, model: ModelConfig, chips: int, chip: Chip) -> list[Candidate]:
+    """All meshes that can be, the best first."""
+    found = []
+    for sizes in _factors(chips, 4):
+        mesh = MeshConfig(*sizes)
+        try:
+            check_sizes(config, phase, model, mesh.sizes(chips))
+        except ConfigError:
+            continue
+        found.append(_candidate(config, phase, model, mesh, chips, chip))
+    return sorted(found, key=lambda candidate: candidate.order(chip))
+
+
+def _factors(number: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write `number` as a product of so many factors, in order."""
+    if parts == 1:
+        yield (number,)
+        return
+    for first in range(1, number + 1):
+        if number % first == 0:
+            yield from ((first, *rest) for rest in _factors(number // first, parts - 1))
+
+
+def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfig, chips: int, chip: Chip) -> Candidate:
+    length, width = config.data.length, 2 if model.dtype == "bfloat16" else 4
+    sequences = config.data.batch_size // chips // phase.optim.accumulation
+    tokens = config.data.batch_size // chips * length  # of one chip in one step
+    count = parameter_count(model)
+    routed = [side for side in SIDES if model.num_chunks and model.kind(side) == "routed"]
+    pools = count.modules if routed else 0
+    # Modules that are padding take room and no time.
+    pad = math.ceil(model.pool_size / mesh.module) * mesh.module / model.pool_size if routed else 1.0
+    divided = mesh.fsdp * mesh.module * mesh.tensor
+    whole = 4 * count.total / divided
+    # In use: one chunk's pool and its gradient, or a layer's; and the embedding and its gradient.
+    layer = (count.modules + count.anchors) / max(1, model.num_layers)
+    pool = pad * pools / max(1, model.num_chunks) / mesh.module / mesh.tensor
+    in_use = 4 * 2 * (max(pool, layer / mesh.tensor) + count.embedding)
+    memory = training_memory_bytes(model, sequences, length)
+    resident = 4 * whole + in_use + memory["activations"] + memory["logits"]
+
+    # Parameters: gathered in both directions in the compute dtype, gradients scattered and summed in float32.
+    passes = phase.optim.accumulation
+    own = 4 * count.total / mesh.tensor / mesh.module
+    sent = passes * (2 * own * width / 4 + own) * (1 - 1 / mesh.fsdp) + 2 * whole * (1 - divided / chips)
+    # Tokens: gathered and scattered around each product that devices share, forward and back.
+    steps = model.num_chunks * model.num_steps
+    row = tokens * width * model.d_model
+    plain = model.num_bottom + model.num_top + model.num_chunks * model.anchor_after_chunk
+    if not routed:
+        plain += steps
+    around = {mesh.tensor: 4 * plain, mesh.module * mesh.tensor: 4 * steps * bool(routed)}
+    sent += sum(3 * times * row * (size - 1) for size, times in around.items())
+    if routed and mesh.module > 1:
+        sent += 3 * 4 * steps * row * mesh.tensor * (1 - 1 / mesh.module)
+    flops = tokens * train_flops_per_token(model, length, causal=False)
+    seconds = flops / (COMPUTE_SHARE * chip.peak_flops) + sent / (LINK_SHARE * chip.link_bandwidth)
+    return Candidate(mesh, seconds, round(resident))

@@ -12,46 +12,33 @@ something in the program could not be counted. `bytes_accessed` is XLA's and cou
 """
 
 import argparse
-import importlib.util
 import json
-import os
 import sys
 import time
 from typing import Any
 
-# Read when JAX and libtpu start: this machine asks nobody what it is.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilations at a time would abort on a lock file
-    "JAX_ENABLE_COMPILATION_CACHE": "false",  # what it holds of another machine's programs cannot be read here
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks import reference
+from benchmarks.reference import FULL
+from mom_jax.analysis import cost, hlo
+from mom_jax.fields import ConfigError
+from mom_jax.losses import finish
+from mom_jax.platforms import building_for
+from train.cli import run_program
+from train.planning.topology import devices_of, prepare_environment
+from train.step import abstract_params, language_model_sums
+
 DISPATCH, ATTENTION = "megablox", "splash"  # what `auto` is on a TPU
 TOPOLOGY = "v5e:4x4"
 
 
-# JAX is imported where it is used: the environment has to be set before.
-
-
 def compile_gradient(config: Any, topology: str) -> tuple[Any, Any]:
     """(the compiled loss and gradient, the devices) for a data-parallel batch over the whole topology."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from flax import nnx
-    from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    from benchmarks.reference import FULL
-    from mom_jax import MoM
-    from mom_jax.losses import finish
-    from train.step import language_model_sums
-
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    devices = devices_of(topology)
     mesh = Mesh(np.array(devices), ("data",))
     whole, split = PartitionSpec(), PartitionSpec("data")
 
@@ -65,18 +52,15 @@ def compile_gradient(config: Any, topology: str) -> tuple[Any, Any]:
     def placed(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    model = nnx.eval_shape(lambda: MoM(config, rngs=nnx.Rngs(0)))
-    params = jax.tree.map(lambda leaf: placed(leaf, whole), nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    params = jax.tree.map(lambda leaf: placed(leaf, whole), abstract_params(config))
     tokens = placed(jax.ShapeDtypeStruct((FULL.batch * len(devices), FULL.length), jnp.int32), split)
-    traced = jax.jit(jax.value_and_grad(loss)).trace(params, tokens)
-    return traced.lower(lowering_platforms=("tpu",)).compile(), devices
+    with building_for("tpu"):
+        lowered = jax.jit(jax.value_and_grad(loss)).trace(params, tokens).lower(lowering_platforms=("tpu",))
+    return lowered.compile(), devices
 
 
 def measure(config: Any, topology: str) -> dict[str, Any]:
     """Everything that is printed."""
-    from benchmarks.reference import FULL
-    from mom_jax.analysis import cost, hlo
-
     start = time.process_time()
     compiled, devices = compile_gradient(config, topology)
     seconds = time.process_time() - start
@@ -135,7 +119,7 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--topology", default=TOPOLOGY, help="such as v5e:4x4, v4:2x2x4, v6e:8x8")
     parser.add_argument("--top-k", type=int, default=1, help="K")
@@ -144,16 +128,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--json", action="store_true", help="the JSON line only, no summary")
     arguments = parser.parse_args()
-    os.environ.update(ENVIRONMENT)
-    if importlib.util.find_spec("libtpu") is None:
-        print("libtpu is not installed: pip install 'jax[tpu]', or put its folder into PYTHONPATH", file=sys.stderr)
-        sys.exit(2)
+    prepare_environment()
     # `auto` asks for the platform, which is the CPU here.
     dispatch = DISPATCH if arguments.dispatch == "auto" else arguments.dispatch
     attention = ATTENTION if arguments.attention == "auto" else arguments.attention
-    from benchmarks import reference
-    from mom_jax import ConfigError
-
     try:
         config = reference.config(
             top_k=arguments.top_k,
@@ -168,7 +146,8 @@ def main() -> None:
     if not arguments.json:
         print(summary(result), file=sys.stderr)
     print(json.dumps(result))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -4,6 +4,7 @@ Command: python -m train.main --config configs/quickstart.py
 """
 
 from mom_jax.config import ModelConfig, RouterConfig
+from mom_jax.sharding import MeshConfig
 from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, Phase
 
 
@@ -34,6 +35,7 @@ def get_config() -> Config:
                 optim=OptimConfig(learning_rate=2e-3, warmup_steps=50, router_multiplier=3.0),
             ),
         ),
+        mesh=MeshConfig(data=1),  # one device, however many there are
         checkpoint=CheckpointConfig(every=100),
         run="runs/quickstart",
         evaluate_every=100,

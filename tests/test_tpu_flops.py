@@ -1,30 +1,20 @@
-"""The reference model's training step on a TPU pod, compiled here: no more products than the active parameters need.
+"""The reference model's training step on a TPU pod, compiled here: no more products than the active parameters need."""
 
-Needs libtpu, installed or in the folder that MOM_LIBTPU names: `pip install --no-deps --target FOLDER libtpu==VERSION`
-"""
-
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tpu_compiler import INSTALLED, ROOT, environment, needs_libtpu
 
-ROOT = Path(__file__).parents[1]
-FOLDER = os.environ.get("MOM_LIBTPU")
-
-INSTALLED = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(not FOLDER and not INSTALLED, reason="no libtpu, and MOM_LIBTPU is not set")
 COMMAND = [sys.executable, "-m", "benchmarks.tpu"]
 
 
 def measure(*arguments: str) -> dict:
     """What the benchmark prints."""
-    path = os.pathsep.join(filter(None, (FOLDER, os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path}
-    run = subprocess.run([*COMMAND, "--json", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [*COMMAND, "--json", *arguments]
+    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     result = json.loads(run.stdout)
     # Else the ratio would say nothing.
@@ -56,5 +46,5 @@ def test_without_libtpu_it_says_so():
     hidden = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(COMMAND, cwd=ROOT, env=hidden, capture_output=True, text=True)
     assert run.returncode == 2
-    assert run.stderr.startswith("libtpu is not installed")
+    assert run.stderr.startswith("error: libtpu is not installed")
     assert len(run.stderr.splitlines()) == 1

@@ -1,18 +1,16 @@
 """The table of chips against JAX's own, against what libtpu says, and against itself."""
 
 import dataclasses
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 from jax.experimental.pallas import tpu
+from tpu_compiler import environment, needs_libtpu
 
 from mom_jax.analysis.chips import CHIPS, chip, peak_flops
 
-FOLDER = os.environ.get("MOM_LIBTPU")
 GIB = 2**30
 FIGURES = ("peak_flops", "memory_bytes", "memory_bandwidth", "link_bandwidth")
 
@@ -100,12 +98,12 @@ def test_rows_are_different_chips():
 NEEDS_TOO_MUCH = """
 import json, re, sys
 import jax
-from jax.experimental import topologies
+from train.planning.topology import devices_of, prepare_environment
 
+prepare_environment()
 result = {}
 for name in sys.argv[1:]:
-    config = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
-    device = topologies.get_topology_desc(platform="tpu", topology_name=name, **config).devices[0]
+    device = devices_of(name)[0]
     x = jax.ShapeDtypeStruct((1024, 2**30), "uint8", sharding=jax.sharding.SingleDeviceSharding(device))
     try:
         jax.jit(lambda x: x + 1).trace(x).lower(lowering_platforms=("tpu",)).compile()
@@ -116,17 +114,11 @@ print(json.dumps(result))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not FOLDER and importlib.util.find_spec("libtpu") is None, reason="no libtpu, and MOM_LIBTPU is not set"
-)
+@needs_libtpu
 def test_names_and_memory_of_real_topologies():
-    from benchmarks.tpu import ENVIRONMENT
-
     topologies = ["v3:2x2x1", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"]
-    path = os.pathsep.join(filter(None, (FOLDER, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-c", NEEDS_TOO_MUCH, *topologies]
-    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": path}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     found = json.loads(run.stdout)
     assert list(found) == topologies

@@ -3,23 +3,21 @@
 They are compiled in their own process, since this one has a single device: `python FILE cpu` prints the HLO texts.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tpu_compiler import ROOT, environment, needs_libtpu
 
 from mom_jax.analysis import hlo
+from train.planning.topology import devices_of, prepare_environment
 
-ROOT = Path(__file__).parents[2]
-FOLDER = os.environ.get("MOM_LIBTPU")
 TOPOLOGY = "v5e:2x4"
 
 # A mesh of 2 x 4 devices; each has x: f32[512,2048].
@@ -115,20 +113,16 @@ def print_texts(platform):
         jax.config.update("jax_num_cpu_devices", 8)
         devices = jax.devices()
     else:
-        from jax.experimental import topologies
-
-        devices = topologies.get_topology_desc(platform=platform, topology_name=TOPOLOGY).devices
+        prepare_environment()
+        devices = devices_of(TOPOLOGY)
     print(json.dumps({name: compiled(devices, function) for name, function in PROGRAMS.items()}))
 
 
 def texts(platform):
     """The HLO texts of all programs, by name."""
-    from benchmarks.tpu import ENVIRONMENT
-
-    environment = os.environ | (ENVIRONMENT if platform == "tpu" else {})
-    path = os.pathsep.join(filter(None, (str(ROOT), FOLDER, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-W", "error", __file__, platform]
-    run = subprocess.run(command, env=environment | {"PYTHONPATH": path}, capture_output=True, text=True)
+    path = os.pathsep.join([environment()["PYTHONPATH"], str(ROOT / "tests")])
+    run = subprocess.run(command, env=environment() | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(run.stdout)
 
@@ -181,9 +175,7 @@ def test_weights_that_are_gathered_in_a_scan(cpu_texts):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not FOLDER and importlib.util.find_spec("libtpu") is None, reason="no libtpu, and MOM_LIBTPU is not set"
-)
+@needs_libtpu
 def test_compiled_for_eight_tpus():
     compiled = texts("tpu")
     for name, expected in EXPECTED.items():

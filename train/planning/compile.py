@@ -21,7 +21,7 @@ from train.optim import make_optimizer
 from train.step import abstract_state
 
 # What XLA says of a program that does not fit.
-_EXCEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm\. Exceeded hbm capacity by ([\d.]+)([KMGT]?)")
+_EXCEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm\. Exceeded")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -79,11 +79,10 @@ def compile_program(config: Config, phase: Phase, mesh_config: MeshConfig, devic
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        exceeded = _EXCEEDED.search(str(error))
-        if exceeded is None:
+        sizes = exceeded(str(error))
+        if sizes is None:
             raise
-        used, capacity = (round(float(exceeded[i]) * _UNITS[exceeded[i + 1]]) for i in (1, 3))
-        memory = Memory(parameters, moments, None, used, capacity)
+        memory = Memory(parameters, moments, None, *sizes)
         seconds = time.process_time() - start
         return Program(dict(mesh.shape), mesh.size, device, memory, None, None, 0, {}, {}, (), seconds)
     analysis = compiled.memory_analysis()
@@ -107,6 +106,15 @@ def compile_program(config: Config, phase: Phase, mesh_config: MeshConfig, devic
         uncounted=(*counted.unknown_loops, *(call.name for call in counted.unknown_kernels)),
         compile_seconds=time.process_time() - start,
     )
+
+
+def exceeded(message: str) -> tuple[int, int] | None:
+    """(bytes used, bytes of capacity) in XLA's message about a program that does not fit; None for another message."""
+    found = _EXCEEDED.search(message)
+    if found is None:
+        return None
+    used, capacity = (round(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
+    return used, capacity
 
 
 def _by_kind(counted: hlo.HloCost, *, in_loops: bool) -> dict[str, int]:

@@ -1,0 +1,223 @@
+"""Plans for pods: what a compiled step is said to need, estimates, the search, and advice."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from tpu_compiler import INSTALLED, ROOT, environment, needs_libtpu
+
+from configs import mom_large
+from mom_jax.analysis.chips import chip
+from mom_jax.analysis.cost import train_flops_per_token
+from mom_jax.fields import ConfigError
+from mom_jax.sharding import AXES
+from train.planning import advice, compile, roofline
+from train.planning.search import candidates
+from train.planning.topology import devices_of
+
+CONFIG = mom_large.get_config()
+PHASE = CONFIG.phases[1]
+V5E = chip("TPU v5 lite")
+GIB = 2**30
+
+
+def program(**fields):
+    memory = compile.Memory(GIB, 2 * GIB, 4 * GIB, 8 * GIB, 16 * GIB)
+    values = {
+        "mesh": dict(zip(AXES, (4, 64, 1, 1), strict=True)),
+        "chips": 256,
+        "device": V5E,
+        "memory": memory,
+        "flops": 0.7 * 197e12,
+        "product_bytes": 0.5 * 0.8 * 819e9,
+        "state_bytes": 0,
+        "sent": {"all-gather": int(0.25 * 0.5 * 200e9)},
+        "sent_in_loops": {},
+        "uncounted": (),
+        "compile_seconds": 1.0,
+    }
+    return compile.Program(**(values | fields))
+
+
+# Estimates.
+
+
+def test_a_step_takes_the_longest_of_its_parts_or_their_sum():
+    guess = roofline.estimate(CONFIG, PHASE, program())
+    assert (guess.products, guess.memory, guess.communication) == pytest.approx((1.0, 0.5, 0.25))
+    assert (guess.best, guess.worst) == pytest.approx((1.0, 1.75))
+    assert guess.hours_best == pytest.approx(PHASE.steps / 3600)
+    needed = train_flops_per_token(CONFIG.model, 1024) * 512 * 1024
+    assert guess.mfu_best == pytest.approx(needed / (256 * 197e12))
+    assert guess.mfu_worst == pytest.approx(guess.mfu_best / 1.75)
+
+
+def test_no_estimate_of_what_was_not_compiled():
+    assert roofline.estimate(CONFIG, PHASE, program(flops=None, product_bytes=None)) is None
+
+
+# Advice.
+
+
+def too_big(parameters, optimizer, **mesh):
+    memory = compile.Memory(parameters, optimizer, None, 20 * GIB, 16 * GIB)
+    sizes = dict.fromkeys(AXES, 1) | mesh
+    return program(memory=memory, mesh=sizes, chips=math.prod(sizes.values()), flops=None)
+
+
+def test_a_plan_that_fits_says_what_is_left():
+    assert advice.verdict(CONFIG, PHASE, program()) == "fits: 8.0 GiB of 16.0 GiB are left"
+
+
+def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change():
+    text = advice.verdict(CONFIG, PHASE, too_big(GIB, 2 * GIB, data=4, fsdp=16))
+    assert text.startswith("does not fit: 4.0 GiB too much; ")
+    assert "--mesh.fsdp 64 --mesh.data 1" in text
+    assert "--phases.1.optim.accumulation 2, up to 8" in text
+    assert "--model.remat full" in text
+
+
+def test_smaller_batches_do_not_help_where_the_state_alone_is_too_much():
+    found = advice.remedies(CONFIG, PHASE, too_big(8 * GIB, 16 * GIB, fsdp=2))
+    assert not any("accumulation" in remedy for remedy in found)
+    assert not any("--mesh.fsdp" in remedy for remedy in found)
+    assert found[-1].startswith("take more chips")
+
+
+def test_what_xla_says_of_a_program_that_does_not_fit_is_understood():
+    used, capacity = compile.exceeded(
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+        "Used 23.51G of 15.75G hbm. Exceeded hbm capacity by 7.76G.\n\nTotal hbm usage >= 23.76G:"
+    )
+    assert (round(used / GIB, 2), round(capacity / GIB, 2)) == (23.51, 15.75)
+    assert compile.exceeded("INTERNAL: something else") is None
+
+
+def test_the_record_is_json_and_says_everything():
+    made = program()
+    record = json.loads(json.dumps(advice.record(CONFIG, PHASE, made, roofline.estimate(CONFIG, PHASE, made))))
+    assert record["fits"]
+    assert record["estimate"]["chip_hours_worst"] == pytest.approx(256 * 1.75 * PHASE.steps / 3600)
+    assert record["device"]["source"].startswith("https://")
+    assert record["memory_bytes"]["peak"] == 8 * GIB
+    failed = too_big(GIB, GIB)
+    assert advice.record(CONFIG, PHASE, failed, None)["estimate"] is None
+
+
+# The search.
+
+
+def ranked(chips, **fields):
+    config = dataclasses.replace(CONFIG, **fields)
+    return candidates(config, PHASE, config.model, chips, V5E)
+
+
+def test_the_search_tries_all_meshes_that_can_be():
+    found = ranked(16)
+    sizes = [tuple(c.mesh.sizes(16).values()) for c in found]
+    assert len(set(sizes)) == len(sizes)
+    assert all(math.prod(size) == 16 for size in sizes)
+    # 20 heads: tensor is at most 4; d_model 1280 is divisible by every power of 2 up to 256.
+    everything = {(d, f, m, t) for d in P for f in P for m in P for t in P if d * f * m * t == 16 and t <= 4}
+    assert set(sizes) == everything
+
+
+P = (1, 2, 4, 8, 16)
+
+
+def test_meshes_that_fit_come_first_and_the_faster_before_the_slower():
+    found = ranked(64)
+    keys = [candidate.order(V5E) for candidate in found]
+    assert keys == sorted(keys)
+    assert found[0].memory <= V5E.memory_bytes
+
+
+def test_dividing_the_state_needs_less_memory():
+    memory = {tuple(c.mesh.sizes(16).values()): c.memory for c in ranked(16)}
+    assert memory[1, 16, 1, 1] < memory[4, 4, 1, 1] < memory[16, 1, 1, 1]
+
+
+def test_a_batch_that_does_not_divide_leaves_no_mesh():
+    assert ranked(1024) == []
+
+
+# Topologies.
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:", "4x4", "v5e:4x", "v5e 4x4"])
+def test_what_is_no_topology_is_refused(name):
+    with pytest.raises(ConfigError, match=r"^topology=.*: must be KIND:SHAPE, such as"):
+        devices_of(name)
+
+
+def plan(*arguments, code=0, **settings):
+    command = [sys.executable, "-m", "train.plan", "--config", "configs/mom_small.py", *arguments]
+    run = subprocess.run(command, cwd=ROOT, env=environment() | settings, capture_output=True, text=True, check=False)
+    assert run.returncode == code, run.stderr[-4000:]
+    return run
+
+
+@pytest.mark.skipif(INSTALLED, reason="libtpu is installed")
+def test_without_libtpu_it_says_so():
+    run = plan("--topology", "v5e:4x4", code=2, PYTHONPATH=str(ROOT))
+    assert run.stderr.startswith("error: libtpu is not installed")
+    assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology", "v9:2x2"], "error: topology='v9:2x2': must be KIND:SHAPE"),
+        (["--topology", "v5e:2x2", "--mesh.fsdp", "8"], "error: mesh='data 1 x fsdp 8 x module 1 x tensor 1': is 8"),
+        (["--topology", "v5e:2x2", "--phase", "more"], "error: phase='more': must be one of ['pretrain', 'mom']"),
+        (["--topology", "v5e:2x2", "--data.batch-size", "6"], "error: data.batch_size=6: must be a multiple of the"),
+        (["--topology", "v5e:4x4", "--search", "--data.batch-size", "3"], "error: topology='v5e:4x4': no mesh of 16"),
+    ],
+)
+def test_wrong_input_is_one_line(flags, message):
+    run = plan(*flags, code=2)
+    assert run.stderr.startswith(message)
+    assert len(run.stderr.splitlines()) == 1
+
+
+SMALL = "--model.num-bottom 1 --model.num-top 1 --model.num-steps 2 --model.vocab-size 4096 --data.vocab-size 4096"
+SMALL += " --data.batch-size 8 --data.length 256 --model.num-attn-modules 4 --model.num-ffn-modules 4"
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_plan_of_a_small_model():
+    run = plan(*SMALL.split(), "--topology", "v5e:2x2", "--mesh.fsdp", "2", "--mesh.module", "2", "--json")
+    result = json.loads(run.stdout)
+    [made] = result["plans"]
+    assert made["mesh"] == {"data": 1, "fsdp": 2, "module": 2, "tensor": 1}
+    assert made["fits"]
+    assert not made["not_counted"]
+    memory = made["memory_bytes"]
+    assert memory["peak"] >= memory["parameters"] + memory["optimizer"] + memory["activations"]
+    # Two moments, and four counters or so.
+    assert 0 <= memory["optimizer"] - 2 * memory["parameters"] < 100
+    model = dataclasses.replace(
+        mom_large.get_config().model, d_model=768, num_heads=12, num_chunks=1, vocab_size=4096, top_k=1, num_steps=2
+    )
+    needed = train_flops_per_token(model, 256) * 8 * 256 / 4
+    # Attention's square, and what is made again.
+    assert needed < made["flops"] < 1.4 * needed
+    assert made["sent_bytes_in_loops"]["all-gather"] < made["sent_bytes"]["all-gather"]
+    assert made["estimate"]["step_best"] <= made["estimate"]["step_worst"]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_plan_that_is_too_big_is_told_and_ends_with_3():
+    flags = [*SMALL.split(), "--data.batch-size", "512", "--model.num-steps", "24", "--data.length", "1024"]
+    run = plan(*flags, "--topology", "v5e:2x2", "--mesh.fsdp", "4", "--json", code=3)
+    [made] = json.loads(run.stdout)["plans"]
+    assert not made["fits"]
+    assert "does not fit" in made["verdict"]
+    assert "--phases.1.optim.accumulation 2" in made["verdict"]

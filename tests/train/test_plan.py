@@ -90,10 +90,17 @@ def test_smaller_batches_do_not_help_where_the_state_alone_is_too_much():
 def test_what_xla_says_of_a_program_that_does_not_fit_is_understood():
     used, capacity = compile.exceeded(
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
-        "Used 23.51G of 15.75G hbm. Exceeded hbm capacity by 7.76G.\n\nTotal hbm usage >= 23.76G:"
+        "Used 23.51G of 15.75G hbm. Exceeded hbm capacity by 7.76G.\n\nTotal hbm usage >= 23.76G:",
+        GIB,
     )
     assert (round(used / GIB, 2), round(capacity / GIB, 2)) == (23.51, 15.75)
-    assert compile.exceeded("INTERNAL: something else") is None
+    used, capacity = compile.exceeded(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (83.89G) exceeds "
+        "available HBM (15.75G).",
+        GIB,
+    )
+    assert (round(used / GIB, 2), round(capacity / GIB, 2)) == (84.89, 15.75)
+    assert compile.exceeded("INTERNAL: something else", GIB) is None
 
 
 def test_the_record_is_json_and_says_everything():

@@ -20,8 +20,9 @@ from train.config import Config, Phase
 from train.optim import make_optimizer
 from train.step import abstract_state
 
-# What XLA says of a program that does not fit.
-_EXCEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm\. Exceeded")
+# What XLA says of a program that does not fit: of its temporaries alone, or of all that it has assigned.
+_TEMPORARIES = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
+_ALL = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm\. Exceeded")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -79,7 +80,7 @@ def compile_program(config: Config, phase: Phase, mesh_config: MeshConfig, devic
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        sizes = exceeded(str(error))
+        sizes = exceeded(str(error), parameters + moments)
         if sizes is None:
             raise
         memory = Memory(parameters, moments, None, *sizes)
@@ -108,13 +109,16 @@ def compile_program(config: Config, phase: Phase, mesh_config: MeshConfig, devic
     )
 
 
-def exceeded(message: str) -> tuple[int, int] | None:
-    """(bytes used, bytes of capacity) in XLA's message about a program that does not fit; None for another message."""
-    found = _EXCEEDED.search(message)
-    if found is None:
-        return None
-    used, capacity = (round(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
-    return used, capacity
+def exceeded(message: str, state: int) -> tuple[int, int] | None:
+    """(bytes used, bytes of capacity) in XLA's message about a program that does not fit; None for another message.
+
+    state: bytes of the arguments, which are added where the message speaks of temporaries.
+    """
+    for pattern, beside in ((_TEMPORARIES, state), (_ALL, 0)):
+        if found := pattern.search(message):
+            used, capacity = (round(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
+            return used + beside, capacity
+    return None
 
 
 def _by_kind(counted: hlo.HloCost, *, in_loops: bool) -> dict[str, int]:

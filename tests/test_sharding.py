@@ -160,7 +160,6 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
         *(
             pytest.param(name, shapes, accumulation, marks=pytest.mark.slow)
             for name, shapes, accumulation in [
-                ("k3", MESHES, 1),
                 ("uneven", [(1, 2, 2, 2), (1, 4, 2, 1)], 1),
                 ("capacity", [(8, 1, 1, 1)], 1),
                 ("straight-through", [(2, 1, 2, 2), (1, 2, 2, 2)], 1),

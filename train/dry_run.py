@@ -7,7 +7,7 @@ from rich.table import Table
 
 from mom_jax.analysis.cost import parameter_count, train_flops_per_token, training_memory_bytes
 from mom_jax.sharding import make_mesh
-from train import checkpoint
+from train import checkpoint, distributed
 from train.compiled import check_devices, peak_bytes, trace_step
 from train.config import Config
 from train.data.cache import prepare
@@ -24,7 +24,7 @@ def dry_run(config: Config) -> None:
 
     Raises ConfigError for whatever training would refuse.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not distributed.is_first())
     check_unchanged(config)
     mesh = make_mesh(config.mesh)
     check_devices(config, mesh)

@@ -58,18 +58,22 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
     first = distributed.is_first()
     console = console or Console(stderr=True, quiet=not first)
     distributed.check_agreement(config)
-    mesh = make_mesh(config.mesh)
-    check_devices(config, mesh)
-    check_unchanged(config)
-    prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-    check_vocabulary(config, prepared)
-    check_sources(config, prepared.tokenizer.fingerprint)
-    if profile is not None:
-        steps = sum(phase.steps for phase in config.phases)
-        require(profile.last <= steps, "profile", f"{profile.first}:{profile.last}", f"the run has {steps} steps")
-    with claimed(config, write=first) as run:
-        if first:
-            prepared.tokenizer.save(run / TOKENIZER)
+    with distributed.together():
+        mesh = make_mesh(config.mesh)
+        check_devices(config, mesh)
+        check_unchanged(config)
+        prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+        check_vocabulary(config, prepared)
+        check_sources(config, prepared.tokenizer.fingerprint)
+        if profile is not None:
+            steps = sum(phase.steps for phase in config.phases)
+            require(profile.last <= steps, "profile", f"{profile.first}:{profile.last}", f"the run has {steps} steps")
+    run = Path(config.run).expanduser()
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            if first:
+                stack.enter_context(claimed(config))
+                prepared.tokenizer.save(run / TOKENIZER)
         with distributed.Stop() as stop, metrics.MetricsLog(run, write=first) as log:
             trainer = Trainer(config, run, prepared, log, console, stop, profile, mesh)
             trainer.rewind()
@@ -82,6 +86,7 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
                     return stop.signal
         if first:
             console.print(f"report: {write_report(run)}", markup=False, highlight=False, soft_wrap=True)
+        distributed.wait_for_all("end of the run")
     return None
 
 
@@ -180,6 +185,7 @@ class Trainer:
             self.say(f"{phase.name}: a sample, after {prompt!r}\n{text}")
         self.log.write(record, offset=self.offsets[phase.name])
         self.log.flush()
+        distributed.wait_for_all(f"end of {phase.name}")  # for the sample; orbax would not wait as long
 
     def sample(self, model: ModelConfig, state: TrainState) -> tuple[str, str]:
         """The start of the held-out text, and what the model makes of it; nothing where there is no room."""

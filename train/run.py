@@ -56,17 +56,13 @@ def check_unchanged(config: Config) -> bool:
 
 
 @contextlib.contextmanager
-def claimed(config: Config, *, write: bool = True) -> Iterator[Path]:
-    """The run's folder, made if need be, for this process alone; or, not to `write`, for others beside the one that
-    does.
+def claimed(config: Config) -> Iterator[Path]:
+    """The run's folder, made if need be, for this process alone.
 
     Raises ConfigError if another process is training in it or it holds another configuration.
     """
     check_unchanged(config)
     folder = Path(config.run).expanduser()
-    if not write:
-        yield folder
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from mom_jax.analysis.chips import chip
 from mom_jax.fields import ConfigError, require
+from mom_jax.sharding import describe_mesh
 from train.checkpoint import phase_model
 from train.cli import parse_config, run_program
 from train.planning import advice
-from train.planning.compile import compile_program
+from train.planning.program import compile_program
 from train.planning.roofline import ASSUMPTIONS, estimate
 from train.planning.search import candidates
 from train.planning.topology import devices_of, prepare_environment
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Those that fit, the fastest first.
         records.sort(key=lambda r: (not r["fits"], r["estimate"]["step_worst"] if r["estimate"] else 0))
         best = records[0]
-        console.print(f"best: {advice.mesh_text(best['mesh'])}; {best['verdict']}")
+        console.print(f"best: {describe_mesh(best['mesh'])}; {best['verdict']}")
     console.print(f"Assumed: {ASSUMPTIONS}. Figures of the chip: {device.source}", soft_wrap=True)
     if own.json:
         result = {"topology": own.topology, "assumptions": ASSUMPTIONS, "plans": records}

@@ -54,11 +54,11 @@ class MeshConfig:
         rest = self.fsdp * self.module * self.tensor
         data = max(1, devices // rest) if self.data is None else self.data
         sizes = {"data": data, "fsdp": self.fsdp, "module": self.module, "tensor": self.tensor}
-        require(data * rest <= devices, "mesh", describe(sizes), f"is {data * rest} devices, there are {devices}")
+        require(data * rest <= devices, "mesh", describe_mesh(sizes), f"is {data * rest} devices, there are {devices}")
         return sizes
 
 
-def describe(sizes: Mapping[str, int]) -> str:
+def describe_mesh(sizes: Mapping[str, int]) -> str:
     """The axes' sizes in words."""
     return " x ".join(f"{name} {size}" for name, size in sizes.items())
 
@@ -73,7 +73,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | 
     count = math.prod(sizes.values())
     if len({device.process_index for device in devices}) > 1:
         allowed = f"is {count} devices and must be all {len(devices)} of all processes"
-        require(count == len(devices), "mesh", describe(sizes), allowed)
+        require(count == len(devices), "mesh", describe_mesh(sizes), allowed)
     return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES), devices=devices[:count])
 
 

@@ -14,7 +14,7 @@ from mom_jax.analysis.chips import chip
 from mom_jax.analysis.cost import train_flops_per_token
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import AXES
-from train.planning import advice, compile, roofline
+from train.planning import advice, program, roofline
 from train.planning.search import candidates
 from train.planning.topology import devices_of
 
@@ -24,8 +24,8 @@ V5E = chip("TPU v5 lite")
 GIB = 2**30
 
 
-def program(**fields):
-    memory = compile.Memory(GIB, 2 * GIB, 4 * GIB, 8 * GIB, 16 * GIB)
+def made(**fields):
+    memory = program.Memory(GIB, 2 * GIB, 4 * GIB, 8 * GIB, 16 * GIB)
     values = {
         "mesh": dict(zip(AXES, (4, 64, 1, 1), strict=True)),
         "chips": 256,
@@ -39,14 +39,14 @@ def program(**fields):
         "uncounted": (),
         "compile_seconds": 1.0,
     }
-    return compile.Program(**(values | fields))
+    return program.Program(**(values | fields))
 
 
 # Estimates.
 
 
 def test_a_step_takes_the_longest_of_its_parts_or_their_sum():
-    guess = roofline.estimate(CONFIG, PHASE, program())
+    guess = roofline.estimate(CONFIG, PHASE, made())
     assert (guess.products, guess.memory, guess.communication) == pytest.approx((1.0, 0.5, 0.25))
     assert (guess.best, guess.worst) == pytest.approx((1.0, 1.75))
     assert guess.hours_best == pytest.approx(PHASE.steps / 3600)
@@ -56,20 +56,20 @@ def test_a_step_takes_the_longest_of_its_parts_or_their_sum():
 
 
 def test_no_estimate_of_what_was_not_compiled():
-    assert roofline.estimate(CONFIG, PHASE, program(flops=None, product_bytes=None)) is None
+    assert roofline.estimate(CONFIG, PHASE, made(flops=None, product_bytes=None)) is None
 
 
 # Advice.
 
 
 def too_big(parameters, optimizer, **mesh):
-    memory = compile.Memory(parameters, optimizer, None, 20 * GIB, 16 * GIB)
+    memory = program.Memory(parameters, optimizer, None, 20 * GIB, 16 * GIB)
     sizes = dict.fromkeys(AXES, 1) | mesh
-    return program(memory=memory, mesh=sizes, chips=math.prod(sizes.values()), flops=None)
+    return made(memory=memory, mesh=sizes, chips=math.prod(sizes.values()), flops=None)
 
 
 def test_a_plan_that_fits_says_what_is_left():
-    assert advice.verdict(CONFIG, PHASE, program()) == "fits: 8.0 GiB of 16.0 GiB are left"
+    assert advice.verdict(CONFIG, PHASE, made()) == "fits: 8.0 GiB of 16.0 GiB are left"
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change():
@@ -88,24 +88,24 @@ def test_smaller_batches_do_not_help_where_the_state_alone_is_too_much():
 
 
 def test_what_xla_says_of_a_program_that_does_not_fit_is_understood():
-    used, capacity = compile.exceeded(
+    used, capacity = program.exceeded(
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
         "Used 23.51G of 15.75G hbm. Exceeded hbm capacity by 7.76G.\n\nTotal hbm usage >= 23.76G:",
         GIB,
     )
     assert (round(used / GIB, 2), round(capacity / GIB, 2)) == (23.51, 15.75)
-    used, capacity = compile.exceeded(
+    used, capacity = program.exceeded(
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (83.89G) exceeds "
         "available HBM (15.75G).",
         GIB,
     )
     assert (round(used / GIB, 2), round(capacity / GIB, 2)) == (84.89, 15.75)
-    assert compile.exceeded("INTERNAL: something else", GIB) is None
+    assert program.exceeded("INTERNAL: something else", GIB) is None
 
 
 def test_the_record_is_json_and_says_everything():
-    made = program()
-    record = json.loads(json.dumps(advice.record(CONFIG, PHASE, made, roofline.estimate(CONFIG, PHASE, made))))
+    plan = made()
+    record = json.loads(json.dumps(advice.record(CONFIG, PHASE, plan, roofline.estimate(CONFIG, PHASE, plan))))
     assert record["fits"]
     assert record["estimate"]["chip_hours_worst"] == pytest.approx(256 * 1.75 * PHASE.steps / 3600)
     assert record["device"]["source"].startswith("https://")
@@ -201,11 +201,11 @@ SMALL += " --data.batch-size 8 --data.length 256 --model.num-attn-modules 4 --mo
 def test_a_plan_of_a_small_model():
     run = plan(*SMALL.split(), "--topology", "v5e:2x2", "--mesh.fsdp", "2", "--mesh.module", "2", "--json")
     result = json.loads(run.stdout)
-    [made] = result["plans"]
-    assert made["mesh"] == {"data": 1, "fsdp": 2, "module": 2, "tensor": 1}
-    assert made["fits"]
-    assert not made["not_counted"]
-    memory = made["memory_bytes"]
+    [found] = result["plans"]
+    assert found["mesh"] == {"data": 1, "fsdp": 2, "module": 2, "tensor": 1}
+    assert found["fits"]
+    assert not found["not_counted"]
+    memory = found["memory_bytes"]
     assert memory["peak"] >= memory["parameters"] + memory["optimizer"] + memory["activations"]
     # Two moments, and four counters or so.
     assert 0 <= memory["optimizer"] - 2 * memory["parameters"] < 100
@@ -214,9 +214,9 @@ def test_a_plan_of_a_small_model():
     )
     needed = train_flops_per_token(model, 256) * 8 * 256 / 4
     # Attention's square, and what is made again.
-    assert needed < made["flops"] < 1.4 * needed
-    assert made["sent_bytes_in_loops"]["all-gather"] < made["sent_bytes"]["all-gather"]
-    assert made["estimate"]["step_best"] <= made["estimate"]["step_worst"]
+    assert needed < found["flops"] < 1.4 * needed
+    assert found["sent_bytes_in_loops"]["all-gather"] < found["sent_bytes"]["all-gather"]
+    assert found["estimate"]["step_best"] <= found["estimate"]["step_worst"]
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_a_plan_of_a_small_model():
 def test_a_plan_that_is_too_big_is_told_and_ends_with_3():
     flags = [*SMALL.split(), "--data.batch-size", "512", "--model.num-steps", "24", "--data.length", "1024"]
     run = plan(*flags, "--topology", "v5e:2x2", "--mesh.fsdp", "4", "--json", code=3)
-    [made] = json.loads(run.stdout)["plans"]
-    assert not made["fits"]
-    assert "does not fit" in made["verdict"]
-    assert "--phases.1.optim.accumulation 2" in made["verdict"]
+    [found] = json.loads(run.stdout)["plans"]
+    assert not found["fits"]
+    assert "does not fit" in found["verdict"]
+    assert "--phases.1.optim.accumulation 2" in found["verdict"]

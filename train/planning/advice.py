@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from mom_jax.sharding import AXES
+from mom_jax.sharding import describe_mesh
 from train.config import Config, Phase
-from train.planning.compile import Program
+from train.planning.program import Program
 from train.planning.roofline import Estimate
 from train.progress import duration
 
@@ -68,17 +68,13 @@ def _estimate(estimate: Estimate, program: Program) -> dict[str, Any]:
     return {**values, "step_best": estimate.best, "step_worst": estimate.worst, **chip_hours}
 
 
-def mesh_text(mesh: dict[str, int]) -> str:
-    return " x ".join(f"{name} {mesh[name]}" for name in AXES)
-
-
 def _gib(size: int | None) -> str:
     return "?" if size is None else f"{size / 2**30:.2f} GiB"
 
 
 def table(config: Config, phase: Phase, program: Program, estimate: Estimate | None) -> Table:
     """Everything for one mesh."""
-    title = f"{phase.name} on {program.chips} x {program.device.name}: {mesh_text(program.mesh)}"
+    title = f"{phase.name} on {program.chips} x {program.device.name}: {describe_mesh(program.mesh)}"
     result = Table(title=title, title_justify="left", show_header=False)
     memory = program.memory
     rows = [

@@ -9,7 +9,7 @@ import dataclasses
 from mom_jax.analysis.cost import train_flops_per_token
 from train.checkpoint import phase_model
 from train.config import Config, Phase
-from train.planning.compile import Program
+from train.planning.program import Program
 
 # Of a product unit's and a memory's peak large programs reach so much; a ring uses the links of one axis of the torus.
 COMPUTE_SHARE, MEMORY_SHARE, LINK_SHARE = 0.7, 0.8, 0.5

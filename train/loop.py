@@ -30,7 +30,7 @@ from train.progress import Progress
 from train.report import write_report
 from train.run import check_unchanged, claimed
 from train.step import StepReport, TrainState, jit_train_step, place_share, whole_params
-from train.throughput import device_peak, utilisation
+from train.throughput import mesh_peak, utilisation
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
 
@@ -106,7 +106,7 @@ class Trainer:
     ):
         self.config, self.run, self.prepared, self.log, self.mesh = config, run, prepared, log, mesh
         self.console, self.stop, self.profile = console, stop, profile
-        self.peak = device_peak(config.model.dtype)
+        self.peak = mesh_peak(config.model.dtype, mesh)
         self.finished: set[str] = set()  # the phases that have had their last word
         self.offsets, steps = {}, 0
         for phase in config.phases:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from mom_jax.analysis.chips import peak_flops
 from mom_jax.analysis.cost import train_flops_per_token
@@ -18,6 +19,12 @@ def device_peak(dtype: str) -> float:
     if peak is None:
         peak = _measured_peak(dtype)
     return peak
+
+
+def mesh_peak(dtype: str, mesh: Mesh) -> float:
+    """FLOP/s of all devices that train. Simulated devices are one CPU's."""
+    first = mesh.devices.flat[0]
+    return device_peak(dtype) * (1 if first.platform == "cpu" else mesh.size)
 
 
 def _measured_peak(dtype: str, size: int = 1024, tries: int = 5) -> float:
@@ -35,7 +42,10 @@ def _measured_peak(dtype: str, size: int = 1024, tries: int = 5) -> float:
 def utilisation(
     config: ModelConfig, length: int, tokens_per_s: float, peak: float, routers: dict[str, dict[str, Any]]
 ) -> float:
-    """MFU as a fraction. What counts is what a token used: modules that it took, not the pool, and not SKIP."""
+    """MFU as a fraction. What counts is what a token used: modules that it took, not the pool, and not SKIP.
+
+    peak: FLOP/s of all devices together.
+    """
     taken = {side: summary["taken"] for side, summary in routers.items()}
     flops = train_flops_per_token(config, length, attn_taken=taken.get("attention"), ffn_taken=taken.get("ffn"))
     return flops * tokens_per_s / peak

@@ -99,7 +99,7 @@ def table(config: Config, phase: Phase, program: Program, estimate: Estimate | N
             ("one after the other", estimate.worst, estimate.mfu_worst, estimate.hours_worst),
         ):
             text = f"{1e3 * seconds:.1f} ms a step, MFU {100 * mfu:.1f} %; {phase.steps:,} steps: "
-            text += f"{duration(3600 * hours)}, {hours * program.chips:,.0f} chip-hours"
+            text += f"{duration(3600 * hours)}, {hours * program.chips:,.1f} chip-hours"
             rows.append((name, text))
     if program.uncounted:
         rows.append(("not counted", ", ".join(program.uncounted)))

@@ -82,8 +82,8 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
     plain = model.num_bottom + model.num_top + model.num_chunks * model.anchor_after_chunk
     if not routed:
         plain += steps
-    around = {mesh.tensor: 4 * plain, mesh.module * mesh.tensor: 4 * steps * bool(routed)}
-    sent += sum(3 * times * row * (size - 1) for size, times in around.items())
+    around = ((mesh.tensor, 4 * plain), (mesh.module * mesh.tensor, 4 * steps * bool(routed)))
+    sent += sum(3 * times * row * (size - 1) for size, times in around)
     if routed and mesh.module > 1:
         sent += 3 * 4 * steps * row * mesh.tensor * (1 - 1 / mesh.module)
     flops = tokens * train_flops_per_token(model, length, causal=False)

@@ -22,7 +22,7 @@ def measure(keep: bool) -> dict[str, float]:
     from mom_jax.sharding import make_mesh
     from train import checkpoint, initialise, memory
     from train.optim import make_optimizer
-    from train.step import abstract_state, init_state, jit_train_step
+    from train.step import jit_train_step
 
     if keep:
         memory.keep_freed_memory()
@@ -32,8 +32,7 @@ def measure(keep: bool) -> dict[str, float]:
     for phase in config.phases:
         model, optimizer = checkpoint.phase_model(config, phase.name), make_optimizer(phase.optim, phase.steps)
         mesh = make_mesh()
-        placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
-        state = jax.device_put(init_state(initialise.fresh_params(model, 0, mesh), optimizer), placed)
+        state = initialise.first_state(initialise.fresh_params(model, 0, mesh), model, optimizer, mesh)
         step = jit_train_step(model, optimizer, 1, 0, mesh)
         seconds = []
         for _ in range(WARM_UP + STEPS):

@@ -37,7 +37,7 @@ class SublayerWeights(NamedTuple):
     last_bias: jax.Array
 
 
-# Parameters are made with the logical names of their axes (mom_jax/sharding.py), and remember their whole shape.
+# Parameters are made with the logical names of their axes (mom_jax/sharding/mesh.py), and remember their whole shape.
 
 
 def parameter(value: jax.Array, axes: tuple[str, ...]) -> nnx.Param:

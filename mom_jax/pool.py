@@ -43,10 +43,14 @@ def make_plan(selection: Selection, config: ModelConfig, side: Side) -> Plan:
     """The plan of a selection on one side: this device's modules and the tokens for which it computes."""
     modules, factor = config.modules(side), config.capacity_factor
     here = sharding.modules_here(modules)
-    index = sharding.own_index(sharding.gather_tokens(selection.index_TxK, *sharding.ROUTED), modules)
     # A share of all choices, of which this device has some modules'.
     factor = None if factor is None else factor * here / modules
-    return dispatch.make_plan(index, here, dispatch.resolve(config), factor)
+    return dispatch.make_plan(_own_choices(selection, modules), here, dispatch.resolve(config), factor)
+
+
+def _own_choices(selection: Selection, modules: int) -> jax.Array:
+    """The choices of all tokens of a plan, by this device's modules; those of others are nulls."""
+    return sharding.own_index(sharding.gather_tokens(selection.index_TxK, *sharding.ROUTED), modules)
 
 
 def dropped(selection: Selection, plan: Plan, config: ModelConfig, side: Side) -> jax.Array:
@@ -54,8 +58,8 @@ def dropped(selection: Selection, plan: Plan, config: ModelConfig, side: Side) -
     if config.capacity_factor is None:
         return jnp.zeros(selection.index_TxK.shape[0], jnp.float32)
     modules = config.modules(side)
-    index = sharding.own_index(sharding.gather_tokens(selection.index_TxK, *sharding.ROUTED), modules)
-    lost = (index < sharding.modules_here(modules)) & (plan.slot_TxK == plan.choice_P.shape[0])
+    own = _own_choices(selection, modules) < sharding.modules_here(modules)
+    lost = own & (plan.slot_TxK == plan.choice_P.shape[0])
     # Devices along `tensor` have the same plan.
     count = lost.sum(1).astype(jnp.float32) / sharding.size("tensor")
     return sharding.scatter_tokens(count, *sharding.ROUTED)

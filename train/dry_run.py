@@ -6,15 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mom_jax.analysis.cost import parameter_count, train_flops_per_token, training_memory_bytes
-from mom_jax.sharding import make_mesh
 from train import checkpoint, distributed
-from train.compiled import check_devices, peak_bytes, trace_step
+from train.compiled import peak_bytes, trace_step
 from train.config import Config
-from train.data.cache import prepare
 from train.data.pipeline import num_windows, train_batches
-from train.initialise import check_sources
-from train.loop import check_vocabulary
-from train.run import check_unchanged
+from train.loop import make_ready
 
 PREVIEW_ROWS, PREVIEW_CHARACTERS = 3, 240
 
@@ -25,12 +21,7 @@ def dry_run(config: Config) -> None:
     Raises ConfigError for whatever training would refuse.
     """
     console = Console(highlight=False, quiet=not distributed.is_first())
-    check_unchanged(config)
-    mesh = make_mesh(config.mesh)
-    check_devices(config, mesh)
-    prepared = prepare(config.data, lambda text: console.print(text, markup=False))
-    check_vocabulary(config, prepared)
-    check_sources(config, prepared.tokenizer.fingerprint)
+    mesh, prepared = make_ready(config, console)
     data = config.data
     for phase in config.phases:
         model = checkpoint.phase_model(config, phase.name)

@@ -46,10 +46,11 @@ def _evaluate(
     config: ModelConfig,
     batches: Iterable[Batch],
     step: int,
-    mesh: Mesh,
+    mesh: Mesh | None,
     exchange_key: Any = None,
 ) -> Evaluation:
     """Sums over batches, and the losses of the sums. Raises ValueError without batches."""
+    mesh = mesh or make_mesh()
     total: LossSums | None = None
     at = jnp.asarray(step, jnp.int32)
     for batch in batches:
@@ -78,7 +79,7 @@ def validate(
 
     step: the training step, for priors that are annealed. mesh: where the parameters lie, by default on one device.
     """
-    return _evaluate(params, config, _batches(cache, data, limit=limit), step, mesh or make_mesh())
+    return _evaluate(params, config, _batches(cache, data, limit=limit), step, mesh)
 
 
 def _batches(cache: TokenCache, data: DataConfig, *, limit: int, shift: float = 0.0) -> Iterator[Batch]:
@@ -107,5 +108,5 @@ def exchange_test(
         for name, key in (("normal", None), ("exchanged", jax.random.key(seed))):
             shift = seed / len(EXCHANGE_SEEDS)
             some = _batches(cache, data, limit=batches, shift=shift)
-            losses[name].append(_evaluate(params, config, some, step, mesh or make_mesh(), key).loss)
+            losses[name].append(_evaluate(params, config, some, step, mesh, key).loss)
     return losses

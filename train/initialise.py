@@ -74,9 +74,15 @@ def initial_state(
     if phase.init_from != "scratch":
         source = _source(config, phase)
         params, seen, messages = _initialised(source, phase, model, params, tokenizer, mesh)
-    # Placed like a restored state, all of it: a state that is placed in part compiles the step twice.
-    make = _jit_placed(lambda params: init_state(params, optimizer), abstract_state(model, optimizer, mesh))
-    return Start(make(params), seen, messages)
+    return Start(first_state(params, model, optimizer, mesh), seen, messages)
+
+
+def first_state(
+    params: dict[Any, Any], model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """A state before its first step, placed like a restored one, all of it: a state that is placed in part compiles the
+    step twice."""
+    return _jit_placed(lambda params: init_state(params, optimizer), abstract_state(model, optimizer, mesh))(params)
 
 
 def check_sources(config: Config, tokenizer: str) -> None:

@@ -43,10 +43,17 @@ class Profile:
     last: int
 
 
-def check_vocabulary(config: Config, prepared: Prepared) -> None:
-    """Raises ConfigError where the model's vocabulary is too small for the tokenizer."""
+def make_ready(config: Config, console: Console) -> tuple[Mesh, Prepared]:
+    """The devices and the data of a run. Raises ConfigError for whatever cannot be trained; the run's folder is not
+    touched."""
+    mesh = make_mesh(config.mesh)
+    check_devices(config, mesh)
+    check_unchanged(config)
+    prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
     have, need = config.model.vocab_size, prepared.tokenizer.vocab_size
     require(have >= need, "model.vocab_size", have, f"must be at least the tokenizer's {need}")
+    check_sources(config, prepared.tokenizer.fingerprint)
+    return mesh, prepared
 
 
 def train(config: Config, *, profile: Profile | None = None, console: Console | None = None) -> int | None:
@@ -59,12 +66,7 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
     console = console or Console(stderr=True, quiet=not first)
     distributed.check_agreement(config)
     with distributed.together():
-        mesh = make_mesh(config.mesh)
-        check_devices(config, mesh)
-        check_unchanged(config)
-        prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-        check_vocabulary(config, prepared)
-        check_sources(config, prepared.tokenizer.fingerprint)
+        mesh, prepared = make_ready(config, console)
         if profile is not None:
             steps = sum(phase.steps for phase in config.phases)
             require(profile.last <= steps, "profile", f"{profile.first}:{profile.last}", f"the run has {steps} steps")

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{len(ranked)} meshes are possible; compiling {len(meshes)}")
     records = []
     for mesh in meshes:
-        program = compile_program(config, phase, mesh, devices)
+        program = compile_program(config, phase, mesh, devices, device)
         guess = estimate(config, phase, program)
         records.append(advice.record(config, phase, program, guess))
         console.print(advice.table(config, phase, program, guess))

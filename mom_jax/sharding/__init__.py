@@ -23,14 +23,12 @@ from mom_jax.sharding.collectives import (
     own_key,
     scatter_tokens,
     size,
-    sizes,
     sum_of_parts,
     total,
     total_gradient,
 )
 from mom_jax.sharding.mesh import (
     AXES,
-    COMPUTED,
     RULES,
     MeshConfig,
     batch_sharding,
@@ -45,7 +43,6 @@ from mom_jax.sharding.regather import regathered
 
 __all__ = [
     "AXES",
-    "COMPUTED",
     "ROUTED",
     "RULES",
     "MeshConfig",
@@ -65,7 +62,6 @@ __all__ = [
     "replicated",
     "scatter_tokens",
     "size",
-    "sizes",
     "sum_of_parts",
     "total",
     "total_gradient",

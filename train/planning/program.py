@@ -10,12 +10,11 @@ from typing import Any
 import jax
 
 from mom_jax.analysis import hlo
-from mom_jax.analysis.chips import Chip, chip
-from mom_jax.fields import ConfigError
+from mom_jax.analysis.chips import Chip
 from mom_jax.platforms import building_for
 from mom_jax.sharding import MeshConfig, make_mesh
 from train.checkpoint import phase_model
-from train.compiled import check_sizes, trace_step
+from train.compiled import check_sizes, peak_bytes, trace_step
 from train.config import Config, Phase
 from train.optim import make_optimizer
 from train.step import abstract_state
@@ -45,35 +44,38 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What one chip does in a step. None in `flops` and `bytes` where the program was not compiled to its end.
+    """What one chip does in a step.
 
     flops: of products, routed ones as far as balanced routing leaves them to this chip. product_bytes: operands and
-    results of products. sent: bytes by kind of collective; in_loops: those of them that are sent within loops.
+    results of products. Both are None where the program does not fit and was not compiled to its end. state_bytes: of
+    what the step reads and writes beside. sent: bytes by kind of collective; in_loops: those of them that are sent
+    within loops. uncounted: loops and kernels that are in no figure.
     """
 
     mesh: dict[str, int]
     chips: int
     device: Chip
     memory: Memory
-    flops: float | None
-    product_bytes: float | None
-    state_bytes: int
-    sent: dict[str, int]
-    sent_in_loops: dict[str, int]
-    uncounted: tuple[str, ...]
     compile_seconds: float
+    flops: float | None = None
+    product_bytes: float | None = None
+    state_bytes: int = 0
+    sent: dict[str, int] = dataclasses.field(default_factory=dict)
+    sent_in_loops: dict[str, int] = dataclasses.field(default_factory=dict)
+    uncounted: tuple[str, ...] = ()
 
 
-def compile_program(config: Config, phase: Phase, mesh_config: MeshConfig, devices: Sequence[Any]) -> Program:
-    """Compiles the train step of a phase. Raises ConfigError for a mesh that cannot be."""
-    device = chip(devices[0].device_kind)
-    if device is None:
-        raise ConfigError(f"topology: there are no figures for the chip {devices[0].device_kind!r}")
+def compile_program(
+    config: Config, phase: Phase, mesh_config: MeshConfig, devices: Sequence[Any], device: Chip
+) -> Program:
+    """Compiles the train step of a phase for `devices`, which are such a `device`. Raises ConfigError for a mesh that
+    cannot be."""
     mesh = make_mesh(mesh_config, devices)
     model, optimizer = phase_model(config, phase.name), make_optimizer(phase.optim, phase.steps)
     check_sizes(config, phase, model, mesh.shape)
     state = abstract_state(model, optimizer, mesh)
     parameters, moments = _local_bytes(state.params), _local_bytes((state.step, state.opt_state))
+    found: dict[str, Any] = {"mesh": dict(mesh.shape), "chips": mesh.size, "device": device}
     start = time.process_time()
     with building_for("tpu"):
         lowered = trace_step(config, phase, mesh).lower(lowering_platforms=("tpu",))
@@ -84,28 +86,24 @@ def compile_program(config: Config, phase: Phase, mesh_config: MeshConfig, devic
         if sizes is None:
             raise
         memory = Memory(parameters, moments, None, *sizes)
-        seconds = time.process_time() - start
-        return Program(dict(mesh.shape), mesh.size, device, memory, None, None, 0, {}, {}, (), seconds)
+        return Program(**found, memory=memory, compile_seconds=time.process_time() - start)
     analysis = compiled.memory_analysis()
-    peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-    peak += analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    temporaries, capacity = analysis.temp_size_in_bytes, device.memory_bytes
     counted = hlo.count(compiled.as_text())
     routed = [call for call in counted.custom_calls if "gmm" in call.name]
     # The kernels' shapes have room for all choices of all tokens; a balanced share of them is this chip's.
     elsewhere = 1 - 1 / mesh.shape["module"]
     flops = counted.flops + counted.kernel_flops - elsewhere * sum(call.flops or 0 for call in routed)
     return Program(
-        mesh=dict(mesh.shape),
-        chips=mesh.size,
-        device=device,
-        memory=Memory(parameters, moments, analysis.temp_size_in_bytes, peak, device.memory_bytes),
+        **found,
+        memory=Memory(parameters, moments, temporaries, peak_bytes(compiled), capacity),
+        compile_seconds=time.process_time() - start,
         flops=flops,
         product_bytes=counted.product_bytes + sum(call.bytes for call in counted.custom_calls if call.flops),
         state_bytes=analysis.argument_size_in_bytes + analysis.output_size_in_bytes,
         sent=_by_kind(counted, in_loops=False),
         sent_in_loops=_by_kind(counted, in_loops=True),
         uncounted=(*counted.unknown_loops, *(call.name for call in counted.unknown_kernels)),
-        compile_seconds=time.process_time() - start,
     )
 
 

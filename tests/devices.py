@@ -7,16 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tpu_compiler import ROOT, environment
 
 
-def on_eight(function, *arguments):
-    """function(*arguments) there; arguments and result are what JSON can say. The function is a module's."""
-    path = os.pathsep.join(
-        [str(ROOT), str(ROOT / "tests"), str(Path(sys.modules[function.__module__].__file__).parent)]
-    )
-    command = [sys.executable, __file__, function.__module__, function.__name__, json.dumps(arguments)]
-    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+def on_eight(function, *arguments, for_tpu=False):
+    """function(*arguments) there; arguments and result are what JSON can say. The function is a module's.
+
+    for_tpu: whether it compiles for TPUs, for which libtpu is needed.
+    """
+    own = environment() if for_tpu else os.environ
+    folders = ROOT, ROOT / "tests", Path(sys.modules[function.__module__].__file__).parent
+    path = os.pathsep.join(filter(None, (*map(str, folders), own.get("PYTHONPATH"))))
+    command = [sys.executable, "-W", "error", __file__, function.__module__, function.__name__, json.dumps(arguments)]
+    run = subprocess.run(command, env={**own, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-6000:]
     return json.loads(run.stdout.splitlines()[-1])
 

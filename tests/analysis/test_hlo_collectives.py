@@ -1,19 +1,12 @@
-"""Collectives counted in programs that are compiled for eight CPUs, and for eight TPUs where libtpu is.
-
-They are compiled in their own process, since this one has a single device: `python FILE cpu` prints the HLO texts.
-"""
-
-import json
-import os
-import subprocess
-import sys
+"""Collectives counted in programs that are compiled for eight CPUs, and for eight TPUs where libtpu is."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import on_eight
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tpu_compiler import ROOT, environment, needs_libtpu
+from tpu_compiler import needs_libtpu
 
 from mom_jax.analysis import hlo
 from train.planning.topology import devices_of, prepare_environment
@@ -64,7 +57,7 @@ def sharded_layers(x):
         return h + jnp.matmul(jnp.tanh(jnp.matmul(h, first)), second), None
 
     def loss(x):
-        weights = jnp.arange(1, 1 + TRIPS, dtype=x.dtype)[:, None, None] * x
+        weights = jnp.arange(1, 1 + TRIPS, dtype=x.dtype)[:, None, None] * x[None]
         h = jnp.broadcast_to(x[:1], (2 * ROWS, WIDTH))
         return jax.lax.scan(layer, h, (jnp.sin(weights), jnp.cos(weights)))[0].astype(jnp.float32).sum()
 
@@ -108,23 +101,12 @@ def compiled(devices, function):
     return jax.jit(mapped).trace(x).lower(lowering_platforms=(platform,)).compile().as_text()
 
 
-def print_texts(platform):
-    if platform == "cpu":
-        jax.config.update("jax_num_cpu_devices", 8)
-        devices = jax.devices()
-    else:
-        prepare_environment()
-        devices = devices_of(TOPOLOGY)
-    print(json.dumps({name: compiled(devices, function) for name, function in PROGRAMS.items()}))
-
-
 def texts(platform):
-    """The HLO texts of all programs, by name."""
-    command = [sys.executable, "-W", "error", __file__, platform]
-    path = os.pathsep.join([environment()["PYTHONPATH"], str(ROOT / "tests")])
-    run = subprocess.run(command, env=environment() | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:]
-    return json.loads(run.stdout)
+    """The HLO texts of all programs, by name; on eight devices."""
+    if platform == "tpu":
+        prepare_environment()
+    devices = devices_of(TOPOLOGY) if platform == "tpu" else jax.devices()
+    return {name: compiled(devices, function) for name, function in PROGRAMS.items()}
 
 
 def found(text):
@@ -133,7 +115,7 @@ def found(text):
 
 @pytest.fixture(scope="module")
 def cpu_texts():
-    return texts("cpu")
+    return on_eight(texts, "cpu")
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -177,7 +159,7 @@ def test_weights_that_are_gathered_in_a_scan(cpu_texts):
 @pytest.mark.slow
 @needs_libtpu
 def test_compiled_for_eight_tpus():
-    compiled = texts("tpu")
+    compiled = on_eight(texts, "tpu", for_tpu=True)
     for name, expected in EXPECTED.items():
         assert sorted(found(compiled[name])) == sorted(expected), name
     text = compiled["sharded layers"]
@@ -193,7 +175,3 @@ def test_compiled_for_eight_tpus():
     # Pads the rows, and a permute moves what came to the wrong device.
     assert 2 * TRIPS * gathered <= moved <= 1.05 * 2 * TRIPS * gathered
     assert totals["collective-permute"][1] < 0.05 * moved
-
-
-if __name__ == "__main__":
-    print_texts(sys.argv[1])

@@ -1,7 +1,6 @@
 """Training by two processes on one machine, each with four simulated devices, started as a user starts them."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -9,16 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from programs import ROOT, call, environment
 
-from train import checkpoint, cli, evaluate, generate, main, metrics
+from train import checkpoint, evaluate, generate, main, metrics
 
-ROOT = Path(__file__).parents[2]
 MESH = ("--mesh.fsdp", "2", "--mesh.module", "2")
 # XLA prints these words for every group of devices.
 GLOO_WORDS = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "number", "of"}
@@ -35,18 +33,14 @@ def write_vanilla_config(folder):
 
 
 def popen(file, devices, *flags):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = os.environ | {
-        "PYTHONPATH": path,
+    own = environment() | {
         "JAX_NUM_CPU_DEVICES": str(devices),
-        # Some are killed, perhaps while they write a compiled program: not shared with the tests' own process.
-        "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"] + "-programs",
         # On CPUs only process 0 has use of that cache; so compiling must be quick.
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
     command = [sys.executable, "-m", "train.main", "--config", str(file), "--data.batch-size", "8", *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=own, **pipes)
 
 
 def free_port():
@@ -105,14 +99,6 @@ def assert_same_params(run, other, phase, tolerance):
     assert found[0].step == found[1].step
     ours, theirs = (f.params(f.meta().model) for f in found)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), ours, theirs)
-
-
-def call(capsys, program, *arguments):
-    """(exit code, stdout, stderr) of a program called in this process."""
-    with pytest.raises(SystemExit) as error:
-        cli.run_program(lambda: program([str(a) for a in arguments]))
-    captured = capsys.readouterr()
-    return error.value.code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

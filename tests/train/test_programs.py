@@ -1,45 +1,27 @@
 """The programs as a user runs them: their output, exit codes and one-line errors."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from programs import ROOT, call, environment
 
-from train import checkpoint, cli, evaluate, generate, main, metrics
-
-ROOT = Path(__file__).parents[2]
+from train import checkpoint, evaluate, generate, main, metrics
 
 
 def command(file, *flags):
     return [sys.executable, "-m", "train.main", "--config", str(file), *flags]
 
 
-def environment():
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    # Some are killed, perhaps while they write a compiled program: these are not shared with the tests' own process.
-    cache = os.environ["JAX_COMPILATION_CACHE_DIR"] + "-programs"
-    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
-
-
 def run(file, *flags):
     return subprocess.run(command(file, *flags), capture_output=True, text=True, cwd=ROOT, env=environment())
-
-
-def call(capsys, program, *arguments):
-    """(exit code, stdout, stderr) of a program called in this process."""
-    with pytest.raises(SystemExit) as error:
-        cli.run_program(lambda: program([str(a) for a in arguments]))
-    captured = capsys.readouterr()
-    return error.value.code, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

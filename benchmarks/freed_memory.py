@@ -27,6 +27,7 @@ def measure(keep: bool) -> dict[str, float]:
     if keep:
         memory.keep_freed_memory()
     config, result = get_config(), {}
+    config = config.with_vocabulary(config.data.vocab_size)
     shape = (config.data.batch_size, config.data.length)
     batch = {"tokens": np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)}
     for phase in config.phases:

@@ -14,9 +14,9 @@ Training: the recipe of the official scripts; their shorter second phase is `--p
 trained again. A step takes its 512 sequences at once, divided among the devices; few devices need micro-batches,
 `--phases.0.optim.accumulation 8`, and `python -m train.plan` says how many.
 
-Data: texts in data/openwebtext/, a document a file, and a SentencePiece tokenizer with as many pieces as GPT-2's
-vocabulary. It is trained on all training documents, held in memory; `--data.tokenizer FILE` takes one that was
-trained on fewer.
+Data: OpenWebText, prepared once by `python -m train.prepare --config configs/mom_small.py`, with a SentencePiece
+tokenizer of as many pieces as GPT-2's vocabulary. The paper's own data are nanoGPT's token files, with GPT-2's
+tokenizer: `--data.source bin:FOLDER` takes them as they are.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def _optim() -> OptimConfig:
 
 def _experiment(model: ModelConfig, phases: tuple[Phase, ...], run: str) -> Config:
     data = DataConfig(
-        source="text:data/openwebtext/*.txt",
+        source="tfds:openwebtext",
         tokenizer="sentencepiece",
         vocab_size=VOCABULARY,
         batch_size=512,

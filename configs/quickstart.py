@@ -10,7 +10,7 @@ from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, Phas
 
 def get_config() -> Config:
     model = ModelConfig(
-        vocab_size=2048,
+        vocab_size=0,  # the tokenizer's
         context_length=128,
         d_model=128,
         num_heads=4,

@@ -134,7 +134,7 @@ class ModelConfig:
     an anchor if `anchor_after_chunk`; `num_top` anchors; a layer norm; the head, tied to the token embedding.
 
     Attributes:
-        vocab_size: V.
+        vocab_size: V; 0 stands for as many as the data's tokenizer has, which the programs fill in.
         context_length: the longest sequence; there are so many learned positions.
         d_model: D, the width of the residual stream.
         num_heads: heads of every attention.
@@ -194,11 +194,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("vocab_size", "context_length", "d_model", "num_heads", "num_attn_modules", "num_ffn_modules"):
+        for name in ("context_length", "d_model", "num_heads", "num_attn_modules", "num_ffn_modules"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("num_steps", "top_k"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("num_bottom", "num_top", "num_chunks", "z_loss"):
+        for name in ("vocab_size", "num_bottom", "num_top", "num_chunks", "z_loss"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
         require(math.isfinite(self.z_loss), "z_loss", self.z_loss, "must be finite")
         for name in ("d_ff", "num_classes"):

@@ -10,6 +10,7 @@ from flax import nnx
 from mom_jax.assembly import Chunk, Noise
 from mom_jax.attention import KV, View, dropout
 from mom_jax.config import ModelConfig
+from mom_jax.fields import require
 from mom_jax.layers import INIT_STD, Layer, normal, normalise, ones, zeros
 from mom_jax.remat import remat
 from mom_jax.routing import Routing, stack
@@ -89,6 +90,7 @@ class MoM(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        require(config.vocab_size >= 1, "vocab_size", config.vocab_size, "must be at least 1 to make a model")
         self.config = config
         out_std = INIT_STD / (2 * max(1, config.num_layers)) ** 0.5  # GPT-2's, for layers that run once
 

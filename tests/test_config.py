@@ -35,7 +35,7 @@ def complaint(make, *args, **kwargs):
     [
         (ModelConfig, {"num_steps": 0}, "num_steps=0: must be at least 1"),
         (ModelConfig, {"top_k": 0}, "top_k=0: must be at least 1"),
-        (ModelConfig, {"vocab_size": 0}, "vocab_size=0: must be at least 1"),
+        (ModelConfig, {"vocab_size": -1}, "vocab_size=-1: must be at least 0"),
         (ModelConfig, {"num_attn_modules": 0}, "num_attn_modules=0: must be at least 1"),
         (ModelConfig, {"num_ffn_modules": -1}, "num_ffn_modules=-1: must be at least 1"),
         (ModelConfig, {"num_bottom": -1}, "num_bottom=-1: must be at least 0"),

@@ -94,7 +94,7 @@ def test_every_module_has_its_place():
         ("mom_jax.layers", "def f():\n    import grain.python"),
         ("mom_jax", "from sentencepiece import SentencePieceProcessor"),
         ("mom_jax.config", "if True:\n    import tensorflow_datasets as tfds"),
-        ("train.data.cache", "from configs import quickstart"),
+        ("train.data.prepared", "from configs import quickstart"),
         ("mom_jax.fields", "from mom_jax.config import ModelConfig"),
         ("mom_jax.dispatch", "from mom_jax.layers import linear"),
         ("mom_jax.router", "from mom_jax import pool"),

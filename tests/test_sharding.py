@@ -22,6 +22,7 @@ from mom_jax.model import MoM, parameters
 from mom_jax.router import Selection
 from mom_jax.sharding import AXES, RULES, MeshConfig, batch_sharding, check_mesh, make_mesh, partition
 from train.config import OptimConfig
+from train.data.packing import pack
 from train.optim import make_optimizer
 from train.step import abstract_model, abstract_state, init_state, jit_train_step
 
@@ -49,6 +50,7 @@ MODELS = {
     "straight-through": ({"router": {"straight_through": True, "scoring": "raw"}, "weighted_qkv": True}, 3),
     "shared": ({"num_attn_modules": 1, "num_chunks": 2}, 3),
     "megablox": ({"dispatch": "megablox"}, 3),
+    "splash": ({"attention_kernel": "splash", "context_length": 128, "num_steps": 2}, 3),
     "full": ({"remat": "full"}, 3),
     "none": ({"remat": "none"}, 3),
 }
@@ -83,6 +85,21 @@ def batch(step, mesh, size=16):
     return jax.device_put({"tokens": tokens, "mask": mask}, batch_sharding(mesh))
 
 
+def packed_batch(mesh, length):
+    """Documents in windows with some padding; the last row is all padding, as where there are too few windows."""
+    rng = np.random.default_rng(0)
+    starts = np.concatenate([[0], np.cumsum(rng.choice([3, 5, 7, 9], 48) * length // 16)])
+    packing, tokens = pack(starts, length), rng.integers(0, MODEL.vocab_size, starts[-1])
+    windows = [packing.window(i, tokens) for i in range(16)]
+    rows = {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+    for row in rows.values():
+        row[-1] = 0
+    segments = rows["segment_ids"]
+    assert (segments[:-1].max(1) > 1).all()
+    assert (segments[:-1] == 0).any()
+    return jax.device_put(rows, batch_sharding(mesh))
+
+
 def train(name, shape, accumulation=1):
     """(losses of five steps, parameters after them, how often the step was compiled)."""
     config, mesh = model_of(name), make_mesh(None if shape is None else MeshConfig(*shape))
@@ -96,14 +113,14 @@ def train(name, shape, accumulation=1):
     return losses, jax.tree.map(np.asarray, state.params), step._cache_size()
 
 
-def gradient(name, shape, accumulation=1):
+def gradient(name, shape, accumulation=1, packed=False):
     """(the report of one step, the gradient): SGD with a rate of 1 subtracts it."""
     config, mesh = model_of(name), make_mesh(None if shape is None else MeshConfig(*shape))
     optimizer = optax.sgd(1.0)
     state, _ = setting(config, optimizer, mesh, seed_of(name))
     before = jax.tree.map(np.asarray, state.params)
     step = jit_train_step(config, optimizer, accumulation, 0, mesh)
-    state, report = step(state, batch(0, mesh))
+    state, report = step(state, packed_batch(mesh, config.context_length) if packed else batch(0, mesh))
     return jax.device_get(report), jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
 
 
@@ -125,11 +142,11 @@ def compare_training(name, shapes):
     return [losses[0].total.item(), losses[-1].total.item(), result]
 
 
-def compare_gradients(name, shapes, accumulation):
-    report, want = gradient(name, None)
+def compare_gradients(name, shapes, accumulation, packed=False):
+    report, want = gradient(name, None, packed=packed)
     result = []
     for shape in shapes:
-        other_report, got = gradient(name, shape, accumulation)
+        other_report, got = gradient(name, shape, accumulation, packed)
         result.append([worst(report, other_report), worst(want, got)])
     return result
 
@@ -175,6 +192,25 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
 )
 def test_gradients_on_a_mesh_are_those_on_one_device(name, shapes, accumulation):
     for report, gradients in on_eight(compare_gradients, name, shapes, accumulation):
+        assert report < 1e-5
+        assert gradients < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "accumulation"),
+    [
+        ("k1", [(1, 2, 2, 2)], 1),
+        *(
+            pytest.param(name, shapes, accumulation, marks=pytest.mark.slow)
+            for name, shapes, accumulation in [
+                ("k3", [(1, 1, 2, 4)], 2),
+                ("splash", [(1, 2, 2, 2)], 1),
+            ]
+        ),
+    ],
+)
+def test_a_step_on_packed_windows_is_that_on_one_device(name, shapes, accumulation):
+    for report, gradients in on_eight(compare_gradients, name, shapes, accumulation, True):
         assert report < 1e-5
         assert gradients < 1e-5
 

@@ -25,7 +25,6 @@ from train.data import tokenizer as tokenizers
 from train.step import TrainState, abstract_params
 
 FOLDER = "checkpoints"
-TOKENIZER = "tokenizer.model"
 META_VERSION = 2
 
 # Orbax reports every save at level WARNING or below; a run has its own words for that.
@@ -212,8 +211,8 @@ def load(path: str | Path, *, best: bool = False) -> tuple[MoM, tokenizers.Token
     """(model, tokenizer or None) from a run's folder, a phase's, or one step's."""
     found = find(path, field="checkpoint", best=best)
     meta = found.meta()
-    file = found.run / TOKENIZER
-    tokenizer = tokenizers.load(file) if file.is_file() else None
+    file = tokenizers.find(found.run)
+    tokenizer = None if file is None else tokenizers.load(file, field="tokenizer")
     if tokenizer is not None:
         check_tokenizer(tokenizer.fingerprint, meta, f"tokenizer={str(file)!r}")
     return with_parameters(meta.model, found.params(meta.model)), tokenizer

@@ -68,6 +68,7 @@ def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
     A flag for every field: `--model.top-k 2`, `--phases.1.optim.learning-rate 3e-4`.
     """
     parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+    parser.add_argument("--workdir", metavar="DIR", help="the run's folder; the same as --run DIR")
     parser.add_argument("--help", "-h", action="store_true", help="show these flags and all fields with their defaults")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments) and not any(a.split("=")[0] == "--config" for a in arguments):
@@ -76,6 +77,8 @@ def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
         sys.exit(0)
     own, rest = parser.parse_known_args(arguments)
     config = load_config(own.config)
+    if own.workdir is not None:
+        rest = [*rest, "--run", own.workdir]
     if own.help:
         parser.print_help()
         rest = ["--help"]

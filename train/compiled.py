@@ -12,7 +12,7 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import require
 from mom_jax.sharding import batch_sharding, check_mesh
 from train.checkpoint import phase_model
-from train.config import Config, Phase
+from train.config import Config, DataConfig, Phase
 from train.optim import make_optimizer
 from train.step import abstract_state, jit_train_step
 
@@ -33,13 +33,18 @@ def check_sizes(config: Config, phase: Phase, model: ModelConfig, sizes: Mapping
     require(own % parts == 0, f"phases.{phase.name}.optim.accumulation", parts, allowed)
 
 
+def abstract_batch(data: DataConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a training batch."""
+    rows = jax.ShapeDtypeStruct((data.batch_size, data.length), jnp.int32, sharding=batch_sharding(mesh))
+    names = ["tokens"] + ["segment_ids", "positions"] * (data.packing == "documents")
+    return dict.fromkeys(names, rows)
+
+
 def trace_step(config: Config, phase: Phase, mesh: Mesh) -> Any:
     """The train step of a phase, traced: `.lower().compile()` gives the program. Nothing is allocated."""
     model, optimizer = phase_model(config, phase.name), make_optimizer(phase.optim, phase.steps)
-    shape = (config.data.batch_size, config.data.length)
-    batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))}
     step = jit_train_step(model, optimizer, phase.optim.accumulation, config.seed, mesh)
-    return step.trace(abstract_state(model, optimizer, mesh), batch)
+    return step.trace(abstract_state(model, optimizer, mesh), abstract_batch(config.data, mesh))
 
 
 def peak_bytes(compiled: Any) -> int:

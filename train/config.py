@@ -14,14 +14,19 @@ class DataConfig:
     """Where the tokens come from.
 
     Attributes:
-        source: `builtin:stdlib` (the sources of Python's standard library) or `text:GLOB` (a document a file).
-        tokenizer: `sentencepiece` trains one on the source's training documents; otherwise the path of a `.model`
-            file.
-        vocab_size: of the tokenizer that is trained; the model's vocabulary must be as large.
+        source: `builtin:stdlib` (the sources of Python's standard library); `text:GLOB` (text and JSONL files, also
+            .gz, .xz and .zst); `tfds:NAME/CONFIG` (a prepared TensorFlow Datasets data set); `bin:FOLDER` (token files
+            train.bin and val.bin, as nanoGPT writes them); or `mix:0.7=SOURCE,0.3=SOURCE` (by shares of the examples).
+        tokenizer: `sentencepiece` trains one on the source's training documents (for token files: takes the one beside
+            them, if any); otherwise the path of a `.model` file, or of GPT-2's tokenizer.json or vocab.json.
+        vocab_size: of the tokenizer that is trained.
         batch_size: sequences per optimizer step, all devices' together.
         length: tokens per sequence.
+        packing: `concatenate` cuts the stream of all documents into sequences; `documents` packs whole documents into
+            sequences, in which no document sees another, and pads the rest.
         seed: of the order of the training examples.
-        validation_fraction: the share of documents held out, chosen by the hash of their names.
+        validation_fraction: the share of documents held out, chosen by the hash of their names, where the source has no
+            split of its own.
         validation_batches: how many fixed batches an evaluation during training reads; 0 reads them all.
         cache: the folder of tokenizers and token caches, shared by all runs.
     """
@@ -31,6 +36,7 @@ class DataConfig:
     vocab_size: int = 8192
     batch_size: int = 8
     length: int = 256
+    packing: Literal["concatenate", "documents"] = "concatenate"
     seed: int = 0
     validation_fraction: float = 0.05
     validation_batches: int = 16
@@ -41,6 +47,7 @@ class DataConfig:
         for name in ("vocab_size", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         require(self.length >= 2, "length", self.length, "must be at least 2")
+        require(self.seed >= 0, "seed", self.seed, "must be at least 0")
         require(self.validation_batches >= 0, "validation_batches", self.validation_batches, "must be at least 0")
         good = 0 < self.validation_fraction < 1
         require(good, "validation_fraction", self.validation_fraction, "must lie between 0 and 1")
@@ -176,3 +183,14 @@ class Config:
             allowed = f"must divide data.batch_size={self.data.batch_size}"
             divides = self.data.batch_size % phase.optim.accumulation == 0
             require(divides, f"phases[{i}].optim.accumulation", phase.optim.accumulation, allowed)
+
+    def with_vocabulary(self, size: int) -> "Config":
+        """The same for data of `size` token ids: the model's vocabulary where it is not given.
+
+        Raises ConfigError if the one that is given is too small.
+        """
+        have = self.model.vocab_size
+        if have == 0:
+            return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=size))
+        require(have >= size, "model.vocab_size", have, f"must be at least the tokenizer's {size}, or 0 for as many")
+        return self

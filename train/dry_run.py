@@ -1,5 +1,6 @@
 """`--dry-run`: what a configuration would need and read, without training."""
 
+import contextlib
 import dataclasses
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from mom_jax.analysis.cost import parameter_count, train_flops_per_token, traini
 from train import checkpoint, distributed
 from train.compiled import peak_bytes, trace_step
 from train.config import Config
-from train.data.pipeline import num_windows, train_batches
+from train.data.pipeline import TrainingData
 from train.loop import make_ready
 
 PREVIEW_ROWS, PREVIEW_CHARACTERS = 3, 240
@@ -21,7 +22,7 @@ def dry_run(config: Config) -> None:
     Raises ConfigError for whatever training would refuse.
     """
     console = Console(highlight=False, quiet=not distributed.is_first())
-    mesh, prepared = make_ready(config, console)
+    config, mesh, prepared = make_ready(config, console)
     data = config.data
     for phase in config.phases:
         model = checkpoint.phase_model(config, phase.name)
@@ -38,15 +39,12 @@ def dry_run(config: Config) -> None:
         size = peak_bytes(trace_step(config, phase, mesh).lower().compile())
         table.add_row(f"memory of the compiled step, each of {mesh.size} devices", f"{size / 2**20:,.1f} MiB")
         console.print(table)
-    windows = num_windows(prepared.train, data.length)
-    console.print(
-        f"training: {prepared.train.num_tokens:,} tokens in {prepared.train.num_documents:,} documents, {windows:,} "
-        f"windows of {data.length}; held out: {prepared.validation.num_tokens:,} tokens"
-    )
-    batches = train_batches(
-        prepared.train, batch_size=data.batch_size, length=data.length, seed=data.seed, examples_seen=0
-    )
-    for i, row in enumerate(next(batches)[:PREVIEW_ROWS]):
-        text = prepared.tokenizer.decode(row.tolist())
-        console.print(f"first batch, row {i}: {text[:PREVIEW_CHARACTERS]!r}", markup=False, soft_wrap=True)
-    batches.close()
+    training = TrainingData(prepared, data)
+    held_out = sum(cache.num_tokens for cache in prepared.validation)
+    for line in training.describe():
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"held out: {held_out:,} tokens")
+    with contextlib.closing(training.batches(examples_seen=0)) as batches:
+        for i, row in enumerate(next(batches)["tokens"][:PREVIEW_ROWS]):
+            text = prepared.tokenizer.decode(row.tolist())
+            console.print(f"first batch, row {i}: {text[:PREVIEW_CHARACTERS]!r}", markup=False, soft_wrap=True)

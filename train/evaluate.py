@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from mom_jax.fields import require
     from train.checkpoint import check_tokenizer, find
-    from train.data.cache import prepare
+    from train.data.prepared import prepare
     from train.evaluation import exchange_test, validate
     from train.loop import describe_exchange, describe_routing
 
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepared = prepare(data, lambda text: print(text, file=sys.stderr))
     check_tokenizer(prepared.tokenizer.fingerprint, meta, f"data.tokenizer={data.tokenizer!r}")
     params = found.params(model)
-    evaluation = validate(params, model, prepared.validation, data, step=meta.step, limit=flags.limit)
+    evaluation = validate(params, model, prepared, data, step=meta.step, limit=flags.limit)
     record = {"checkpoint": str(found), "phase": meta.phase, "step": meta.step, **evaluation.record()}
     if flags.exchange and evaluation.routers:
-        record["exchanged"] = exchange_test(params, model, prepared.validation, data, step=meta.step)
+        record["exchanged"] = exchange_test(params, model, prepared, data, step=meta.step)
     if flags.json:
         print(json.dumps(record))
         return 0

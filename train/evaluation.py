@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,8 +15,8 @@ from mom_jax.config import ModelConfig
 from mom_jax.losses import LossSums
 from mom_jax.sharding import make_mesh
 from train.config import DataConfig
-from train.data.cache import TokenCache
 from train.data.pipeline import validation_batches
+from train.data.prepared import Prepared
 from train.step import Batch, evaluation_step, place_rows
 
 EXCHANGE_SEEDS = (0, 1, 2)
@@ -68,29 +68,24 @@ def _evaluate(
 def validate(
     params: dict[Any, Any],
     config: ModelConfig,
-    cache: TokenCache,
+    prepared: Prepared,
     data: DataConfig,
     *,
     step: int,
     limit: int,
     mesh: Mesh | None = None,
 ) -> Evaluation:
-    """The loss on fixed windows of the held-out tokens: at most `limit` batches, or all of them where it is 0.
+    """The loss on fixed sequences of the held-out tokens: at most `limit` batches, or all of them where it is 0.
 
     step: the training step, for priors that are annealed. mesh: where the parameters lie, by default on one device.
     """
-    return _evaluate(params, config, _batches(cache, data, limit=limit), step, mesh)
-
-
-def _batches(cache: TokenCache, data: DataConfig, *, limit: int, shift: float = 0.0) -> Iterator[Batch]:
-    pairs = validation_batches(cache, batch_size=data.batch_size, length=data.length, limit=limit, shift=shift)
-    return ({"tokens": tokens, "mask": mask} for tokens, mask in pairs)
+    return _evaluate(params, config, validation_batches(prepared, data, limit=limit), step, mesh)
 
 
 def exchange_test(
     params: dict[Any, Any],
     config: ModelConfig,
-    cache: TokenCache,
+    prepared: Prepared,
     data: DataConfig,
     *,
     step: int,
@@ -107,6 +102,6 @@ def exchange_test(
     for seed in EXCHANGE_SEEDS:
         for name, key in (("normal", None), ("exchanged", jax.random.key(seed))):
             shift = seed / len(EXCHANGE_SEEDS)
-            some = _batches(cache, data, limit=batches, shift=shift)
+            some = validation_batches(prepared, data, limit=batches, shift=shift)
             losses[name].append(_evaluate(params, config, some, step, mesh, key).loss)
     return losses

@@ -18,18 +18,19 @@ from mom_jax.generate import generate
 from mom_jax.model import with_parameters
 from mom_jax.sharding import make_mesh
 from train import distributed, metrics
-from train.checkpoint import FOLDER, TOKENIZER, Checkpoints, Meta, last_step, phase_model
+from train.checkpoint import FOLDER, Checkpoints, Meta, last_step, phase_model
 from train.compiled import check_devices
 from train.config import Config, Phase
-from train.data.cache import Prepared, prepare
-from train.data.pipeline import train_batches
+from train.data.pipeline import TrainingData
+from train.data.prefetch import DevicePrefetch
+from train.data.prepared import Prepared, prepare
 from train.evaluation import Evaluation, exchange_test, validate
 from train.initialise import check_sources, initial_state
 from train.optim import make_optimizer, make_schedule
 from train.progress import Progress
 from train.report import write_report
 from train.run import check_unchanged, claimed
-from train.step import StepReport, TrainState, jit_train_step, place_share, whole_params
+from train.step import StepReport, TrainState, jit_train_step, whole_params
 from train.throughput import mesh_peak, utilisation
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
@@ -43,17 +44,16 @@ class Profile:
     last: int
 
 
-def make_ready(config: Config, console: Console) -> tuple[Mesh, Prepared]:
-    """The devices and the data of a run. Raises ConfigError for whatever cannot be trained; the run's folder is not
-    touched."""
+def make_ready(config: Config, console: Console) -> tuple[Config, Mesh, Prepared]:
+    """The configuration with the data's vocabulary, the devices and the data of a run. Raises ConfigError for whatever
+    cannot be trained; the run's folder is not touched."""
     mesh = make_mesh(config.mesh)
     check_devices(config, mesh)
     check_unchanged(config)
     prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-    have, need = config.model.vocab_size, prepared.tokenizer.vocab_size
-    require(have >= need, "model.vocab_size", have, f"must be at least the tokenizer's {need}")
+    config = config.with_vocabulary(prepared.tokenizer.vocab_size)
     check_sources(config, prepared.tokenizer.fingerprint)
-    return mesh, prepared
+    return config, mesh, prepared
 
 
 def train(config: Config, *, profile: Profile | None = None, console: Console | None = None) -> int | None:
@@ -66,7 +66,7 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
     console = console or Console(stderr=True, quiet=not first)
     distributed.check_agreement(config)
     with distributed.together():
-        mesh, prepared = make_ready(config, console)
+        config, mesh, prepared = make_ready(config, console)
         if profile is not None:
             steps = sum(phase.steps for phase in config.phases)
             require(profile.last <= steps, "profile", f"{profile.first}:{profile.last}", f"the run has {steps} steps")
@@ -75,10 +75,12 @@ def train(config: Config, *, profile: Profile | None = None, console: Console | 
         with distributed.together():
             if first:
                 stack.enter_context(claimed(config))
-                prepared.tokenizer.save(run / TOKENIZER)
+                prepared.tokenizer.save(run)
         with distributed.Stop() as stop, metrics.MetricsLog(run, write=first) as log:
             trainer = Trainer(config, run, prepared, log, console, stop, profile, mesh)
             trainer.rewind()
+            for line in trainer.data.describe():
+                trainer.say(f"training data: {line}")
             for phase in config.phases:
                 try:
                     trainer.run_phase(phase)
@@ -109,6 +111,7 @@ class Trainer:
         self.config, self.run, self.prepared, self.log, self.mesh = config, run, prepared, log, mesh
         self.console, self.stop, self.profile = console, stop, profile
         self.peak = mesh_peak(config.model.dtype, mesh)
+        self.data = TrainingData(prepared, config.data)
         self.finished: set[str] = set()  # the phases that have had their last word
         self.offsets, steps = {}, 0
         for phase in config.phases:
@@ -162,8 +165,7 @@ class Trainer:
 
     def validate(self, phase: Phase, state: TrainState, limit: int) -> Evaluation:
         model, step = phase_model(self.config, phase.name), int(state.step)
-        cache, data = self.prepared.validation, self.config.data
-        return validate(state.params, model, cache, data, step=step, limit=limit, mesh=self.mesh)
+        return validate(state.params, model, self.prepared, self.config.data, step=step, limit=limit, mesh=self.mesh)
 
     def finish(self, phase: Phase, state: TrainState) -> None:
         """The phase's last word: a longer evaluation, the exchange test, a sample."""
@@ -175,8 +177,8 @@ class Trainer:
             f"per token, over {evaluation.tokens:,} tokens"
         )
         if evaluation.routers:
-            cache, data = self.prepared.validation, self.config.data
-            losses = exchange_test(state.params, model, cache, data, step=phase.steps, mesh=self.mesh)
+            data = self.config.data
+            losses = exchange_test(state.params, model, self.prepared, data, step=phase.steps, mesh=self.mesh)
             record["exchanged"] = losses
             self.say(describe_exchange(phase.name, losses))
             for side, summary in evaluation.routers.items():
@@ -194,7 +196,7 @@ class Trainer:
         # On one device, as generation is; all take part in the copy.
         params = jax.tree.map(lambda leaf: leaf.addressable_data(0), whole_params(state.params, self.mesh))
         tokenizer = self.prepared.tokenizer
-        prompt = self.prepared.validation.tokens[:PROMPT_TOKENS].tolist()
+        prompt = self.prepared.validation[0].tokens[:PROMPT_TOKENS].tolist()
         count = min(SAMPLE_TOKENS, model.context_length - len(prompt))
         if count < 1 or not distributed.is_first():
             return "", ""
@@ -203,6 +205,16 @@ class Trainer:
         [tokens] = generate(network, [prompt], count, **settings)
         start, rest = (tokenizer.decode([t for t in part if t < tokenizer.vocab_size]) for part in (prompt, tokens))
         return start, start + rest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step that is under way. waited: seconds for its data."""
+
+    step: int
+    report: StepReport
+    examples_seen: int
+    waited: float
 
 
 class PhaseLoop:
@@ -218,25 +230,21 @@ class PhaseLoop:
     def train(self, state: TrainState, examples_seen: int) -> TrainState:
         """From `state` to the phase's last step, or to the step after which a signal came."""
         first, last, data = int(state.step) + 1, self.phase.steps, self.config.data
-        batches = train_batches(
-            self.trainer.prepared.train,
-            batch_size=data.batch_size,
-            length=data.length,
-            seed=data.seed,
-            examples_seen=examples_seen,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        batches = self.trainer.data.batches(
+            examples_seen=examples_seen, process_index=jax.process_index(), process_count=jax.process_count()
         )
         quiet = not distributed.is_first()
-        pending: tuple[int, StepReport, int] | None = None
+        placed = DevicePrefetch(batches, self.trainer.mesh)
+        pending: _Pending | None = None
         with contextlib.closing(batches), Progress(last, self.phase.name, start=first - 1, quiet=quiet) as progress:
             for step in range(first, last + 1):
                 self._profile(step, state)
-                state, report = self.step_function(state, {"tokens": place_share(next(batches), self.trainer.mesh)})
+                waited = placed.waited
+                state, report = self.step_function(state, next(placed))
                 examples_seen += data.batch_size
                 # The step is under way; meanwhile the one before is written down.
                 self._log(pending, progress)
-                pending = (step, report, examples_seen)
+                pending = _Pending(step, report, examples_seen, placed.waited - waited)
                 stopping = self.trainer.stop.wanted(self._offset + step)
                 evaluating = step % self.config.evaluate_every == 0 or step == last
                 if evaluating or stopping or step % self.config.checkpoint.every == 0:
@@ -249,11 +257,10 @@ class PhaseLoop:
                     break
         return state
 
-    def _log(self, pending: tuple[int, StepReport, int] | None, progress: Progress) -> None:
+    def _log(self, pending: _Pending | None, progress: Progress) -> None:
         if pending is None:
             return
-        step, report, examples_seen = pending
-        report = jax.device_get(report)
+        step, report = pending.step, jax.device_get(pending.report)
         now = time.perf_counter()
         seconds = None if self.clock is None else now - self.clock
         self.clock = now
@@ -276,8 +283,10 @@ class PhaseLoop:
             "learning_rate": self.schedule(step - 1),
             "tokens_per_s": tokens_per_s,
             "mfu": mfu,
-            "examples_seen": examples_seen,
+            "examples_seen": pending.examples_seen,
+            "epoch": max(self.trainer.data.epochs(pending.examples_seen).values()),
             "seconds": seconds,
+            "data_wait": None if seconds is None else min(1.0, pending.waited / seconds),
         }
         self.trainer.log.write(record | ({"routers": routers} if routers else {}), offset=self._offset)
         progress.update(step, loss=float(losses.loss), tokens_per_s=tokens_per_s, mfu=mfu)

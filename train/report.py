@@ -74,9 +74,17 @@ def _summary(run: Run) -> list[Record]:
                 "perplexity": perplexity,
                 "bits_per_byte": validation.get("bits_per_byte"),
                 "tokens_per_s": statistics.median(speeds) if speeds else None,
+                "data_wait": _data_wait(run, phase),
             }
         )
     return rows
+
+
+def _data_wait(run: Run, phase: str) -> float | None:
+    """The share of the steps' time that went by waiting for data."""
+    timed = [r for r in run.of(phase, "train") if is_number(r.get("data_wait")) and is_number(r.get("seconds"))]
+    seconds = sum(r["seconds"] for r in timed)
+    return sum(r["data_wait"] * r["seconds"] for r in timed) / seconds if seconds else None
 
 
 # The page.
@@ -131,6 +139,7 @@ def _table(rows: list[Record]) -> str:
         ("perplexity", "Perplexity<br>per token", "{:.2f}"),
         ("bits_per_byte", "Bits<br>per byte", "{:.4f}"),
         ("tokens_per_s", "Speed<br>tokens/s, median", "{:,.0f}"),
+        ("data_wait", "Waiting<br>for data", "{:.2%}"),
     ]
     columns = [column for column in columns if any(row[column[0]] is not None for row in rows)]
     head = "".join(f"<th>{title}</th>" for _, title, _ in columns)

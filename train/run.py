@@ -49,7 +49,10 @@ def check_unchanged(config: Config) -> bool:
         if any(path for path in folder.iterdir() if not path.name.startswith(".")):
             raise ConfigError(f"run={config.run!r}: the folder has other files and no {CONFIG}")
         return False
-    changed = differences(read_config(folder, "run"), config)
+    old = read_config(folder, "run")
+    if config.model.vocab_size == 0:  # whatever the data has, which is known by its tokenizer
+        config = config.with_vocabulary(old.model.vocab_size)
+    changed = differences(old, config)
     if changed:
         raise ConfigError(f"run={config.run!r}: holds a run with another configuration ({'; '.join(changed)})")
     return True

@@ -18,6 +18,10 @@ from mom_jax.losses import IGNORE, Losses, LossSums, finish, next_token
 from mom_jax.model import MoM, parameters, with_parameters
 from mom_jax.routing import Routing
 
+# What a step reads, arrays [B, L] by name. `tokens`: int32 ids. All others may be absent:
+# `mask`: true for the real tokens; the others are padding. `labels`: int32, instead of `tokens`; -100 does not count.
+# `segment_ids`: int32, 1, 2, ... for the documents that share a row, which are computed as if each were alone; 0 is
+# padding. `positions`: int32, from 0 on in every segment; without it positions count from the row's beginning.
 Batch = Mapping[str, Any]
 BATCH, WHOLE = PartitionSpec(sharding.AXES), PartitionSpec()
 
@@ -107,6 +111,23 @@ def init_state(params: dict[Any, Any], optimizer: optax.GradientTransformation) 
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+def counted(batch: Batch) -> tuple[jax.Array | None, jax.Array]:
+    """(the real tokens, bool [B, L] or None for all; the labels [B, L], IGNORE where they do not count).
+
+    A label counts where its token and the one before it, which predicts it, are real and of one segment: the first
+    token of a document is nobody's label.
+    """
+    mask, segments, labels = batch.get("mask"), batch.get("segment_ids"), batch.get("labels", batch["tokens"])
+    if mask is None and segments is None:
+        return None, labels
+    real = jnp.ones(labels.shape, bool) if mask is None else mask.astype(bool)
+    if segments is None:
+        segments = jnp.ones_like(labels)
+    segments = jnp.where(real, segments, 0)
+    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
+    return segments > 0, jnp.where((segments > 0) & (segments == before), labels, IGNORE)
+
+
 def language_model_sums(
     params: dict[Any, Any],
     batch: Batch,
@@ -116,12 +137,18 @@ def language_model_sums(
     step: jax.Array | int | None = None,
     exchange_key: jax.Array | None = None,
 ) -> LossSums:
-    """The loss sums of a batch: `tokens` [B, L], and where not all count `mask` [B, L] and `labels` [B, L]."""
-    mask, labels = batch.get("mask"), batch.get("labels", batch["tokens"])
+    """The loss sums of a batch."""
+    mask, labels = counted(batch)
     model = with_parameters(config, params)
-    output = model(batch["tokens"], mask=mask, key=key, step=step, exchange_key=exchange_key)
-    if mask is not None:
-        labels = jnp.where(mask.astype(bool), labels, IGNORE)
+    output = model(
+        batch["tokens"],
+        mask=mask,
+        segment_ids=batch.get("segment_ids"),
+        positions=batch.get("positions"),
+        key=key,
+        step=step,
+        exchange_key=exchange_key,
+    )
     nll, count = next_token(output, labels)
     return LossSums(nll, count, output.routing)
 

@@ -154,7 +154,7 @@ def test_evaluate_refuses_what_is_no_run(tmp_path, capsys):
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(trained, tmp_path, capsys):
-    from train.data.tokenizer import train_sentencepiece
+    from train.data.spm import train_sentencepiece
 
     folder, _, _ = trained
     model = folder / "run" / "tokenizer.model"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 Side = Literal["train", "validation"]
+# What stands for the id of the token that ends a document where no token does.
+NO_EOS = -1
 SIDES: tuple[Side, ...] = ("train", "validation")
 
 

@@ -1,102 +1,162 @@
-"""Batches of token windows from a token cache.
+"""Batches of sequences from token caches.
 
-The tokens of all documents, one after another, are cut into windows. The order of training is a pure function of
-(seed, epoch, index): no state but the number of examples seen, whatever the number of processes or the batch size.
+The order of training is a pure function of (seed, epoch, index): no state but the number of examples seen, whatever
+the number of processes or the batch size.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
 from mom_jax.fields import require
+from train.config import DataConfig
 from train.data.cache import TokenCache
+from train.data.packing import pack
+from train.data.prepared import Prepared
+
+Rows = dict[str, np.ndarray]
 
 # Elements are whole batches from memory or a memory map: a short queue hides the reading, more threads only compete.
 _PREFETCH = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
-class _Windows:
-    """Random access to a cache's windows, each int32 [length]; what grain calls a data source."""
+class Examples(Protocol):
+    """Random access to the sequences of a cache; what grain calls a data source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Rows: ...
+
+    def describe(self) -> str:
+        """What of the cache is where, for the user."""
+
+
+class Windows:
+    """The tokens of all documents, one after another, cut into windows: `tokens` int32 [length]."""
 
     def __init__(self, cache: TokenCache, length: int) -> None:
-        self._tokens = cache.tokens
-        self._length = length
-        self._count = num_windows(cache, length)
-        require(self._count >= 1, "data.length", length, f"{cache.folder} has {cache.num_tokens} tokens only")
+        self._cache, self._length = cache, length
 
     def __len__(self) -> int:
-        return self._count
+        return self._cache.num_tokens // self._length
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> Rows:
         start = int(index) * self._length
-        return self._tokens[start : start + self._length].astype(np.int32)
+        tokens = self._cache.tokens[start : start + self._length].astype(np.int32)
+        return {"tokens": self._cache.checked(tokens)}
+
+    def describe(self) -> str:
+        rest = self._cache.num_tokens % self._length
+        return f"{self._cache.num_tokens:,} tokens in {len(self):,} sequences of {self._length}, {rest:,} left over"
 
 
-def num_windows(cache: TokenCache, length: int) -> int:
-    """How many windows of `length` tokens the cache has; a rest shorter than a window is left out."""
-    return cache.num_tokens // length
+class PackedDocuments:
+    """Whole documents side by side: `tokens`, `segment_ids` (0 is padding) and `positions`, int32 [length] each."""
+
+    def __init__(self, cache: TokenCache, length: int) -> None:
+        self._cache, self.packing = cache, pack(cache.starts, length)
+
+    def __len__(self) -> int:
+        return self.packing.num_windows
+
+    def __getitem__(self, index: int) -> Rows:
+        window = self.packing.window(int(index), self._cache.tokens)
+        self._cache.checked(window["tokens"])
+        return window
+
+    def describe(self) -> str:
+        packing = self.packing
+        return (
+            f"{packing.tokens:,} tokens of {self._cache.num_documents:,} documents in {len(self):,} sequences of "
+            f"{packing.length}, {packing.padding:.2%} padding; {packing.cut:,} longer documents are cut"
+        )
 
 
-def train_batches(
-    cache: TokenCache,
-    *,
-    batch_size: int,
-    length: int,
-    seed: int,
-    examples_seen: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator[np.ndarray]:
-    """Endless shuffled batches, int32 [batch_size / process_count, length]: this process's share of each.
+def examples(cache: TokenCache, data: DataConfig) -> Examples:
+    """The sequences of a cache. Raises `ConfigError` if there is none."""
+    if data.packing == "documents":
+        return PackedDocuments(cache, data.length)
+    windows = Windows(cache, data.length)
+    require(len(windows) >= 1, "data.length", data.length, f"{cache.file} has {cache.num_tokens} tokens only")
+    return windows
 
-    Example i of the whole run is the window at i % num_windows of the shuffle of epoch i // num_windows, so that every
-    epoch has every window once and batches may span two epochs. The first batch holds the examples from
-    `examples_seen` on; process p takes rows p·share to (p + 1)·share - 1. The reading threads end with the iterator,
-    at once by its `close()`.
 
-    Raises `ConfigError` if the cache is shorter than one window, if the processes cannot share a batch evenly or the
-    seed is negative.
+class TrainingData:
+    """The training side of prepared data as endless shuffled batches.
+
+    Example i of a source is the sequence at i % n of the shuffle of epoch i // n, so that every epoch has every one of
+    its n sequences once and batches may span two epochs. A mixture takes its examples from the sources in turn, as
+    often as their weights say; each has its own epochs.
+
+    Raises `ConfigError` if a source has no sequence.
     """
-    windows = _Windows(cache, length)
-    allowed = f"must be a multiple of the {process_count} processes"
-    require(batch_size >= 1 and batch_size % process_count == 0, "data.batch_size", batch_size, allowed)
-    require(seed >= 0, "data.seed", seed, "must be at least 0")
-    require(examples_seen >= 0, "examples_seen", examples_seen, "must be at least 0")
-    require(0 <= process_index < process_count, "process_index", process_index, f"must be below {process_count}")
-    # Grain adds the epoch to the seed: neighbouring seeds are spread first, or seed 1 would follow seed 0 by an epoch.
-    # NumPy promises that this value never changes; grain makes no such promise for its own default seeds.
-    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    # Without drop_remainder grain computes the length of an endless data set in floating point, and overflows.
-    shares = (
-        grain.MapDataset.source(windows)
-        .shuffle(seed=spread)
-        .repeat()[examples_seen:]
-        .batch(batch_size // process_count, drop_remainder=True)[process_index::process_count]
-    )
-    return iter(shares.to_iter_dataset(_PREFETCH))
+
+    def __init__(self, prepared: Prepared, data: DataConfig) -> None:
+        self._data, self.names, self.weights = data, prepared.names, prepared.weights
+        self.sources = [examples(cache, data) for cache in prepared.train]
+        # Grain adds the epoch to the seed: neighbouring seeds are spread first, or seed 1 would follow seed 0 by an
+        # epoch. NumPy promises that these values never change; grain makes no such promise for its own default seeds.
+        seeds = np.random.SeedSequence(data.seed).generate_state(len(self.sources))
+        endless = [
+            grain.MapDataset.source(source).shuffle(seed=int(seed)).repeat()
+            for source, seed in zip(self.sources, seeds, strict=True)
+        ]
+        self._examples = endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, self.weights)
+
+    def describe(self) -> list[str]:
+        """A line for each source."""
+        return [f"{name}: {source.describe()}" for name, source in zip(self.names, self.sources, strict=True)]
+
+    def epochs(self, examples_seen: int) -> dict[str, float]:
+        """How often each source has been gone through after so many examples."""
+        shares = zip(self.names, self.weights, self.sources, strict=True)
+        return {name: examples_seen * weight / len(source) for name, weight, source in shares}
+
+    def batches(
+        self, *, examples_seen: int, process_index: int = 0, process_count: int = 1
+    ) -> grain.DatasetIterator[Rows]:
+        """Endless batches, int32 [batch_size / process_count, length]: this process's share of each.
+
+        The first batch holds the examples from `examples_seen` on; process p takes rows p·share to (p + 1)·share - 1.
+        The reading threads end with the iterator, at once by its `close()`. Raises `ConfigError` if the processes
+        cannot share a batch evenly.
+        """
+        size = self._data.batch_size
+        allowed = f"must be a multiple of the {process_count} processes"
+        require(size % process_count == 0, "data.batch_size", size, allowed)
+        require(examples_seen >= 0, "examples_seen", examples_seen, "must be at least 0")
+        require(0 <= process_index < process_count, "process_index", process_index, f"must be below {process_count}")
+        # Without drop_remainder grain computes the length of an endless data set in floating point, and overflows.
+        shares = self._examples[examples_seen:].batch(size // process_count, drop_remainder=True)
+        return iter(shares[process_index::process_count].to_iter_dataset(_PREFETCH))
 
 
-def validation_batches(
-    cache: TokenCache, *, batch_size: int, length: int, limit: int = 0, shift: float = 0.0
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same batches at every call: pairs of tokens, int32 [batch_size, length], and weights, bool of that shape.
+def validation_batches(prepared: Prepared, data: DataConfig, *, limit: int = 0, shift: float = 0.0) -> Iterator[Rows]:
+    """The same batches at every call; where no `segment_ids` tell padding, `mask` (bool) does.
 
-    All windows in order or, with `limit` > 0, at most `limit` batches of windows spread evenly over the cache. `shift`,
-    from 0 to below 1, moves them by that part of their distance, for other windows spread as evenly. The last batch is
-    filled up with rows of weight False. Raises `ConfigError` if the cache is shorter than one window.
+    All sequences in order or, with `limit` > 0, at most `limit` batches of sequences spread evenly over the cache, of a
+    mixture by its weights. `shift`, from 0 to below 1, moves them by that part of their distance, for other sequences
+    spread as evenly. The last batch is filled up with padding. Raises `ConfigError` if a source has no sequence.
     """
-    windows = _Windows(cache, length)
-    count = min(len(windows), limit * batch_size) if limit > 0 else len(windows)
-    chosen = ((np.arange(count) + shift) * len(windows) / count).astype(np.int64)
-    return _padded(windows, chosen, batch_size, length)
+    sources = [examples(cache, data) for cache in prepared.validation]
+    rows: list[tuple[Any, int]] = []
+    for source, weight in zip(sources, prepared.weights, strict=True):
+        wanted = max(1, round(limit * data.batch_size * weight)) if limit > 0 else len(source)
+        count = min(len(source), wanted)
+        chosen = ((np.arange(count) + shift) * len(source) / count).astype(np.int64)
+        rows += [(source, index) for index in chosen]
+    return _padded(rows[: limit * data.batch_size or None], data.batch_size)
 
 
-def _padded(
-    windows: _Windows, chosen: np.ndarray, batch_size: int, length: int
-) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    for first in range(0, len(chosen), batch_size):
-        rows = [windows[i] for i in chosen[first : first + batch_size]]
-        tokens, weights = np.zeros((batch_size, length), np.int32), np.zeros((batch_size, length), np.bool_)
-        tokens[: len(rows)], weights[: len(rows)] = rows, True
-        yield tokens, weights
+def _padded(rows: Sequence[tuple[Any, int]], batch_size: int) -> Iterator[Rows]:
+    for first in range(0, len(rows), batch_size):
+        some = [source[index] for source, index in rows[first : first + batch_size]]
+        batch = {name: np.zeros((batch_size, *some[0][name].shape), np.int32) for name in some[0]}
+        if "segment_ids" not in batch:
+            batch["mask"] = np.zeros(batch["tokens"].shape, np.bool_)
+            batch["mask"][: len(some)] = True
+        for name in some[0]:
+            batch[name][: len(some)] = [row[name] for row in some]
+        yield batch

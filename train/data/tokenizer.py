@@ -1,51 +1,33 @@
-"""Tokenizers: what the rest of the library needs of one, and SentencePiece, set up to lose nothing.
+"""Tokenizers: what the rest of the library needs of one, and reading one from its file.
 
-Decoding gives back every text exactly. Plain SentencePiece comes close with byte fallback and no normalization; the
-one character it confuses, the mark that it writes for a space, goes in as bytes.
+Decoding gives back every text exactly: for SentencePiece models trained here (`spm.py`), and for GPT-2's encoding
+(`gpt2.py`).
 """
 
-import hashlib
-import io
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import sentencepiece
+import numpy as np
 
-from mom_jax.fields import ConfigError, require
-from train.files import write_whole
+from mom_jax.fields import ConfigError
+from train.data.cut import safe_cut as safe_cut
+from train.data.gpt2 import GPT2Tokenizer
+from train.data.ids import IdsTokenizer
+from train.data.spm import SentencePieceTokenizer
 
-# Trained into every model; part of the cache's digest, so that changing one retires the old tokenizers.
-SETTINGS: dict[str, Any] = {
-    "model_type": "bpe",
-    "byte_fallback": True,
-    "normalization_rule_name": "identity",
-    "remove_extra_whitespaces": False,
-    "allow_whitespace_only_pieces": True,
-    "add_dummy_prefix": False,
-    "unk_id": 0,
-    "eos_id": 1,
-    "bos_id": -1,
-    "pad_id": -1,
-    "max_sentence_length": 16384,
-    "num_threads": 1,
-}
-
-# U+2581 stands for a space inside SentencePiece. A training text with NUL or U+2585 would be skipped whole.
-_RESERVED = re.compile("([\0\u2581\u2585]+)")
-# At most 4 bytes a character: no slice exceeds max_sentence_length, beyond which the trainer drops without a word.
-_SLICE = 4096
-# The pieces that every model has: unknown, end of document and the 256 bytes.
-_FIXED_PIECES = 258
+# The names under which GPT-2's merges lie beside its vocabulary.
+_MERGES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+# In a folder the first of these counts.
+_NAMES = (SentencePieceTokenizer.file_name, GPT2Tokenizer.file_name, *_MERGES, IdsTokenizer.file_name)
 
 
 class Tokenizer(Protocol):
     """Text to token ids and back.
 
-    vocab_size: ids are below it. eos_id: the token that ends a document; never the encoding of a text.
-    fingerprint: the sha256 of the model; tokenizers with the same one are the same.
+    vocab_size: ids are below it. eos_id: the token that ends a document, never the encoding of a text; -1 if there is
+    none. fingerprint: a sha256; tokenizers with the same one are the same. file_name: of what `save` writes.
     """
 
     @property
@@ -57,98 +39,59 @@ class Tokenizer(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def file_name(self) -> str: ...
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without `eos_id`."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, int32, as `encode` gives them; on all cores."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; `eos_id` gives none, bytes that are not UTF-8 give U+FFFD."""
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file that `load` reads."""
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `file_name` into the folder, whole; `load` and `find` know it."""
 
 
-class SentencePieceTokenizer:
-    """A SentencePiece model, from the bytes of its `.model` file.
+def load(path: str | os.PathLike[str], *, field: str = "data.tokenizer") -> Tokenizer:
+    """Reads a tokenizer from its file, or from a folder that has one.
 
-    Models of `train_sentencepiece` are lossless on all of Unicode. Raises `ConfigError` naming `data.tokenizer` for
-    bytes that are no model and for a model without an end-of-sentence piece.
+    `vocab.json` and `encoder.json` are GPT-2's vocabulary, with the merges beside it; `vocabulary.json` is what
+    `IdsTokenizer` saves; other `.json` files are Hugging Face's `tokenizer.json`; whatever else is a SentencePiece
+    model. Raises `ConfigError` naming `field` if a file is missing or no usable tokenizer.
     """
-
-    def __init__(self, model: bytes, name: str = "<bytes>") -> None:
-        self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            good = bool(model) and self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
-            good = False
-        require(good, "data.tokenizer", name, "is not a SentencePiece model")
-        self.vocab_size: int = self._processor.vocab_size()
-        self.eos_id: int = self._processor.eos_id()
-        require(self.eos_id >= 0, "data.tokenizer", name, "has no end-of-sentence piece to end documents with")
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-        byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-        self._byte_ids = byte_ids if all(self._processor.is_byte(i) for i in byte_ids) else None
-
-    def encode(self, text: str) -> list[int]:
-        if self._byte_ids is None:
-            return self._processor.encode(text)
-        ids: list[int] = []
-        for i, part in enumerate(_RESERVED.split(text)):
-            ids += [self._byte_ids[byte] for byte in part.encode()] if i % 2 else self._processor.encode(part)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._processor.decode([int(i) for i in ids])
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        write_whole(Path(path), self._model)
+    name, file = str(path), Path(os.path.expanduser(path))
+    if file.is_dir():
+        found = find(file)
+        if found is None:
+            raise ConfigError(f"{field}={name!r}: this folder has no tokenizer ({', '.join(_NAMES)})")
+        file = found
+    content = _read(file, name, field)
+    if file.name in _MERGES:
+        merges = _read(file.with_name(_MERGES[file.name]), name, field)
+        return GPT2Tokenizer.from_vocabulary(content, merges, name, field)
+    if file.name == IdsTokenizer.file_name:
+        return IdsTokenizer.from_json(content, name, field)
+    if file.suffix == ".json":
+        return GPT2Tokenizer.from_json(content, name, field)
+    return SentencePieceTokenizer(content, name, field)
 
 
-def load(path: str | os.PathLike[str]) -> Tokenizer:
-    """Reads a `.model` file. Raises `ConfigError` naming `data.tokenizer` if it is missing or not a usable model."""
+def find(folder: str | os.PathLike[str]) -> Path | None:
+    """The tokenizer's file in a folder, if there is one. A vocabulary without its merges is none."""
+    for name in _NAMES:
+        files = [Path(folder) / part for part in (name, _MERGES.get(name)) if part]
+        if all(file.is_file() for file in files):
+            return files[0]
+    return None
+
+
+def _read(file: Path, name: str, field: str) -> bytes:
     try:
-        model = Path(os.path.expanduser(path)).read_bytes()
+        return file.read_bytes()
     except OSError as error:
-        allowed = f"cannot be read ({error.strerror}); use 'sentencepiece' or the path of a .model file"
-        raise ConfigError(f"data.tokenizer={str(path)!r}: {allowed}") from None
-    return SentencePieceTokenizer(model, str(path))
-
-
-def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
-    """Trains a byte-pair encoding of `vocab_size` pieces on `texts` and returns the bytes of its `.model` file.
-
-    The same texts give the same bytes. All texts are held in memory. Raises `ConfigError` naming `data.vocab_size` if
-    it is too small for the characters of the texts or larger than the texts have pieces, and `data.source` if they
-    are empty.
-    """
-    require(vocab_size > _FIXED_PIECES, "data.vocab_size", vocab_size, f"must be more than {_FIXED_PIECES}")
-    slices = list(_slices(texts))
-    if not slices:
-        raise ConfigError("data.source: there is no text to train a tokenizer on")
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(slices), model_writer=model, vocab_size=vocab_size, minloglevel=3, **SETTINGS
-        )
-    except RuntimeError as error:
-        raise ConfigError(f"data.vocab_size={vocab_size!r}: {_allowed(str(error))}") from None
-    return model.getvalue()
-
-
-def _slices(texts: Iterable[str]) -> Iterator[str]:
-    """Texts as the trainer takes them: not too long, without reserved characters, not only line ends."""
-    for text in texts:
-        for part in _RESERVED.split(text)[::2]:
-            for start in range(0, len(part), _SLICE):
-                piece = part[start : start + _SLICE]
-                if piece.strip("\r\n"):
-                    yield piece
-
-
-def _allowed(message: str) -> str:
-    """The trainer's complaint in our words."""
-    if found := re.search(r"set it to a value <= (\d+)", message):
-        return f"must be at most {found[1]}, the training documents have no more pieces"
-    if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
-        return f"must be at least {found[1]} for the characters of the training documents"
-    return f"the tokenizer cannot be trained ({message.strip()})"
+        missing = "" if file.name == Path(name).name else f"{file.name} "
+        usable = "use 'sentencepiece', a .model file, tokenizer.json, vocab.json with merges.txt, or a folder with one"
+        raise ConfigError(f"{field}={name!r}: {missing}cannot be read ({error.strerror}); {usable}") from None

@@ -1,0 +1,201 @@
+"""What training reads: a tokenizer and the token caches of a configuration's source, made where they are not there."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from mom_jax.fields import ConfigError, require
+from train.config import DataConfig
+from train.data import token_files
+from train.data.cache import FORMAT, TokenCache, build_folder, digest
+from train.data.documents import SIDES, Source, is_held_out
+from train.data.encode import Report, encode
+from train.data.ids import IdsTokenizer
+from train.data.sources import open_source
+from train.data.spm import SETTINGS, train_sentencepiece
+from train.data.token_files import TokenFiles
+from train.data.tokenizer import Tokenizer, find, load
+
+# Characters that a tokenizer is trained on: so many that more change little, so few that they fit into memory.
+TRAINING_TEXT = 2**26
+
+Say = Callable[[str], None]
+Reporter = Callable[[str], Report]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """All that training needs of the data.
+
+    names, weights: of the source's components: itself or, of a mixture, what is mixed; weights add up to 1. train,
+    validation: their caches.
+    """
+
+    tokenizer: Tokenizer
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    train: tuple[TokenCache, ...]
+    validation: tuple[TokenCache, ...]
+
+
+def components(source: str) -> tuple[tuple[str, float], ...]:
+    """The sources that `source` mixes with their shares, which add up to 1; a plain source is the only one.
+
+    Raises `ConfigError` naming `data.source` for a mixture that cannot be.
+    """
+    if not source.startswith("mix:"):
+        return ((source, 1.0),)
+    pairs = [part.partition("=") for part in re.split(r",(?=[0-9.]+=)", source.removeprefix("mix:"))]
+    must = "must be mix:WEIGHT=SOURCE,WEIGHT=SOURCE with positive weights"
+    good = all(re.fullmatch(r"\d*\.?\d+", weight) and float(weight) > 0 and name for weight, _, name in pairs)
+    require(good, "data.source", source, must)
+    require(not any(name.startswith("mix:") for _, _, name in pairs), "data.source", source, "a mixture of mixtures")
+    total = sum(float(weight) for weight, _, _ in pairs)
+    return tuple((name, float(weight) / total) for weight, _, name in pairs)
+
+
+def prepare(config: DataConfig, say: Say = lambda text: None, progress: Reporter | None = None) -> Prepared:
+    """Loads the tokenizer and the token caches of `config`, and makes what is not there yet under `config.cache`.
+
+    say: called with a line of text where something is made. progress: given what is tokenized, returns what is called
+    on the way; by default ten lines are said. Neither is called when all is there. Raises `ConfigError` naming the field
+    of `data` that cannot be: a source without documents, a missing tokenizer, a split with an empty side, a cache that
+    cannot be written.
+    """
+    parts = components(config.source)
+    opened = [_open(name, config.validation_fraction) for name, _ in parts]
+    weights = tuple(weight for _, weight in parts)
+    tokenizer = _tokenizer(config, opened, weights, say)
+    caches: dict[Any, list[TokenCache]] = {side: [] for side in SIDES}
+    for source in opened:
+        folder = _cache(config, source, tokenizer, say, progress or (lambda what: _lines(what, say)))
+        for side in SIDES:
+            caches[side].append(TokenCache.open(folder, side))
+    tokenizer = tokenizer or _tokenizer_of(opened[0], caches["train"][0])
+    for source, cache in zip(opened, caches["train"], strict=True):
+        _check_fits(config, source, cache, tokenizer)
+    names = tuple(name for name, _ in parts)
+    return Prepared(tokenizer, names, weights, tuple(caches["train"]), tuple(caches["validation"]))
+
+
+def _open(name: str, fraction: float) -> Source | TokenFiles:
+    return token_files.open_token_files(name) if name.startswith("bin:") else open_source(name, fraction)
+
+
+def _tokenizer(
+    config: DataConfig, opened: list[Source | TokenFiles], weights: tuple[float, ...], say: Say
+) -> Tokenizer | None:
+    """The tokenizer that the configuration names, or None where token files come without one."""
+    if config.tokenizer != "sentencepiece":
+        return load(config.tokenizer)
+    texts = [(source, weight) for source, weight in zip(opened, weights, strict=True) if isinstance(source, Source)]
+    if len(texts) == len(opened):
+        return _trained(config, texts, say)
+    if texts:
+        must = "cannot be trained for token files; give the tokenizer that they were made with"
+        raise ConfigError(f"data.tokenizer={config.tokenizer!r}: {must}")
+    beside = {path for source in opened if isinstance(source, TokenFiles) if (path := find(source.folder))}
+    return load(min(beside)) if beside else None
+
+
+def _tokenizer_of(source: Source | TokenFiles, cache: TokenCache) -> Tokenizer:
+    """For token files without a tokenizer: one that knows the ids."""
+    return IdsTokenizer(cache.meta["vocab_size"], cache.meta["eos_id"])
+
+
+def _trained(config: DataConfig, texts: list[tuple[Source, float]], say: Say) -> Tokenizer:
+    recipe = {
+        "format": FORMAT,
+        "sources": [[source.facts, weight] for source, weight in texts],
+        "validation_fraction": config.validation_fraction,
+        "characters": TRAINING_TEXT,
+        "vocab_size": config.vocab_size,
+        "settings": SETTINGS,
+        "sentencepiece": sentencepiece.__version__,
+    }
+    folder = _root(config) / f"tokenizer-{digest(recipe)}"
+
+    def fill(partial: Path) -> None:
+        say(f"training a tokenizer of {config.vocab_size} pieces on {config.source}")
+        sample = (text for source, weight in texts for text in _sample(source, config, int(weight * TRAINING_TEXT)))
+        (partial / "tokenizer.model").write_bytes(train_sentencepiece(sample, config.vocab_size))
+
+    if not folder.exists():
+        build_folder(folder, fill)
+    return load(folder / "tokenizer.model")
+
+
+def _sample(source: Source, config: DataConfig, characters: int) -> Iterator[str]:
+    """Training documents of about so many characters in all, as many of every part of the source."""
+    quota = characters // max(len(source.parts), 1)
+    for part in source.parts:
+        left = quota
+        for document in part.read() if part.side != "validation" else ():
+            if part.side is None and is_held_out(document.name, config.validation_fraction):
+                continue
+            yield document.text[:left]
+            left -= len(document.text)
+            if left <= 0:
+                break
+
+
+def _cache(
+    config: DataConfig, source: Source | TokenFiles, tokenizer: Tokenizer | None, say: Say, progress: Reporter
+) -> Path:
+    """The folder of a component's cache."""
+    if isinstance(source, TokenFiles):
+        return token_files.index(_root(config), source, say)
+    assert tokenizer is not None
+    meta = {
+        "format": FORMAT,
+        "source": source.facts,
+        "split": {"rule": _rule(source), "validation_fraction": config.validation_fraction},
+    }
+    folder = _root(config) / f"data-{digest({**meta, 'tokenizer': tokenizer.fingerprint})}"
+    if not folder.exists():
+        encode(folder, source, tokenizer, config.validation_fraction, meta, progress(f"tokenizing {source.source}"))
+    return folder
+
+
+def _rule(source: Source) -> str:
+    own = all(part.side is not None for part in source.parts)
+    return "the source's own" if own else "sha256 of the document's name"
+
+
+def _check_fits(config: DataConfig, source: Source | TokenFiles, cache: TokenCache, tokenizer: Tokenizer) -> None:
+    """Raises `ConfigError` where token files were made with another tokenizer."""
+    if not isinstance(source, TokenFiles):
+        return
+    meta = cache.meta
+    theirs = meta["tokenizer"] or tokenizer.fingerprint
+    same = (theirs, meta["vocab_size"], meta["eos_id"]) == (
+        tokenizer.fingerprint,
+        tokenizer.vocab_size,
+        tokenizer.eos_id,
+    )
+    if not same:
+        made = f"{source.source} was made with another one ({meta['vocab_size']} ids, end of document {meta['eos_id']}"
+        ours = f"this one: {tokenizer.vocab_size}, {tokenizer.eos_id})"
+        raise ConfigError(f"data.tokenizer={config.tokenizer!r}: {made}; {ours}")
+
+
+def _root(config: DataConfig) -> Path:
+    return Path(os.path.expanduser(config.cache))
+
+
+def _lines(what: str, say: Say) -> Report:
+    """Ten lines on the way."""
+    said = -1
+
+    def report(share: float, tokens: int) -> None:
+        nonlocal said
+        if int(share * 10) > said:
+            said = int(share * 10)
+            say(f"{what}: {share:.0%}, {tokens:,} tokens")
+
+    return report

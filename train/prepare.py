@@ -1,0 +1,116 @@
+"""Prepares data for training: `python -m train.prepare SOURCE [--tokenizer sentencepiece] [--vocab-size 8192] ...`.
+
+Downloads what is remote (TensorFlow Datasets), trains the tokenizer if it is to be trained, and tokenizes with all cores
+into the cache that training reads. Interrupted, the same command goes on where it was; when all is there, it does
+nothing. The flags must be those of the configuration's `data`: with --config FILE they are taken from there.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from train.cli import load_config, run_program
+from train.config import DataConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of the program.
+
+    Attributes:
+        source: what to prepare, in the words of `data.source`; left out, the configuration's.
+        config: a Python file with get_config(), whose `data` has the defaults of all other flags.
+        tokenizer: `sentencepiece` trains one; otherwise a .model file, a tokenizer.json or a vocab.json.
+        vocab_size: of the tokenizer that is trained.
+        validation_fraction: the share of documents held out, where the source has no split of its own.
+        cache: the folder of tokenizers and token caches.
+        verify: read all tokens again and compare their checksums.
+        json: print one JSON object instead of sentences.
+    """
+
+    source: Annotated[str | None, tyro.conf.Positional] = None
+    config: str | None = None
+    tokenizer: str | None = None
+    vocab_size: int | None = None
+    validation_fraction: float | None = None
+    cache: str | None = None
+    verify: bool = False
+    json: bool = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    flags = tyro.cli(Arguments, args=arguments, prog="python -m train.prepare", description=__doc__)
+
+    from mom_jax.fields import require
+    from train.data.prepared import components, prepare
+
+    data = load_config(flags.config).data if flags.config else DataConfig()
+    given = flags.source is not None or flags.config is not None
+    require(given, "source", flags.source, "name a source, or a configuration with --config FILE")
+    names = {field.name for field in dataclasses.fields(DataConfig)}
+    changes = {name: value for name, value in vars(flags).items() if name in names and value is not None}
+    data = dataclasses.replace(data, **changes)
+
+    console = Console(stderr=True, highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    for name, _ in components(data.source):
+        if name.startswith("tfds:"):
+            from train.data.tfds import download_tfds
+
+            download_tfds(name, say)
+    with _bars(console) as bar:
+        prepared = prepare(data, say, bar)
+    records = []
+    for name, *sides in zip(prepared.names, prepared.train, prepared.validation, strict=True):
+        record: dict[str, Any] = {"source": name, "folder": str(sides[0].folder)}
+        for side, cache in zip(("train", "validation"), sides, strict=True):
+            if flags.verify:
+                cache.verify()
+            record[side] = {"tokens": cache.num_tokens, "documents": cache.num_documents}
+        records.append(record)
+        if not flags.json:
+            counts = (
+                f"{side} {record[side]['tokens']:,} tokens in {record[side]['documents']:,} documents"
+                for side in ("train", "validation")
+            )
+            print(f"{name}: {'; '.join(counts)}{'; checksums are right' if flags.verify else ''}")
+    if flags.json:
+        print(json.dumps({"tokenizer": prepared.tokenizer.fingerprint, "sources": records}))
+    return 0
+
+
+@contextlib.contextmanager
+def _bars(console: Console) -> Iterator[Any]:
+    """Yields what makes a bar of a text and returns what moves it; None where there is no terminal to show it."""
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[tokens]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
+
+        def bar(what: str) -> Any:
+            task, start = bars.add_task(what, total=1.0, tokens=""), time.monotonic()
+            first: list[int] = []
+
+            def report(share: float, tokens: int) -> None:
+                first[:] = first or [tokens]  # what an interrupted run did is not this one's speed
+                speed = (tokens - first[0]) / (time.monotonic() - start)
+                bars.update(task, completed=share, tokens=f"{tokens:,} tokens, {speed:,.0f} tokens/s")
+
+            return report
+
+        yield bar
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -13,6 +13,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def internet(tmp_path, monkeypatch):
+    """A table of what each URL has; TFDS's downloads come from there. The rest of TFDS is as it is."""
+    import tensorflow_datasets as tfds
+    from downloads import from_table
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    content: dict[str, bytes] = {}
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", from_table(content))
+    return content

@@ -1,7 +1,7 @@
 """Prepares data for training: `python -m train.prepare SOURCE [--tokenizer sentencepiece] [--vocab-size 8192] ...`.
 
-Downloads what is remote (TensorFlow Datasets), trains the tokenizer if it is to be trained, and tokenizes with all cores
-into the cache that training reads. Interrupted, the same command goes on where it was; when all is there, it does
+Downloads what is remote (TensorFlow Datasets), trains the tokenizer if it is to be trained, and tokenizes with all
+cores into the cache that training reads. Interrupted, the same command goes on where it was; when all is there, it does
 nothing. The flags must be those of the configuration's `data`: with --config FILE they are taken from there.
 """
 

@@ -13,22 +13,11 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 import tensorflow_datasets.text
+from downloads import tar
 
 from mom_jax.fields import ConfigError
 from train.data.builders import BUILDERS, openwebtext, xsum
 from train.data.tfds import download_tfds, open_tfds
-
-
-def tar(files: dict[str, bytes], mode: str) -> bytes:
-    """A tar with `files` by name, in order; a name that ends with '/' is a folder."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode=mode) as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return content.getvalue()
 
 
 def zipped(files: dict[str, str]) -> bytes:
@@ -37,27 +26,6 @@ def zipped(files: dict[str, str]) -> bytes:
         for name, text in files.items():
             archive.writestr(name, text)
     return content.getvalue()
-
-
-@pytest.fixture
-def internet(tmp_path, monkeypatch):
-    """A table of what each URL has; TFDS's downloads come from there. The rest of TFDS is as it is."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    content: dict[str, bytes] = {}
-
-    def fetch(manager, urls):
-        if isinstance(urls, dict):
-            return {key: fetch(manager, url) for key, url in urls.items()}
-        if isinstance(urls, list):
-            return [fetch(manager, url) for url in urls]
-        path = Path(manager.download_dir) / urls.partition("?")[0].rpartition("/")[2]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content[urls])
-        Path(f"{path}.INFO").write_text(json.dumps({"original_fname": path.name, "urls": [urls]}))
-        return path
-
-    monkeypatch.setattr(tfds.download.DownloadManager, "download", fetch)
-    return content
 
 
 def prepare(source: str) -> None:

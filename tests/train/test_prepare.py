@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import time
 import numpy as np
 import pytest
 import tiny
+from downloads import openwebtext_files
 from programs import ROOT, call, environment
 
 from train import checkpoint, main, metrics, prepare
+from train.data import tokenizer
 
 
 def jsonl(folder, documents=60):
@@ -143,7 +146,8 @@ def test_training_on_compressed_jsonl_in_whole_documents(tmp_path, capsys):
     flags = ("--config", file, "--data.source", source, "--data.packing", "documents", "--model.vocab-size", "0")
     code, _, err = call(capsys, main.main, *flags)
     assert code == 0
-    assert "padding; 48 longer documents are cut" in err or "longer documents are cut" in err
+    documents = re.search(r"tokens of (\d+) documents in .* padding; (\d+) longer documents are cut", err)
+    assert documents[1] == documents[2]  # a window has 16 tokens
     found = checkpoint.find(tmp_path / "run", field="run").meta()
     assert found.config.model.vocab_size == 300
     records = [r for r in metrics.read(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
@@ -152,6 +156,41 @@ def test_training_on_compressed_jsonl_in_whole_documents(tmp_path, capsys):
     assert last_loss(tmp_path / "run") < 5.7
     # The same command again has nothing to do.
     assert call(capsys, main.main, *flags)[0] == 0
+
+
+def test_openwebtext_from_its_archives_to_a_trained_model(internet, tmp_path, capsys):
+    """Downloaded, unpacked, tokenized and trained on by the programs; only the internet is not the real one."""
+
+    def document(subset, number):
+        rng = random.Random(subset * 3 + number)
+        return "\n\n\n\n".join(" ".join(rng.choice(tiny.WORDS) for _ in range(40)) for _ in range(2)) + "\n"
+
+    internet.update(openwebtext_files(document))
+    config = tiny.write_config(tmp_path)
+    data = ("--data.source", "tfds:openwebtext", "--data.cache", tmp_path / "owt")
+    code, _, err = call(capsys, main.main, "--config", config, *data)
+    assert code == 2
+    assert err.endswith("run: python -m train.prepare tfds:openwebtext\n")
+    code, out, _ = call(
+        capsys, prepare.main, "tfds:openwebtext", "--config", config, "--cache", tmp_path / "owt", "--json"
+    )
+    assert code == 0
+    [record] = json.loads(out)["sources"]
+    assert record["train"]["documents"] + record["validation"]["documents"] == 63
+    internet.clear()  # from here on nothing is downloaded
+    code, _, err = call(capsys, main.main, "--config", config, *data)
+    assert code == 0, err
+    assert "tokenizing" not in err
+    assert f"training data: tfds:openwebtext: {record['train']['tokens']:,} tokens" in err
+    found = checkpoint.find(tmp_path / "run", field="run")
+    [cache] = (tmp_path / "owt").glob("data-*")
+    ids = np.fromfile(cache / "train.bin", np.uint16)
+    text = tokenizer.load(tmp_path / "run").decode(ids[: np.fromfile(cache / "train.ends", np.int64)[0]].tolist())
+    expected = [
+        document(subset, number).strip().replace("\n\n\n\n", "\n\n") for subset in range(21) for number in range(3)
+    ]
+    assert text in expected
+    assert found.meta().phase == "mom"
 
 
 def test_training_on_a_mixture_of_token_files(tmp_path, capsys):

@@ -88,7 +88,9 @@ def encode(
             files = {side: _SideFiles(partial, side, dtype, written[side], stack) for side in SIDES}
             _fill(partial, files, source, tokenizer, fraction, part, pieces, report)
         _check_sides(written, fraction)
-        sides: dict[str, Any] = {side: {"file": f"{STEMS[side]}.bin", **dataclasses.asdict(written[side])} for side in SIDES}
+        sides: dict[str, Any] = {
+            side: {"file": f"{STEMS[side]}.bin", **dataclasses.asdict(written[side])} for side in SIDES
+        }
         vocabulary = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "dtype": dtype.name}
         write_json(partial / META, {**meta, "tokenizer": tokenizer.fingerprint, **vocabulary, **sides})
 

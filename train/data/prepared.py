@@ -63,9 +63,9 @@ def prepare(config: DataConfig, say: Say = lambda text: None, progress: Reporter
     """Loads the tokenizer and the token caches of `config`, and makes what is not there yet under `config.cache`.
 
     say: called with a line of text where something is made. progress: given what is tokenized, returns what is called
-    on the way; by default ten lines are said. Neither is called when all is there. Raises `ConfigError` naming the field
-    of `data` that cannot be: a source without documents, a missing tokenizer, a split with an empty side, a cache that
-    cannot be written.
+    on the way; by default ten lines are said. Neither is called when all is there. Raises `ConfigError` naming the
+    field of `data` that cannot be: a source without documents, a missing tokenizer, a split with an empty side, a
+    cache that cannot be written.
     """
     parts = components(config.source)
     opened = [_open(name, config.validation_fraction) for name, _ in parts]

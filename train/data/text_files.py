@@ -77,7 +77,7 @@ def from_files(source: str, files: Sequence[tuple[str, Path]], facts: dict[str, 
 
 
 def _two_sides(source: str, name: str, path: Path, fraction: float) -> Source:
-    """One file as two documents: all but its last `fraction`, and the rest, from the start of a line if it has lines."""
+    """One file as two documents: all but its last `fraction`, and the rest, from the start of a line."""
     reader = _Reader(source)
     size = reader.size(path)
     with reader.opened(path) as file:

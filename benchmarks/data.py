@@ -59,7 +59,7 @@ def _read(folder: Path, flags: Any) -> Iterator[dict[str, Any]]:
             packing=packing,
             batch_size=16,
             length=1024,
-            cache=str(folder / "cache"),  # type: ignore[arg-type]
+            cache=str(folder / "cache"),
         )
         prepared: Prepared = prepare(data)
         start = time.perf_counter()

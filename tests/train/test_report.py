@@ -39,6 +39,8 @@ def make(folder, *, steps=(50, 20), config=CONFIG):
             for step in range(1, count + 1):
                 line = {"kind": "train", "phase": phase, "step": step, "loss": top - step / 100}
                 line |= {"learning_rate": 1e-3, "grad_norm": 1.0, "tokens_per_s": 1000.0 + 9000 * (step == 1)}
+                if phase == "pretrain":  # half of the first step's time and a tenth of the others'
+                    line |= {"seconds": 10.0, "data_wait": 0.5} if step == 1 else {"seconds": 1.0, "data_wait": 0.1}
                 log.write(line | ({"routers": routers(1 - step / 100)} if phase == "mom" else {}))
             log.write({"kind": "validation", "phase": phase, "step": count, "loss": top, "bits_per_byte": 1.5})
         final = {"kind": "final", "phase": "mom", "step": steps[1], "loss": 2.5, "perplexity": 12.25, "sample": SAMPLE}
@@ -133,7 +135,9 @@ def test_summary_of_the_phases(tmp_path):
         "perplexity": pytest.approx(148.41316),
         "bits_per_byte": 1.5,
         "tokens_per_s": 1000.0,
+        "data_wait": pytest.approx((0.5 * 10 + 0.1 * 49) / 59),
     }
+    assert mom["data_wait"] is None
     assert (mom["validation_loss"], mom["perplexity"], mom["bits_per_byte"]) == (2.5, 12.25, 1.5)
 
 

@@ -99,13 +99,12 @@ def test_our_own_caches_are_token_files(config, tmp_path):
     text = dataclasses.replace(config, source=f"text:{tmp_path}/*.txt", vocab_size=280, validation_fraction=0.3)
     made = prepare(text)
     folder = made.train[0].folder
-    prepared = prepare(
-        dataclasses.replace(
-            config, source=f"bin:{folder}", tokenizer=str(next((tmp_path / "cache").glob("tokenizer-*")))
-        )
-    )
-    np.testing.assert_array_equal(prepared.train[0].ends, made.train[0].ends)
-    assert prepared.tokenizer.fingerprint == made.tokenizer.fingerprint
+    [trained] = (tmp_path / "cache").glob("tokenizer-*")
+    for tokenizer, fingerprint in ((str(trained), made.tokenizer.fingerprint), ("sentencepiece", None)):
+        prepared = prepare(dataclasses.replace(config, source=f"bin:{folder}", tokenizer=tokenizer))
+        np.testing.assert_array_equal(prepared.train[0].ends, made.train[0].ends)
+        assert prepared.tokenizer.fingerprint == fingerprint or fingerprint is None
+        assert prepared.tokenizer.vocab_size == 280
 
 
 def test_the_tokenizer_beside_the_files_is_taken(config, tmp_path):
@@ -121,9 +120,12 @@ def test_the_tokenizer_beside_the_files_is_taken(config, tmp_path):
 @pytest.mark.parametrize(
     ("meta", "vocabulary"),
     [
-        ({"dtype": "uint16", "vocab_size": 290, "eos_id": 1}, "290 ids, end of document 1"),
-        ({"dtype": "uint16", "vocab_size": 280, "eos_id": 5}, "280 ids, end of document 5"),
-        ({"dtype": "uint16", "vocab_size": 280, "eos_id": 1, "tokenizer": "f00"}, "280 ids, end of document 1"),
+        ({"dtype": "uint16", "vocab_size": 290, "eos_id": 1}, "290 ids, the end of a document is 1"),
+        ({"dtype": "uint16", "vocab_size": 280, "eos_id": 5}, "280 ids, the end of a document is 5"),
+        (
+            {"dtype": "uint16", "vocab_size": 280, "eos_id": 1, "tokenizer": "f00"},
+            "280 ids, the end of a document is 1",
+        ),
     ],
 )
 def test_another_tokenizer_is_refused(config, tmp_path, meta, vocabulary):

@@ -172,16 +172,12 @@ def _check_fits(config: DataConfig, source: Source | TokenFiles, cache: TokenCac
     if not isinstance(source, TokenFiles):
         return
     meta = cache.meta
-    theirs = meta["tokenizer"] or tokenizer.fingerprint
-    same = (theirs, meta["vocab_size"], meta["eos_id"]) == (
-        tokenizer.fingerprint,
-        tokenizer.vocab_size,
-        tokenizer.eos_id,
-    )
-    if not same:
-        made = f"{source.source} was made with another one ({meta['vocab_size']} ids, end of document {meta['eos_id']}"
-        ours = f"this one: {tokenizer.vocab_size}, {tokenizer.eos_id})"
-        raise ConfigError(f"data.tokenizer={config.tokenizer!r}: {made}; {ours}")
+    made = (meta["vocab_size"], meta["eos_id"])
+    known = meta["tokenizer"] is not None and not isinstance(tokenizer, IdsTokenizer)
+    if made != (tokenizer.vocab_size, tokenizer.eos_id) or (known and meta["tokenizer"] != tokenizer.fingerprint):
+        theirs = f"{source.source} was made with another one ({made[0]} ids, the end of a document is {made[1]})"
+        own = f"{tokenizer.vocab_size} ids, the end is {tokenizer.eos_id}"
+        raise ConfigError(f"data.tokenizer={config.tokenizer!r}: {theirs}; this one has {own}")
 
 
 def _root(config: DataConfig) -> Path:

@@ -175,7 +175,7 @@ class Chunk(nnx.Module):
                         selection, jax.random.fold_in(now.exchange_key, side == "ffn"), valid.reshape(-1)
                     )
                 with jax.named_scope("plan"):
-                    plan = save(pool.make_plan(selection, config, side))
+                    plan = save(pool.make_plan(selection, valid.reshape(-1), config, side))
                 with jax.named_scope("statistics"):
                     lost = pool.dropped(selection, plan, config, side)
                     statistics[side] = collect(selection, scores, lost, now.step, valid.reshape(-1), config, side)

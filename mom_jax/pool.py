@@ -39,12 +39,16 @@ def with_sinks(pool: Pool, carried: dict[str, Any]) -> Pool:
     return {name: part._replace(sink=carried[name]) for name, part in pool.items()}
 
 
-def make_plan(selection: Selection, config: ModelConfig, side: Side) -> Plan:
-    """The plan of a selection on one side: this device's modules and the tokens for which it computes."""
+def make_plan(selection: Selection, valid_T: jax.Array, config: ModelConfig, side: Side) -> Plan:
+    """The plan of a selection on one side: this device's modules and the tokens for which it computes.
+
+    valid_T: bool; where room is limited, the other tokens take none.
+    """
     modules, factor = config.modules(side), config.capacity_factor
     here = sharding.modules_here(modules)
-    # A share of all choices, of which this device has some modules'.
-    factor = None if factor is None else factor * here / modules
+    if factor is not None:
+        selection = selection._replace(index_TxK=jnp.where(valid_T[:, None], selection.index_TxK, modules))
+        factor = factor * here / modules  # a share of all choices, of which this device has some modules'
     return dispatch.make_plan(_own_choices(selection, modules), here, dispatch.resolve(config), factor)
 
 

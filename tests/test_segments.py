@@ -239,3 +239,20 @@ def test_an_accumulated_step_on_packed_windows_is_the_whole_batchs(name):
     assert_close(accumulated, whole, atol=2e-5)
     assert_close(same_report, report, atol=2e-5)
     assert report.count == sum(n - 1 for n in SHORT[1])
+
+
+def test_padding_takes_no_room_from_tokens():
+    """Every module has room for all real tokens; padding comes first, would choose the same modules, and is more."""
+    config = change(K1, capacity_factor=SMALL.num_ffn_modules / 4, num_bottom=0)
+    rows = np.random.default_rng(0).integers(1, SMALL.vocab_size, (1, 12))
+    batch = {"tokens": np.concatenate([np.repeat(rows, 3, 0), rows]), "mask": np.arange(4)[:, None] == [[3] * 12]}
+    params = random_params(config)
+    sums, alone = (
+        language_model_sums(params, rows, change(config, capacity_factor=factor))
+        for rows, factor in ((batch, config.capacity_factor), ({"tokens": rows}, None))
+    )
+    assert_close(sums.nll, alone.nll)
+    for side in sums.routing.sides().values():
+        assert float(side.dropped.sum()) == 0
+    without = language_model_sums(params, {"tokens": batch["tokens"]}, config)
+    assert sum(float(side.dropped.sum()) for side in without.routing.sides().values()) > 0

@@ -63,21 +63,25 @@ class ChoiceConfig:
             `ordered_or_skip`: step h uses module h or SKIP.
         preference: a bonus, in logits after the temperature, for module h at step h; steps beyond the last module
             prefer SKIP where there is one. Only with `free`.
-        anneal_steps: the preference falls linearly to 0 over this many training steps; 0 keeps it.
+        skip_preference: a bonus for SKIP at the steps that have a module of their own. Only with `free`.
+        anneal_steps: both preferences fall linearly to 0 over this many training steps; 0 keeps them.
         prior: an explicit table of H rows of C logits that is added: 0 free, -inf forbidden, positive preferred.
     """
 
     choice: Literal["free", "ordered", "ordered_or_skip"] = "free"
     preference: float = 0.0
+    skip_preference: float = 0.0
     anneal_steps: int = 0
     prior: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
-        require(math.isfinite(self.preference), "preference", self.preference, "must be finite")
         require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, "must be at least 0")
         free = self.choice == "free"
-        require(free or self.preference == 0, "preference", self.preference, "needs choice='free'")
+        for name in ("preference", "skip_preference"):
+            value = getattr(self, name)
+            require(math.isfinite(value), name, value, "must be finite")
+            require(free or value == 0, name, value, "needs choice='free'")
         require(free or self.prior is None, "prior", self.prior, "needs choice='free'")
         if self.prior is not None:
             for h, row in enumerate(self.prior):
@@ -224,9 +228,15 @@ class ModelConfig:
             return
         if choice.choice == "ordered_or_skip":
             require(self.skip, "skip", self.skip, f"{side}.choice='ordered_or_skip' needs skip=True")
+        allowed = f"{side}.skip_preference={choice.skip_preference} needs skip=True"
+        require(self.skip or not choice.skip_preference, "skip", self.skip, allowed)
         # Classes may be fewer than modules only where the official code counts them so (router.classes="ffn"); one less
         # makes its SKIP a module, more would leave modules without a class.
-        room = classes if choice.choice == "free" and not choice.preference else classes - self.skip
+        room = (
+            classes
+            if choice.choice == "free" and not (choice.preference or choice.skip_preference)
+            else classes - self.skip
+        )
         allowed = f"gives the {side} router too few classes for {modules} modules"
         require(room >= modules, "router.classes", self.router.classes, allowed)
         if choice.prior is not None:
@@ -330,6 +340,7 @@ class ModelConfig:
             if not choice.anneal_steps:
                 return choice
             rest = max(0.0, 1 - step / choice.anneal_steps)
-            return dataclasses.replace(choice, preference=choice.preference * rest, anneal_steps=0)
+            strengths = {name: getattr(choice, name) * rest for name in ("preference", "skip_preference")}
+            return dataclasses.replace(choice, **strengths, anneal_steps=0)
 
         return dataclasses.replace(self, attention=fix(self.attention), ffn=fix(self.ffn))

@@ -147,10 +147,11 @@ def prior_table(config: ModelConfig, side: Side, step: jax.Array | int | None = 
     if choice.choice == "ordered_or_skip":
         return jnp.where(diagonal | skip, 0.0, -jnp.inf)
     table = None if choice.prior is None else jnp.array(choice.prior, jnp.float32)
-    if choice.preference:
-        strength = jnp.float32(choice.preference)
+    if choice.preference or choice.skip_preference:
+        rest = jnp.float32(1)
         if choice.anneal_steps and step is not None:
-            strength = strength * jnp.maximum(0, 1 - jnp.asarray(step, jnp.float32) / choice.anneal_steps)
-        preferred = jnp.where(diagonal | (skip & (h >= modules)), strength, 0.0)
+            rest = jnp.maximum(0, 1 - jnp.asarray(step, jnp.float32) / choice.anneal_steps)
+        own = diagonal | (skip & (h >= modules))
+        preferred = jnp.where(own, rest * choice.preference, jnp.where(skip, rest * choice.skip_preference, 0.0))
         table = preferred if table is None else table + preferred
     return table

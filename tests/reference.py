@@ -205,11 +205,17 @@ def prior_row(config, side, h, step):
         return list(choice.prior[h])
     if choice.choice == "ordered_or_skip":
         return [0.0 if c in (h, classes - 1) else NEVER for c in range(classes)]
-    bonus = choice.preference
+    rest = 1.0
     if choice.anneal_steps and step is not None:
-        bonus = bonus * jnp.maximum(0.0, 1 - step / choice.anneal_steps)
-    preferred = h if h < count else classes - 1 if config.skip else None
-    return [bonus if c == preferred else 0.0 for c in range(classes)]
+        rest = jnp.maximum(0.0, 1 - step / choice.anneal_steps)
+    skip = classes - 1 if config.skip else None
+    row = [0.0] * classes
+    if config.skip:
+        row[skip] = rest * choice.skip_preference
+    preferred = h if h < count else skip
+    if preferred is not None:
+        row[preferred] = rest * choice.preference
+    return row
 
 
 def select(logits, prior_C, count, config):

@@ -103,6 +103,13 @@ def complaint(make, *args, **kwargs):
         ),
         (ChoiceConfig, {"preference": INF}, "preference=inf: must be finite"),
         (ChoiceConfig, {"anneal_steps": -1}, "anneal_steps=-1: must be at least 0"),
+        (ChoiceConfig, {"skip_preference": INF}, "skip_preference=inf: must be finite"),
+        (ChoiceConfig, {"choice": "ordered", "skip_preference": 1.0}, "skip_preference=1.0: needs choice='free'"),
+        (
+            ModelConfig,
+            {"ffn": ChoiceConfig(skip_preference=1.0), "skip": False},
+            "skip=False: ffn.skip_preference=1.0 needs skip=True",
+        ),
         (ChoiceConfig, {"choice": "ordered", "preference": 1.0}, "preference=1.0: needs choice='free'"),
         (ChoiceConfig, {"choice": "ordered", "prior": ((0.0,),)}, "prior=((0.0,),): needs choice='free'"),
         (
@@ -327,8 +334,10 @@ def test_kinds():
 
 
 def test_at_step():
-    config = ModelConfig(attention=ChoiceConfig(preference=4.0, anneal_steps=8), ffn=ChoiceConfig(preference=2.0))
+    strong = ChoiceConfig(preference=4.0, skip_preference=2.0, anneal_steps=8)
+    config = ModelConfig(attention=strong, ffn=ChoiceConfig(preference=2.0))
     assert [config.at_step(n).attention.preference for n in (0, 2, 8, 100)] == [4.0, 3.0, 0.0, 0.0]
+    assert [config.at_step(n).attention.skip_preference for n in (0, 2, 8, 100)] == [2.0, 1.5, 0.0, 0.0]
     for n in (0, 2, 100):
         fixed = config.at_step(n)
         assert fixed.attention.anneal_steps == 0

@@ -59,6 +59,11 @@ CASES = {
         "num_steps": 5,
         "step": 4,
     },
+    "preference-of-skip": {
+        "attention": ChoiceConfig(preference=2.0, skip_preference=1.5, anneal_steps=10),
+        "ffn": ChoiceConfig(skip_preference=-1.0, anneal_steps=20),
+        "num_steps": 4,
+    },
     "preference-full": {"attention": ChoiceConfig(preference=2.0, anneal_steps=10), "skip": False, "num_steps": 4},
     "prior": {"attention": LEANING, "ffn": LEANING, "z_loss": 0.1},
     "prior-raw": {"attention": LEANING, "router": {"scoring": "raw"}, "z_loss": 0.02},

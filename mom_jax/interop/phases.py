@@ -5,15 +5,20 @@ Vanilla layers are consumed in order: bottom anchors, then per chunk M = max(N_A
 init_from_vanilla). Nothing is skipped silently, and the final layer norm is copied, unlike there.
 """
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from mom_jax.config import SIDES, ModelConfig, Side
-from mom_jax.fields import ConfigError
+from mom_jax.config import SIDES, ChoiceConfig, ModelConfig, Side
+from mom_jax.fields import ConfigError, require
 
 Params = dict[Any, Any]
+
+# In logits after the temperature: a module that is not preferred has a probability of about exp(-24), or exp(-12)
+# beside a second preference, times what the router says.
+PREFERENCE = 24.0
 
 
 def layer_names(config: ModelConfig) -> list[tuple[str, int, int | None]]:
@@ -80,6 +85,37 @@ def from_vanilla(
         if name in vanilla:
             result[name] = _checked(vanilla[name], params[name], name)
     return result, messages
+
+
+def preserving(config: ModelConfig, anneal_steps: int) -> ModelConfig:
+    """The model that starts as the vanilla one: every step prefers the module of its own number, steps beyond the last
+    module prefer SKIP, and the preference falls to 0 over `anneal_steps` training steps.
+
+    With K = 2 a second module would disturb the first one's queries and keys, so that SKIP is the second preference;
+    not so where weights multiply them too (`weighted_qkv`). Raises ConfigError naming the field with which a MoM cannot
+    do what its vanilla counterpart does.
+    """
+    for side in SIDES:
+        free = getattr(config, side) == ChoiceConfig()
+        require(free, f"model.{side}", getattr(config, side), "must be free for a preserving start")
+    same = config.num_attn_modules == config.num_ffn_modules
+    allowed = f"must equal num_ffn_modules={config.num_ffn_modules} for a vanilla-preserving start"
+    require(same, "model.num_attn_modules", config.num_attn_modules, allowed)
+    allowed = f"must be at least the {config.pool_size} modules for a vanilla-preserving start"
+    require(config.num_steps >= config.pool_size, "model.num_steps", config.num_steps, allowed)
+    require(
+        config.num_steps == config.pool_size or config.skip, "model.skip", config.skip, "must skip the steps beyond"
+    )
+    router = config.router
+    require(router.scoring == "softmax", "model.router.scoring", router.scoring, "must be 'softmax' to preserve")
+    require(not router.all_modules, "model.router.all_modules", router.all_modules, "preserves nothing")
+    require(config.capacity_factor is None, "model.capacity_factor", config.capacity_factor, "must be None to preserve")
+    single = config.top_k == 1 or config.weighted_qkv or (config.top_k == 2 and config.skip)
+    allowed = "must be 1, or 2 with SKIP, or model.weighted_qkv set, for a vanilla-preserving start"
+    require(single, "model.top_k", config.top_k, allowed)
+    second = PREFERENCE / 2 if config.top_k == 2 and not config.weighted_qkv else 0.0
+    choice = ChoiceConfig(preference=PREFERENCE, skip_preference=second, anneal_steps=anneal_steps)
+    return dataclasses.replace(config, attention=choice, ffn=choice)
 
 
 def _name(group: str, index: int, module: int | None) -> str:

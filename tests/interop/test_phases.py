@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 
 import mom_jax as mom
-from mom_jax.config import ModelConfig, RouterConfig
+from mom_jax.config import ChoiceConfig, ModelConfig, RouterConfig
 from mom_jax.fields import ConfigError
 from mom_jax.interop.official import params_from_official, params_to_official
-from mom_jax.interop.phases import from_vanilla, is_vanilla, layer_names
+from mom_jax.interop.phases import from_vanilla, is_vanilla, layer_names, preserving
+from mom_jax.model import with_parameters
 
 SMALL = ModelConfig(
     vocab_size=7,
@@ -244,3 +245,62 @@ def test_what_is_vanilla():
     assert not is_vanilla(SMALL)
     assert not is_vanilla(dataclasses.replace(SMALL.vanilla(), attention=SMALL.attention))
     assert len(layer_names(SMALL)) == SMALL.num_layers == 8
+
+
+FREE = {"num_attn_modules": 3, "num_ffn_modules": 3, "num_steps": 3, "num_chunks": 2, "context_length": 8}
+STARTS = {
+    "k1": {"top_k": 1},
+    "k1 renormalised": {"top_k": 1, "router": dataclasses.replace(SMALL.router, weights="renormalised")},
+    "k1 beyond": {"top_k": 1, "num_steps": 5},
+    "k1 without skip": {"top_k": 1, "skip": False},
+    "k2": {"top_k": 2},
+    "k2 beyond": {"top_k": 2, "num_steps": 4},
+    "k2 weighted": {"top_k": 2, "weighted_qkv": True, "skip": False},
+    "k3 weighted": {"top_k": 3, "weighted_qkv": True},
+    "mlp": {"top_k": 2, "router": dataclasses.replace(SMALL.router, kind="mlp")},
+}
+
+
+def start(**fields):
+    return dataclasses.replace(SMALL, **(FREE | {"attention": ChoiceConfig(), "ffn": ChoiceConfig()} | fields))
+
+
+@pytest.mark.parametrize("fields", STARTS.values(), ids=list(STARTS))
+def test_a_preserving_start_is_the_vanilla_model_and_ends_free(fields):
+    free = start(**fields)
+    config = preserving(free, anneal_steps=10)
+    vanilla = fresh(free.vanilla(), 1)
+    params, _ = from_vanilla(free.vanilla(), vanilla, config, fresh(config))
+    # New routers' logits are small; these are still larger.
+    for chunk in params["chunks"].values():
+        for side in ("attention_router", "ffn_router"):
+            chunk[side] = {name: 0.05 * array for name, array in chunk[side].items()}
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, SMALL.vocab_size, (2, 8)), jnp.int32)
+
+    def logits(config, params, step=None):
+        return with_parameters(config, params)(ids, step=step).logits
+
+    expected = logits(free.vanilla(), vanilla)
+    np.testing.assert_allclose(logits(config, params, 0), expected, atol=1e-3)
+    np.testing.assert_allclose(logits(config, params, 10), logits(free, params), atol=1e-5)
+    assert np.abs(logits(free, params) - expected).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_k": 2, "skip": False}, r"model\.top_k=2: must be 1, or 2 with SKIP, or model\.weighted_qkv set"),
+        ({"top_k": 3}, r"model\.top_k=3: must be 1"),
+        ({"num_steps": 2}, r"model\.num_steps=2: must be at least the 3 modules"),
+        ({"num_steps": 4, "skip": False, "top_k": 1}, r"model\.skip=False: must skip the steps beyond"),
+        ({"num_attn_modules": 2}, r"model\.num_attn_modules=2: must equal num_ffn_modules=3"),
+        ({"capacity_factor": 1.0}, r"model\.capacity_factor=1\.0"),
+        ({"ffn": ChoiceConfig(choice="ordered")}, r"model\.ffn=ChoiceConfig\(choice='ordered'"),
+        ({"router": dataclasses.replace(SMALL.router, scoring="raw")}, r"model\.router\.scoring='raw'"),
+        ({"router": dataclasses.replace(SMALL.router, all_modules=True)}, r"model\.router\.all_modules=True"),
+    ],
+)
+def test_what_cannot_preserve_is_refused_in_one_line(fields, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        preserving(start(**fields), anneal_steps=10)
+    assert "\n" not in str(error.value)

@@ -196,6 +196,7 @@ def test_options_we_cannot_express(theirs, message):
     ("ours", "field"),
     [
         (ModelConfig(), r"router\.weights='auto'"),
+        (dataclasses.replace(SMALL, tie_embeddings=False), r"tie_embeddings=False: the authors' code has only True"),
         (dataclasses.replace(SMALL, z_loss=0.1), r"z_loss=0\.1"),
         (dataclasses.replace(SMALL, capacity_factor=1.5), r"capacity_factor=1\.5"),
         (dataclasses.replace(SMALL, ffn=ChoiceConfig(choice="ordered")), r"ffn\.choice='ordered'"),
@@ -230,6 +231,7 @@ def test_every_field_and_option_is_accounted_for():
     assert ours - {field.split(".")[0] for field in mapped} == {
         "attention",
         "ffn",
+        "tie_embeddings",
         "z_loss",
         "capacity_factor",
         *official.HOW_NOT_WHAT,

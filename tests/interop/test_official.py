@@ -32,8 +32,7 @@ def random_state(config, prefix="transformer."):
     rng = np.random.default_rng(0)
     state = {}
     for entry in official._entries(config):
-        name = entry.name if entry.name.startswith("score") else prefix + entry.name
-        state[name] = rng.normal(size=entry.shape).astype(np.float32)
+        state[entry.name.replace("transformer.", prefix)] = rng.normal(size=entry.shape).astype(np.float32)
     return state
 
 

@@ -84,7 +84,9 @@ def read(
         elif entry.module is None:
             flat[entry.path] = array
         else:
-            flat.setdefault(entry.path, np.empty(whole[entry.path], np.float32))[entry.module] = array
+            if entry.path not in flat:
+                flat[entry.path] = np.empty(whole[entry.path], np.float32)
+            flat[entry.path][entry.module] = array
     return _nest(flat)
 
 

@@ -135,7 +135,7 @@ class ModelConfig:
 
     The layers, bottom to top: embeddings; `num_bottom` anchors (plain GPT-2 layers); `num_chunks` chunks of
     `num_steps` assembly steps over a pool of `num_attn_modules` and `num_ffn_modules` modules, each chunk followed by
-    an anchor if `anchor_after_chunk`; `num_top` anchors; a layer norm; the head, tied to the token embedding.
+    an anchor if `anchor_after_chunk`; `num_top` anchors; a layer norm; the head.
 
     Attributes:
         vocab_size: V; 0 stands for as many as the data's tokenizer has, which the programs fill in.
@@ -156,6 +156,7 @@ class ModelConfig:
         z_loss: the factor of the router z-loss.
         activation: of the FFNs, by the names of Hugging Face.
         layer_norm_epsilon: of every layer norm.
+        tie_embeddings: the head of the language model is the token embedding; else a matrix of its own.
         num_classes: builds a sequence-classification head of so many classes.
         dtype: of the computation; parameters, router logits and softmax are float32.
         remat: what the backward pass recomputes. `none`; `dots`: all but matrix products (docs/results.md has the
@@ -188,6 +189,7 @@ class ModelConfig:
     z_loss: float = 0.0
     activation: Literal["gelu_new", "gelu", "relu"] = "gelu_new"
     layer_norm_epsilon: float = 1e-5
+    tie_embeddings: bool = True
     num_classes: int | None = None
     dropout: DropoutConfig = DropoutConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -50,7 +50,7 @@ def next_token(output: Output, labels: jax.Array) -> tuple[jax.Array, jax.Array]
     """(sum of -log p(label), number of labels) of a model's output against labels [B, L] one token on: position l
     predicts label l + 1; labels of -100 do not count. The logits of all tokens never exist at once."""
     labels = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
-    nll = linear_cross_entropy(output.hidden, output.embedding, labels)
+    nll = linear_cross_entropy(output.hidden, output.unembedding, labels)
     return nll, (labels != IGNORE).sum().astype(jnp.float32)
 
 

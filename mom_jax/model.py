@@ -38,19 +38,19 @@ class Cache:
 class Output:
     """hidden: [B, L, D] after the final layer norm. routing: the routers' statistics. captured: what was asked for.
 
-    `logits` [B, L, V] in float32 are computed when they are read, from the tied token embedding.
+    `logits` [B, L, V] in float32 are computed when they are read, with the head's matrix `unembedding` [V, D].
     """
 
     hidden: jax.Array
-    embedding: jax.Array
+    unembedding: jax.Array
     routing: Routing
     cache: Cache | None
     captured: dict[str, jax.Array]
 
     @property
     def logits(self) -> jax.Array:
-        embedding = self.embedding.astype(self.hidden.dtype)
-        return jnp.einsum("bld,vd->blv", self.hidden, embedding, preferred_element_type=jnp.float32)
+        unembedding = self.unembedding.astype(self.hidden.dtype)
+        return jnp.einsum("bld,vd->blv", self.hidden, unembedding, preferred_element_type=jnp.float32)
 
 
 class Embedding(nnx.Module):
@@ -73,6 +73,13 @@ class FinalNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = normalise(x, self.config.layer_norm_epsilon).astype(jnp.float32)
         return (y * self.scale[...][None, None] + self.bias[...][None, None]).astype(x.dtype)
+
+
+class Unembedding(nnx.Module):
+    """The language model's head, where it is not the token embedding: a linear map to logits [V, D], without bias."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.kernel = normal(rngs, config.vocab_size, config.d_model, axes=("vocab", "width"))
 
 
 class Head(nnx.Module):
@@ -105,6 +112,8 @@ class MoM(nnx.Module):
         self.final_norm = FinalNorm(config)
         if config.num_classes is not None:
             self.head = Head(config.d_model, config.num_classes, rngs=rngs)
+        if not config.tie_embeddings:
+            self.lm_head = Unembedding(config, rngs=rngs)
 
     def __call__(
         self,
@@ -195,7 +204,8 @@ class MoM(nnx.Module):
         if "hidden" in capture:
             captured["pre_norm"] = x
         cache = None if cache is None else Cache(new_kv, valid_slots, cache.length + length)
-        return Output(gathered(self.final_norm)(x), embed.tokens[...], stack(routing), cache, captured)
+        unembedding = embed.tokens if config.tie_embeddings else gathered(self.lm_head, config.dtype).kernel
+        return Output(gathered(self.final_norm)(x), unembedding[...], stack(routing), cache, captured)
 
     def classify(self, hidden: jax.Array, last_index: jax.Array) -> jax.Array:
         """Class logits [B, num_classes] in float32 from the hidden state [B, L, D] at each row's `last_index` [B]."""

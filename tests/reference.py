@@ -57,7 +57,7 @@ def forward(params, ids_BxL, config, *, mask=None, noise=None, prior=None, step=
         last = jnp.stack([x[b, last_index[b]] for b in range(x.shape[0])])
         out["logits"] = last @ params["head"]["kernel"]
     else:
-        out["logits"] = x @ params["embed"]["tokens"].T
+        out["logits"] = x @ (params["embed"]["tokens"] if config.tie_embeddings else params["lm_head"]["kernel"]).T
     return out
 
 

@@ -78,6 +78,8 @@ CASES = {
     "no-chunks": {"num_chunks": 0, "num_bottom": 2},
     "mask": {"masked": True, "z_loss": 0.1, "balance": {"kind": "depthwise"}},
     "classifier": {"num_classes": 3, "masked": True},
+    "untied": {"tie_embeddings": False, "num_chunks": 0, "num_bottom": 1, "masked": True},
+    "untied-classifier": {"tie_embeddings": False, "num_classes": 3, "num_steps": 1},
     "official": ModelConfig.official(
         **{f: getattr(SMALL, f) for f in ("vocab_size", "context_length", "d_model", "num_heads", "d_ff", "num_steps")},
         num_attn_modules=2,
@@ -88,7 +90,7 @@ CASES = {
 }
 # Compiling takes seconds a case: these are tested always, the others by `make test-slow`.
 QUICK = """
-gru-k1 gru-raw-straight-through mlp attention-2-ffn-4-max mixture-of-experts ordered-or-skip chunks mask
+gru-k1 gru-raw-straight-through mlp attention-2-ffn-4-max mixture-of-experts ordered-or-skip chunks mask untied
 """.split()  # noqa: SIM905
 EXTRAS = ("seed", "step", "masked")
 SEEDS = dict.fromkeys(

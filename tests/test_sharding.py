@@ -53,6 +53,7 @@ MODELS = {
     "splash": ({"attention_kernel": "splash", "context_length": 128, "num_steps": 2}, 3),
     "full": ({"remat": "full"}, 3),
     "none": ({"remat": "none"}, 3),
+    "untied": ({"tie_embeddings": False}, 3),
 }
 STEPS = 5
 
@@ -185,6 +186,7 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
                 ("megablox", [(1, 2, 2, 2)], 1),
                 ("full", [(1, 2, 2, 2)], 1),
                 ("none", [(1, 2, 2, 2)], 1),
+                ("untied", [(1, 2, 2, 2)], 1),
                 ("k1", [(2, 2, 1, 1), (1, 2, 2, 1)], 2),
             ]
         ),

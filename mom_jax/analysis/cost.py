@@ -14,11 +14,12 @@ from mom_jax.linear_cross_entropy import DEFAULT_CHUNK_LOGITS
 class ParameterCount:
     """Numbers of parameters; `total` is the sum of the parts, `active` is not one of them.
 
-    embedding: tokens [V, D] (the language model's head too) and positions [P, D].
+    embedding: tokens [V, D] (a tied language model's head too) and positions [P, D].
     anchors: bottom, top and after chunks. modules: of all pools. routers: of both sides and all chunks.
-    head: the final layer norm and, for a classifier, its matrix [D, classes].
-    active: what the forward pass of one token multiplies with: the head, one row of positions, every anchor, and at
-        each step the routers and the modules taken, counted again each time they are used. It can exceed `total`.
+    head: the final layer norm; where it is not tied, the language model's matrix [V, D]; a classifier's [D, classes].
+    active: what the forward pass of one token multiplies with: the head in use, rows of the embeddings, every anchor,
+        and at each step the routers and the modules taken, counted again each time they are used. It can exceed
+        `total`.
     """
 
     total: int
@@ -70,19 +71,21 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     anchors = _anchors(config) * layer
     modules = s * sum(config.modules(side) * _sublayer(config, side) for side in SIDES)
     routers = s * sum(_router(config, side) for side in SIDES)
-    head = 2 * d + d * (config.num_classes or 0)
+    classifier = d * (config.num_classes or 0)
+    untied = 0 if config.tie_embeddings else tokens
     steps = s * config.num_steps
     executed = steps * sum(_taken(config, side) * _sublayer(config, side) + _router(config, side) for side in SIDES)
-    # A language model's tied head uses the whole table of tokens, a classifier one row of it.
-    lookup = (d if config.num_classes else tokens) + d
+    # A language model's tied head uses the whole table of tokens; otherwise a token uses one row of it.
+    lookup = (tokens if config.tie_embeddings and not config.num_classes else d) + d
+    used_head = 2 * d + (classifier or untied)
     return ParameterCount(
-        total=tokens + positions + anchors + modules + routers + head,
+        total=tokens + positions + anchors + modules + routers + 2 * d + untied + classifier,
         embedding=tokens + positions,
         anchors=anchors,
         modules=modules,
         routers=routers,
-        head=head,
-        active=lookup + anchors + executed + head,
+        head=2 * d + untied + classifier,
+        active=lookup + anchors + executed + used_head,
     )
 
 

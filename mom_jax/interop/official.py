@@ -9,8 +9,7 @@
 - `dtype`, `remat`, `dispatch` and `attention_kernel` say how we compute, not what: they are not written, and read as
   their defaults.
 
-State dicts are dictionaries of numpy arrays; parameters are our model's nested dictionaries of arrays. Reading and
-writing files is the caller's business.
+Reading and writing files is the caller's business.
 """
 
 import dataclasses
@@ -20,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mom_jax.config import BalanceConfig, DropoutConfig, ModelConfig, RouterConfig, Side
-from mom_jax.fields import ConfigError, nearest, require
+from mom_jax.fields import nearest, require
+from mom_jax.interop.arrays import PREFIX, Entry, Path, head, read, sublayer, write
+from mom_jax.interop.huggingface import BOOKKEEPING
 
 # Configurations.
 
@@ -89,23 +90,14 @@ FIXED = {
     "add_cross_attention": False,
 }
 
-# Read above under another name, without effect in the authors' code, or Hugging Face bookkeeping.
-IGNORED = frozenset(
-    """
-    depth_multiplier bind_ffn_attn n_layer n_ctx output_router_logits scale_attn_by_inverse_layer_idx
-    reorder_and_upcast_attn use_cache summary_type summary_use_proj summary_activation summary_proj_to_labels
-    summary_first_dropout gradient_checkpointing architectures model_type transformers_version _name_or_path
-    _commit_hash _attn_implementation _attn_implementation_autoset attn_implementation auto_map torch_dtype dtype
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class prefix finetuning_task
-    task_specific_params problem_type id2label label2id return_dict output_hidden_states output_attentions torchscript
-    use_bfloat16 tf_legacy_loss pruned_heads chunk_size_feed_forward is_encoder_decoder is_decoder
-    cross_attention_hidden_size tie_encoder_decoder max_length min_length do_sample early_stopping num_beams
-    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
-    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
-    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens keys_to_ignore_at_inference
-    """.split()  # noqa: SIM905
-)
+# Read above under another name, or without effect in the authors' code.
+IGNORED = BOOKKEEPING | {
+    "depth_multiplier",
+    "bind_ffn_attn",
+    "n_layer",
+    "output_router_logits",
+    "scale_attn_by_inverse_layer_idx",
+}
 
 HOW_NOT_WHAT = ("dtype", "remat", "dispatch", "attention_kernel")
 
@@ -188,31 +180,19 @@ def _check_same(config: Any, theirs: Any, path: str = "") -> None:
 
 # Parameters.
 
-
-class Entry(NamedTuple):
-    """One array of the authors' state dict: its name, its shape there, and where it is in our tree."""
-
-    name: str
-    shape: tuple[int, ...]
-    path: tuple[str | int, ...]
-    module: int | None = None  # the row of our array, where ours is stacked over modules
-    transposed: bool = False
-
-
-SUBLAYERS: dict[Side, tuple[str, tuple[tuple[str, str], ...]]] = {
-    "attention": (
-        "mot_attn",
-        (("attention_layernorm", "norm"), ("c_attn", "qkv"), ("c_proj", "out")),
-    ),
-    "ffn": ("mot_ffn", (("ffn_layernorm", "norm"), ("c_fc", "in"), ("c_proj", "out"))),
+# The authors' names for a sublayer, for its layer norm and for its two linear maps.
+SUBLAYERS: dict[Side, tuple[str, tuple[str, str, str]]] = {
+    "attention": ("mot_attn", ("attention_layernorm", "c_attn", "c_proj")),
+    "ffn": ("mot_ffn", ("ffn_layernorm", "c_fc", "c_proj")),
 }
 
 
 def _entries(config: ModelConfig) -> Iterator[Entry]:
-    """Every array of the authors' model, the tied output head apart, under its name without `transformer.`."""
+    """Every array of the authors' model, the tied output head apart."""
+    require(config.tie_embeddings, "tie_embeddings", config.tie_embeddings, "the authors' code has only True")
     d = config.d_model
-    yield Entry("wte.weight", (config.vocab_size, d), ("embed", "tokens"))
-    yield Entry("wpe.weight", (config.context_length, d), ("embed", "positions"))
+    yield Entry(f"{PREFIX}wte.weight", (config.vocab_size, d), ("embed", "tokens"))
+    yield Entry(f"{PREFIX}wpe.weight", (config.context_length, d), ("embed", "positions"))
     block = 0
     for i in range(config.num_bottom):
         yield from _layer_entries(config, block, ("bottom", i))
@@ -226,15 +206,15 @@ def _entries(config: ModelConfig) -> Iterator[Entry]:
     for i in range(config.num_top):
         yield from _layer_entries(config, block, ("top", i))
         block += 1
-    yield Entry("ln_f.weight", (d,), ("final_norm", "scale"))
-    yield Entry("ln_f.bias", (d,), ("final_norm", "bias"))
+    yield Entry(f"{PREFIX}ln_f.weight", (d,), ("final_norm", "scale"))
+    yield Entry(f"{PREFIX}ln_f.bias", (d,), ("final_norm", "bias"))
     if config.num_classes:
         yield Entry("score.weight", (config.num_classes, d), ("head", "kernel"), transposed=True)
 
 
-def _layer_entries(config: ModelConfig, block: int, path: tuple[str | int, ...]) -> Iterator[Entry]:
+def _layer_entries(config: ModelConfig, block: int, path: Path) -> Iterator[Entry]:
     for side in SUBLAYERS:
-        yield from _sublayer_entries(config, side, block, path)
+        yield from sublayer(config, side, _names(side, block), path)
 
 
 def _chunk_entries(config: ModelConfig, block: int, chunk: int) -> Iterator[Entry]:
@@ -243,30 +223,18 @@ def _chunk_entries(config: ModelConfig, block: int, chunk: int) -> Iterator[Entr
         modules = config.modules(side)
         for m in range(modules):
             # A pool of one is an ordinary sublayer there: its names carry no index.
-            yield from _sublayer_entries(config, side, block, path, m, f".{m}" if modules > 1 else "")
+            yield from sublayer(config, side, _names(side, block, f".{m}" if modules > 1 else ""), path, m)
         if config.kind(side) == "routed":
-            yield from _router_entries(config, side, f"h.{block}.{prefix}.router", (*path, f"{side}_router"))
+            yield from _router_entries(config, side, f"{PREFIX}h.{block}.{prefix}.router", (*path, f"{side}_router"))
 
 
-def _sublayer_entries(
-    config: ModelConfig,
-    side: Side,
-    block: int,
-    path: tuple[str | int, ...],
-    module: int | None = None,
-    suffix: str = "",
-) -> Iterator[Entry]:
-    d, f = config.d_model, config.inner_width
-    widths = {"qkv": (d, 3 * d), "in": (d, f), "out": (d if side == "attention" else f, d)}
-    prefix, layers = SUBLAYERS[side]
-    for theirs, ours in layers:
-        name = f"h.{block}.{prefix}.{theirs}{suffix}"
-        first, weight = ("scale", (d,)) if ours == "norm" else ("kernel", widths[ours])
-        yield Entry(f"{name}.weight", weight, (*path, side, f"{ours}_{first}"), module)
-        yield Entry(f"{name}.bias", weight[-1:], (*path, side, f"{ours}_bias"), module)
+def _names(side: Side, block: int, suffix: str = "") -> tuple[str, str, str]:
+    prefix, (norm, first, last) = SUBLAYERS[side]
+    before = f"{PREFIX}h.{block}.{prefix}"
+    return f"{before}.{norm}{suffix}", f"{before}.{first}{suffix}", f"{before}.{last}{suffix}"
 
 
-def _router_entries(config: ModelConfig, side: Side, name: str, path: tuple[str | int, ...]) -> Iterator[Entry]:
+def _router_entries(config: ModelConfig, side: Side, name: str, path: Path) -> Iterator[Entry]:
     d, r, c, kind = config.d_model, config.router.dim, config.classes(side), config.router.kind
     gates = 4 if kind == "gru_random" else 3
     linears = {"x2h": ("input", gates * r, d), "h2h": ("state", gates * r, r), "router": ("score", c, r)}
@@ -277,31 +245,16 @@ def _router_entries(config: ModelConfig, side: Side, name: str, path: tuple[str 
         yield Entry(f"{name}.{theirs}.bias", (fan_out,), (*path, f"{ours}_bias"))
 
 
-def params_from_official(state_dict: Mapping[str, Any], config: ModelConfig) -> dict:
+def params_from_official(
+    arrays: Mapping[str, Any], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict:
     """Our parameters from the authors' state dict, whose names may lack the prefix `transformer.`.
 
     Raises `ConfigError` naming every array that is missing, surplus or of the wrong shape, and an output head that is
-    not the token embedding.
+    not the token embedding. `shapes` and lazy `arrays` as in mom_jax/interop/arrays.py.
     """
-    prefix = "transformer." if any(name.startswith("transformer.") for name in state_dict) else ""
-    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
-    head = arrays.pop("lm_head.weight", None)
-    entries = [entry._replace(name=_with_prefix(entry.name, prefix)) for entry in _entries(config)]
-    _check_arrays({e.name: e.shape for e in entries}, {name: a.shape for name, a in arrays.items()})
-    tokens = arrays[f"{prefix}wte.weight"]
-    if head is not None and not np.array_equal(head, tokens):
-        raise ConfigError(
-            f"lm_head.weight {head.shape}: must equal {prefix}wte.weight {tokens.shape}, to which it is tied"
-        )
-    flat: dict[tuple[str | int, ...], Any] = {}
-    for entry in entries:
-        array = arrays[entry.name].T if entry.transposed else arrays[entry.name]
-        array = array.reshape(_our_shape(entry))
-        if entry.module is None:
-            flat[entry.path] = array
-        else:
-            flat.setdefault(entry.path, []).append(array)
-    return _nest({path: np.stack(value) if isinstance(value, list) else value for path, value in flat.items()})
+    embedding, *rest = _entries(config)
+    return read(arrays, [embedding, head(config), *rest], shapes)
 
 
 def params_to_official(params: Mapping[Any, Any], config: ModelConfig) -> dict[str, np.ndarray]:
@@ -309,64 +262,5 @@ def params_to_official(params: Mapping[Any, Any], config: ModelConfig) -> dict[s
 
     Raises `ConfigError` naming every array that is missing, surplus or of the wrong shape.
     """
-    entries = list(_entries(config))
-    flat = {path: np.asarray(value) for path, value in _flatten(params)}
-    wanted = {}
-    for entry in entries:
-        shape = _our_shape(entry)
-        if entry.module is not None:
-            shape = (entry.module + 1, *shape)  # the last module's entry has the pool's size
-        wanted[_dotted(entry.path)] = shape
-    _check_arrays(wanted, {_dotted(path): array.shape for path, array in flat.items()})
-    official = {}
-    for entry in entries:
-        array = flat[entry.path] if entry.module is None else flat[entry.path][entry.module]
-        array = array.T if entry.transposed else array.reshape(entry.shape)
-        official[_with_prefix(entry.name, "transformer.")] = array
-    if not config.num_classes:
-        official["lm_head.weight"] = official["transformer.wte.weight"]
-    return official
-
-
-def _our_shape(entry: Entry) -> tuple[int, ...]:
-    """Of our array, or of one module's row in it: query, key and value have an axis of their own."""
-    shape = entry.shape[::-1] if entry.transposed else entry.shape
-    return (*shape[:-1], 3, shape[-1] // 3) if str(entry.path[-1]).startswith("qkv_") else shape
-
-
-def _with_prefix(name: str, prefix: str) -> str:
-    return name if name == "score.weight" else prefix + name
-
-
-def _check_arrays(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in found]
-    problems += [f"{name} {shape} is surplus" for name, shape in found.items() if name not in wanted]
-    problems += [
-        f"{name} has the shape {found[name]} instead of {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    if problems:
-        raise ConfigError("parameters do not fit the configuration: " + "; ".join(problems))
-
-
-def _dotted(path: tuple[str | int, ...]) -> str:
-    return ".".join(map(str, path))
-
-
-def _flatten(tree: Mapping[Any, Any], path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def _nest(flat: Mapping[tuple[str | int, ...], Any]) -> dict:
-    tree: dict = {}
-    for path, value in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
-    return tree
+    heads = () if config.num_classes else (head(config),)
+    return write(params, (*_entries(config), *heads))

@@ -50,7 +50,7 @@ def from_vanilla(
     """
     if not is_vanilla(vanilla_config):
         raise ConfigError("init_from: the source is no vanilla transformer and has another structure than the model")
-    for field in ("num_heads", "activation", "layer_norm_epsilon"):
+    for field in ("num_heads", "activation", "layer_norm_epsilon", "tie_embeddings"):
         old, new = getattr(vanilla_config, field), getattr(config, field)
         if old != new:
             raise ConfigError(f"model.{field}={new!r}: the vanilla model has {old!r}")
@@ -79,7 +79,7 @@ def from_vanilla(
                 messages.append(f"{_name(*source)}/{side} is dropped: chunk {index} has {room} {side} modules")
     for (chunk, stacked), modules in stacks.items():
         result["chunks"][chunk][stacked] = {key: jnp.stack([m[key] for m in modules]) for key in modules[0]}
-    for name in ("embed", "final_norm", "head"):
+    for name in ("embed", "final_norm", "head", "lm_head"):
         if name in vanilla and name not in params:
             raise ConfigError(f"init_from: {name} would be left over")
         if name in vanilla:

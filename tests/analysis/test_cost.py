@@ -97,6 +97,19 @@ def test_classifier_has_a_head_without_bias():
     assert parameter_count(classifier).active == parameter_count(SMALL).active - 44 + 4 + 12
 
 
+def test_an_untied_head_is_a_second_table_of_tokens():
+    untied = dataclasses.replace(SMALL, tie_embeddings=False)
+    tied_count, count = parameter_count(SMALL), parameter_count(untied)
+    assert (count.head, count.total) == (8 + 44, tied_count.total + 44)
+    assert count.embedding == tied_count.embedding
+    assert count.active == tied_count.active + 4  # besides the head, a row of the table
+    assert forward_flops_per_token(untied, 6) == forward_flops_per_token(SMALL, 6)
+    # A classifier has it too, unused.
+    both = dataclasses.replace(untied, num_classes=3)
+    assert parameter_count(both).total == count.total + 12
+    assert parameter_count(both).active == parameter_count(dataclasses.replace(SMALL, num_classes=3)).active
+
+
 @pytest.mark.parametrize(
     ("width", "heads", "layers", "parameters"),
     # Hugging Face's gpt2, gpt2-medium, gpt2-large: `model.num_parameters()`.

@@ -32,8 +32,7 @@ def random_state(config, prefix="transformer."):
     rng = np.random.default_rng(0)
     state = {}
     for entry in official._entries(config):
-        name = entry.name if entry.name.startswith("score") else prefix + entry.name
-        state[name] = rng.normal(size=entry.shape).astype(np.float32)
+        state[entry.name.replace("transformer.", prefix)] = rng.normal(size=entry.shape).astype(np.float32)
     return state
 
 
@@ -196,6 +195,7 @@ def test_options_we_cannot_express(theirs, message):
     ("ours", "field"),
     [
         (ModelConfig(), r"router\.weights='auto'"),
+        (dataclasses.replace(SMALL, tie_embeddings=False), r"tie_embeddings=False: the authors' code has only True"),
         (dataclasses.replace(SMALL, z_loss=0.1), r"z_loss=0\.1"),
         (dataclasses.replace(SMALL, capacity_factor=1.5), r"capacity_factor=1\.5"),
         (dataclasses.replace(SMALL, ffn=ChoiceConfig(choice="ordered")), r"ffn\.choice='ordered'"),
@@ -230,6 +230,7 @@ def test_every_field_and_option_is_accounted_for():
     assert ours - {field.split(".")[0] for field in mapped} == {
         "attention",
         "ffn",
+        "tie_embeddings",
         "z_loss",
         "capacity_factor",
         *official.HOW_NOT_WHAT,

@@ -198,6 +198,13 @@ def test_a_new_classification_head_stays_as_it_is():
     np.testing.assert_array_equal(result["head"]["kernel"], target["head"]["kernel"])
 
 
+def test_a_head_of_its_own_comes_along():
+    untied = dataclasses.replace(SMALL, tie_embeddings=False)
+    source = fresh(untied.vanilla(), 1)
+    result, _ = from_vanilla(untied.vanilla(), source, untied, fresh(untied))
+    np.testing.assert_array_equal(result["lm_head"]["kernel"], source["lm_head"]["kernel"])
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -218,9 +225,24 @@ def test_a_new_classification_head_stays_as_it_is():
             r"model\.layer_norm_epsilon=1e-05: .* has 0\.1$",
         ),
         (dataclasses.replace(SMALL.vanilla(), num_classes=2), r"init_from: head would be left over$"),
+        (
+            dataclasses.replace(SMALL.vanilla(), tie_embeddings=False),
+            r"model\.tie_embeddings=True: the vanilla model has False$",
+        ),
         (SMALL, r"init_from: the source is no vanilla transformer"),
     ],
-    ids=["missing", "surplus", "vocabulary", "inner width", "heads", "activation", "epsilon", "head", "not vanilla"],
+    ids=[
+        "missing",
+        "surplus",
+        "vocabulary",
+        "inner width",
+        "heads",
+        "activation",
+        "epsilon",
+        "head",
+        "untied",
+        "not vanilla",
+    ],
 )
 def test_what_does_not_fit_is_named_in_one_line(source, message):
     with pytest.raises(ConfigError, match=message) as error:

@@ -65,10 +65,10 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
     pad = math.ceil(model.pool_size / mesh.module) * mesh.module / model.pool_size if routed else 1.0
     divided = mesh.fsdp * mesh.module * mesh.tensor
     whole = 4 * count.total / divided
-    # In use: one chunk's pool and its gradient, or a layer's; and the embedding and its gradient.
+    # In use: one chunk's pool and its gradient, or a layer's; and the embedding, the head and their gradients.
     layer = (count.modules + count.anchors) / max(1, model.num_layers)
     pool = pad * pools / max(1, model.num_chunks) / mesh.module / mesh.tensor
-    in_use = 4 * 2 * (max(pool, layer / mesh.tensor) + count.embedding)
+    in_use = 4 * 2 * (max(pool, layer / mesh.tensor) + count.embedding + count.head)
     memory = training_memory_bytes(model, sequences, length)
     resident = 4 * whole + in_use + memory["activations"] + memory["logits"]
 

@@ -95,7 +95,9 @@ def test_wrong_input_is_one_line(tmp_path, capsys, monkeypatch, arguments, expec
 def test_ctrl_c_in_the_middle(tmp_path, flags):
     """Ends with one line; the same command then goes on to what an uninterrupted one gives."""
     source = jsonl(tmp_path / "corpus", 3000)
-    program = "import sys; from train.data import encode; encode.BATCH, encode.COMMIT_SECONDS = 2000, 0.0; {}"
+    # Whoever starts the tests in the background may have had Ctrl-C ignored.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from train.data import encode; encode.BATCH, encode.COMMIT_SECONDS = 2000, 0.0; {}"
     slow = "import time; original = encode._Batch.results\ndef wait(*a): time.sleep(0.02); return original(*a)\n"
     slow += "encode._Batch.results = wait\n"
     end = "from train import cli, prepare; cli.run_program(lambda: prepare.main(sys.argv[1:]))"

@@ -9,9 +9,12 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
@@ -20,8 +23,10 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, from_dict
 from mom_jax.model import MoM, with_parameters
 from mom_jax.sharding import make_mesh
-from train.config import Config
+from train import foreign
+from train.config import Config, DataConfig, Phase
 from train.data import tokenizer as tokenizers
+from train.files import write_whole
 from train.step import TrainState, abstract_params
 
 FOLDER = "checkpoints"
@@ -207,15 +212,69 @@ def read_config(run: Path, field: str) -> Config:
     return from_dict(Config, record)
 
 
-def load(path: str | Path, *, best: bool = False) -> tuple[MoM, tokenizers.Tokenizer | None]:
-    """(model, tokenizer or None) from a run's folder, a phase's, or one step's."""
-    found = find(path, field="checkpoint", best=best)
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model in any format. params: nested dictionaries of float32 arrays. fingerprint: of the tokenizer that it was
+    trained with, empty where that is not known. description: which format was found."""
+
+    config: ModelConfig
+    params: dict[Any, Any]
+    tokenizer: tokenizers.Tokenizer | None
+    fingerprint: str
+    description: str
+
+
+def open_model(path: str | Path, *, field: str, best: bool = False) -> Model:
+    """Reads a run's folder, a phase's or one step's, a folder of Hugging Face's GPT-2 or of the authors' code, or a
+    single safetensors file of ours. Raises ConfigError naming `field` for what is none of them, or not whole."""
+    place = Path(path).expanduser()
+    kind = foreign.detect(place, field)
+    if kind is not None:
+        model = foreign.read(place, kind, field)
+        return Model(model.config, model.params, model.tokenizer, model.fingerprint, str(model))
+    found = find(path, field=field, best=best)
     meta = found.meta()
     file = tokenizers.find(found.run)
     tokenizer = None if file is None else tokenizers.load(file, field="tokenizer")
     if tokenizer is not None:
         check_tokenizer(tokenizer.fingerprint, meta, f"tokenizer={str(file)!r}")
-    return with_parameters(meta.model, found.params(meta.model)), tokenizer
+    description = f"step {meta.step} of phase {meta.phase} of a run"
+    return Model(meta.model, found.params(meta.model), tokenizer, meta.tokenizer, description)
+
+
+def load(
+    path: str | Path, *, best: bool = False, say: Callable[[str], None] = lambda text: None
+) -> tuple[MoM, tokenizers.Tokenizer | None]:
+    """(model, tokenizer or None) from any format that `open_model` knows; `say` is told which it was."""
+    model = open_model(path, field="checkpoint", best=best)
+    say(f"{path}: {model.description}")
+    return with_parameters(model.config, jax.tree.map(jnp.asarray, model.params)), model.tokenizer
+
+
+def write_run(
+    output: Path, phase: str, config: ModelConfig, params: dict[Any, Any], tokenizer: tokenizers.Tokenizer
+) -> None:
+    """Writes a run whose only phase has parameters and has not been trained: for `init_from`, `load` and evaluation.
+
+    Raises ConfigError if `output` is there already or cannot be written.
+    """
+    data = DataConfig(tokenizer=str(output), length=min(DataConfig.length, config.context_length))
+    row = Phase(phase, 1)
+    experiment = Config(model=config, data=data, phases=(row,), run=str(output))
+    with foreign.whole_folder(output) as partial:
+        tokenizer.save(partial)
+        write_whole(partial / "config.json", (json.dumps(dataclasses.asdict(experiment), indent=1) + "\n").encode())
+        meta = Meta(experiment, phase, 0, 0, tokenizer.fingerprint)
+        items = {
+            "params": ocp.args.StandardSave(params),
+            "meta": ocp.args.JsonSave({"version": META_VERSION, **dataclasses.asdict(meta)}),
+        }
+        checkpoints = Checkpoints(partial / FOLDER / phase)
+        try:
+            checkpoints._manager.save(0, args=ocp.args.Composite(**items))
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
 
 
 def check_tokenizer(fingerprint: str, meta: Meta, name: str) -> None:

@@ -1,0 +1,105 @@
+"""Converts models between formats: `python -m train.convert --input FOLDER --output FOLDER --to vanilla`.
+
+Reads a run's folder (or one of its checkpoints), a folder of Hugging Face's GPT-2 or of the authors' code (config.json
+with model.safetensors or pytorch_model.bin), or a single .safetensors file of ours, and writes
+
+vanilla      a run with a GPT-2's parameters: `init_from` of a phase, or a model to evaluate and generate with
+mom          a run with the start of phase 2: the Mixture-of-Modules of --config, made of a vanilla model's layers
+huggingface  a folder that `transformers` loads; only for vanilla models
+official     a folder for the authors' code
+safetensors  a single file: --output FILE.safetensors
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from train.cli import load_config, run_program
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of the program.
+
+    Attributes:
+        input: what is read.
+        output: what is written; must not be there yet.
+        to: the format to write.
+        tokenizer: a tokenizer's file or folder, where none lies beside the input.
+        config: for `mom`, a Python file with get_config(), whose `model` is made.
+        best: of a run's phase take the step with the lowest validation loss, not the latest.
+    """
+
+    input: str
+    output: str
+    to: Literal["vanilla", "mom", "huggingface", "official", "safetensors"]
+    tokenizer: str | None = None
+    config: str | None = None
+    best: bool = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    flags = tyro.cli(Arguments, args=arguments, prog="python -m train.convert", description=__doc__)
+
+    from mom_jax.fields import ConfigError, require
+    from mom_jax.interop.phases import is_vanilla
+    from train import foreign, single_file
+    from train.checkpoint import open_model, write_run
+    from train.data import tokenizer as tokenizers
+    from train.initialise import vanilla_layers
+
+    require(
+        (flags.config is not None) == (flags.to == "mom"), "config", flags.config, "goes with --to mom, and only so"
+    )
+    output = Path(flags.output).expanduser()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"output={flags.output!r}: is there already")
+    if flags.to == "safetensors":
+        require(output.suffix == ".safetensors", "output", flags.output, "must end with .safetensors")
+    target = None if flags.config is None else load_config(flags.config)
+    model = open_model(flags.input, field="input", best=flags.best)
+    print(f"{flags.input}: {model.description}", file=sys.stderr)
+    tokenizer = model.tokenizer if flags.tokenizer is None else tokenizers.load(flags.tokenizer, field="tokenizer")
+    if tokenizer is not None:
+        vocabulary, ids = model.config.vocab_size, tokenizer.vocab_size
+        require(
+            ids <= vocabulary, "tokenizer", flags.tokenizer or "beside the input", f"has more than {vocabulary} ids"
+        )
+        known = model.fingerprint in ("", tokenizer.fingerprint)
+        require(known, "tokenizer", flags.tokenizer or "beside the input", "is not the one the model was trained with")
+    config, params = model.config, model.params
+
+    if flags.to == "vanilla" or flags.to == "mom":
+        if tokenizer is None:
+            raise ConfigError(f"input={flags.input!r}: has no tokenizer; give one with --tokenizer")
+        if not is_vanilla(config):
+            raise ConfigError(f"input={flags.input!r}: is a Mixture-of-Modules; --to {flags.to} takes a vanilla model")
+        messages: list[str] = []
+        if target is not None:
+            target = target.with_vocabulary(config.vocab_size)
+            config, params, messages = vanilla_layers(config, params, target.model, target.seed)
+        for message in messages:
+            print(message, file=sys.stderr)
+        write_run(output, flags.to, config, params, tokenizer)
+    elif flags.to == "safetensors":
+        fingerprint = model.fingerprint if tokenizer is None else tokenizer.fingerprint
+        output.parent.mkdir(parents=True, exist_ok=True)
+        single_file.save(output, config, params, fingerprint)
+    else:
+        foreign.write_folder(output, flags.to, config, params, tokenizer)
+    print(f"{flags.output}: {_count(params):,} parameters")
+    return 0
+
+
+def _count(params: Any) -> int:
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+if __name__ == "__main__":
+    run_program(main)

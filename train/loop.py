@@ -203,13 +203,15 @@ class Trainer:
         network = with_parameters(model.at_step(int(state.step)), params)
         settings: dict[str, Any] = {"temperature": 0.8, "top_k": min(40, model.vocab_size), "eos_id": tokenizer.eos_id}
         [tokens] = generate(network, [prompt], count, **settings)
-        start, rest = (tokenizer.decode([t for t in part if t < tokenizer.vocab_size]) for part in (prompt, tokens))
-        return start, start + rest
+        start, whole = (
+            tokenizer.decode([t for t in part if t < tokenizer.vocab_size]) for part in (prompt, [*prompt, *tokens])
+        )
+        return start, whole
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A step that is under way. waited: seconds for its data."""
+    """A step that is under way. waited: seconds that all reading of data took so far."""
 
     step: int
     report: StepReport
@@ -225,6 +227,7 @@ class PhaseLoop:
         self.config = trainer.config
         self.model = phase_model(self.config, phase.name)
         self.schedule = make_schedule(phase.optim, phase.steps)
+        self.waited = 0.0  # for data, until the step before was done, seconds
         self.clock: float | None = None  # when the step before was done; None where that says nothing of a step's time
 
     def train(self, state: TrainState, examples_seen: int) -> TrainState:
@@ -239,12 +242,11 @@ class PhaseLoop:
         with contextlib.closing(batches), Progress(last, self.phase.name, start=first - 1, quiet=quiet) as progress:
             for step in range(first, last + 1):
                 self._profile(step, state)
-                waited = placed.waited
                 state, report = self.step_function(state, next(placed))
                 examples_seen += data.batch_size
                 # The step is under way; meanwhile the one before is written down.
                 self._log(pending, progress)
-                pending = _Pending(step, report, examples_seen, placed.waited - waited)
+                pending = _Pending(step, report, examples_seen, placed.waited)
                 stopping = self.trainer.stop.wanted(self._offset + step)
                 evaluating = step % self.config.evaluate_every == 0 or step == last
                 if evaluating or stopping or step % self.config.checkpoint.every == 0:
@@ -264,6 +266,7 @@ class PhaseLoop:
         now = time.perf_counter()
         seconds = None if self.clock is None else now - self.clock
         self.clock = now
+        waited, self.waited = pending.waited - self.waited, pending.waited
         routers = routing.summary(report.routing, self.model)
         data = self.config.data
         tokens_per_s = None if seconds is None else data.batch_size * data.length / seconds
@@ -286,7 +289,7 @@ class PhaseLoop:
             "examples_seen": pending.examples_seen,
             "epoch": max(self.trainer.data.epochs(pending.examples_seen).values()),
             "seconds": seconds,
-            "data_wait": None if seconds is None else min(1.0, pending.waited / seconds),
+            "data_wait": None if seconds is None else waited / seconds,
         }
         self.trainer.log.write(record | ({"routers": routers} if routers else {}), offset=self._offset)
         progress.update(step, loss=float(losses.loss), tokens_per_s=tokens_per_s, mfu=mfu)

@@ -17,6 +17,7 @@ from mom_jax.fields import ConfigError, require
 from mom_jax.sharding import describe_mesh
 from train.checkpoint import phase_model
 from train.cli import parse_config, run_program
+from train.data.prepared import expected_vocabulary
 from train.planning import advice
 from train.planning.program import compile_program
 from train.planning.roofline import ASSUMPTIONS, estimate
@@ -33,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--search", action="store_true", help=f"rank all meshes, compile the best {COMPILED}")
     parser.add_argument("--json", action="store_true", help="one JSON object on the standard output")
     own, config = parse_config(parser, arguments)
-    # A tokenizer that is trained has as many ids as it is asked for.
-    config = config.with_vocabulary(config.data.vocab_size) if config.model.vocab_size == 0 else config
+    if config.model.vocab_size == 0:
+        config = config.with_vocabulary(expected_vocabulary(config.data))
     names = [phase.name for phase in config.phases]
     name = names[-1] if own.phase is None else own.phase
     require(name in names, "phase", name, f"must be one of {names}")

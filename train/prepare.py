@@ -48,12 +48,13 @@ class Arguments:
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(Arguments, args=arguments, prog="python -m train.prepare", description=__doc__)
 
-    from mom_jax.fields import require
+    from mom_jax.fields import ConfigError
     from train.data.prepared import components, prepare
 
     data = load_config(flags.config).data if flags.config else DataConfig()
     given = flags.source is not None or flags.config is not None
-    require(given, "source", flags.source, "name a source, or a configuration with --config FILE")
+    if not given:
+        raise ConfigError("source: name one, or a configuration with --config FILE")
     names = {field.name for field in dataclasses.fields(DataConfig)}
     changes = {name: value for name, value in vars(flags).items() if name in names and value is not None}
     data = dataclasses.replace(data, **changes)
@@ -95,7 +96,12 @@ def _bars(console: Console) -> Iterator[Any]:
     if not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[tokens]}"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[tokens]}"),
+    )
     with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
 
         def bar(what: str) -> Any:

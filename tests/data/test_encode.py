@@ -61,6 +61,7 @@ def test_the_files(tmp_path):
             "tokens": len(content) // 2,
             "documents": caches[side].num_documents,
             "crc32": zlib.crc32(content),
+            "ends_crc32": zlib.crc32((tmp_path / "cache" / f"{stem}.ends").read_bytes()),
         }
         caches[side].verify()
     expected = {"note": 1, "vocab_size": 60_000, "eos_id": 0, "dtype": "uint16", "tokenizer": "letters", **sides}
@@ -118,6 +119,7 @@ DAMAGES = {
     "meta cut": change("meta.json"),
     "no meta": lambda folder: (folder / "meta.json").unlink(),
     "no tokens": lambda folder: (folder / "train.bin").unlink(),
+    "a list": lambda folder: (folder / "meta.json").write_text("[]"),
     "other count": rewrite("documents", 3),
     "other tokens": rewrite("tokens", 10),
 }
@@ -131,6 +133,17 @@ def test_a_damaged_cache_is_refused(tmp_path, damage):
         TokenCache.open(folder, "train")
     assert str(error.value).startswith(f"data.cache: '{folder}")
     assert "\n" not in str(error.value)
+
+
+def test_ends_that_were_altered_are_seen(tmp_path):
+    cache = build(tmp_path / "cache", DOCUMENTS)["train"]
+    ends = np.memmap(tmp_path / "cache" / "train.ends", np.int64, mode="r+")
+    ends[3] = ends[9]
+    ends.flush()
+    with pytest.raises(ConfigError, match=r"train\.ends' has documents out of order; delete"):
+        _ = cache.starts
+    with pytest.raises(ConfigError, match=r"train\.ends' has the checksum"):
+        cache.verify()
 
 
 def test_a_cache_appears_whole(tmp_path):

@@ -66,12 +66,12 @@ def test_compressed_files(tmp_path, ending):
 def test_a_line_of_jsonl_is_a_document(tmp_path):
     records = [{"text": "line one\nand two"}, {"text": ""}, {"text": "\U0001f600", "meta": {"text": "no"}}]
     content = "\n\n".join(json.dumps(record) for record in records)  # with empty lines, and no end of the last
-    write(tmp_path, {"a.jsonl": content.encode(), "b.ndjson": json.dumps(records[0], ensure_ascii=False).encode()})
+    write(tmp_path, {"a.jsonl": content.encode(), "b.NDJSON": json.dumps(records[0], ensure_ascii=False).encode()})
     assert documents(f"{tmp_path}/*") == [
         ("a.jsonl:1", "line one\nand two"),
         ("a.jsonl:3", ""),
         ("a.jsonl:5", "\U0001f600"),
-        ("b.ndjson:1", "line one\nand two"),
+        ("b.NDJSON:1", "line one\nand two"),
     ]
 
 
@@ -114,9 +114,13 @@ def test_the_end_of_a_single_file_is_held_out(tmp_path):
     assert 95 <= rest.count("\n") <= 100
 
 
-def test_a_single_file_without_lines_has_nothing_to_hold_out(tmp_path):
-    write(tmp_path, {"all.txt": b"one line only"})
-    assert [part.side for part in open_source(f"text:{tmp_path}/all.txt", 0.1).parts] == ["train"]
+@pytest.mark.parametrize(("text", "parts"), [("word " * 100, 2), ("x" * 99, 1)])
+def test_a_single_file_without_lines_is_divided_at_a_word(tmp_path, text, parts):
+    write(tmp_path, {"all.txt": text.encode()})
+    found = [document.text for document in open_source(f"text:{tmp_path}/all.txt", 0.1).documents()]
+    assert "".join(found) == text
+    assert len(found) == parts
+    assert parts == 1 or 40 <= len(found[1]) <= 55
 
 
 def test_the_fingerprint_follows_names_and_contents(tmp_path):
@@ -171,6 +175,7 @@ def test_the_fingerprint_does_not_depend_on_where_the_files_lie(tmp_path):
         ("a.jsonl", b'{"text": 3}', "a.jsonl, line 1: must be a JSON object with a text"),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl, line 1: must be a JSON object with a text"),
         ("a.txt.gz", gzip.compress(bytes(range(100)), mtime=0)[:-20], "a.txt.gz is damaged or cut off"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: must be a JSON object with a text"),
         ("a.txt.gz", b"no gzip", "a.txt.gz is damaged or cut off"),
         ("a.txt.xz", lzma.compress(bytes(range(100)))[:-20], "a.txt.xz is damaged or cut off"),
         ("a.txt.xz", b"no xz", "a.txt.xz is damaged or cut off"),

@@ -5,6 +5,7 @@ import http.server
 import itertools
 import json
 import pickle
+import shutil
 import socket
 import tarfile
 import threading
@@ -85,6 +86,10 @@ def test_a_split_for_validation_gives_the_sides(words):
         Document("train/2", "", position=3),
         Document("validation/0", "v\r\nw", position=1),
     ]
+    for split in source.facts["splits"].values():
+        [[name, size, _]] = split.pop("files")
+        assert name.startswith("mom_words-")
+        assert size > 0
     assert source.facts == {
         "source": "tfds:mom_words",
         "dataset": "mom_words/1.2.0",
@@ -95,6 +100,16 @@ def test_a_split_for_validation_gives_the_sides(words):
         },
     }
     assert json.loads(json.dumps(source.facts)) == source.facts
+
+
+def test_what_is_prepared_anew_is_another_source(words, tmp_path):
+    facts = []
+    for text in ("hello", "world"):
+        words(train=[text])
+        download_tfds("tfds:mom_words", quiet)
+        facts.append(open_tfds("tfds:mom_words").facts)
+        shutil.rmtree(tmp_path / "tfds")
+    assert facts[0] != facts[1]
 
 
 def test_without_one_the_sides_are_open(words):
@@ -148,8 +163,7 @@ def test_the_feature_that_is_meant(words, keys, chosen):
 
 def test_no_text_and_no_training_split(words):
     words(keys=(), train=["a"])
-    download_tfds("tfds:mom_words", quiet)
-    assert error(open_tfds, "tfds:mom_words").endswith("has no text feature, only number")
+    assert error(download_tfds, "tfds:mom_words", quiet).endswith("has no text feature, only number")
 
 
 def test_no_training_split(words):
@@ -251,8 +265,7 @@ def test_a_damaged_file_is_told(words, tmp_path, damage):
     path.write_bytes(damaged.get(damage, b""))
     if damage == "gone":
         path.unlink()
-    (part,) = open_tfds("tfds:mom_words").parts
-    message = error(list, part.read())
+    message = error(lambda: list(open_tfds("tfds:mom_words").documents()))
     assert message.startswith(f"data.source='tfds:mom_words': a file of 'train' in {path.parent} is missing or damaged")
     assert message.endswith("delete that folder and run: python -m train.prepare tfds:mom_words")
 

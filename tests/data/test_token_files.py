@@ -8,7 +8,7 @@ import pytest
 
 from mom_jax.fields import ConfigError
 from train.config import DataConfig
-from train.data.prepared import prepare
+from train.data.prepared import expected_vocabulary, prepare
 
 
 def write(folder, train, val, ids="<u2", **meta):
@@ -135,6 +135,36 @@ def test_another_tokenizer_is_refused(config, tmp_path, meta, vocabulary):
     write(tmp_path / "bin", [1, 2], [1], **meta)
     with pytest.raises(ConfigError, match=f"was made with another one \\({vocabulary}"):
         prepare(dataclasses.replace(config, tokenizer=str(tmp_path / "own.model")))
+
+
+def test_files_of_different_tokenizers_are_not_mixed(config, tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name, [1, 2], [1], dtype="uint16", vocab_size=9, eos_id=1, tokenizer=f"{name}-fingerprint")
+    source = f"mix:1=bin:{tmp_path}/one,1=bin:{tmp_path}/two"
+    with pytest.raises(ConfigError, match=r"two was made with another one .*two-fingerpr; not .*one-fingerpr"):
+        prepare(dataclasses.replace(config, source=source))
+
+
+def test_files_that_change_under_a_cache_are_not_to_be_deleted(config, tmp_path):
+    """The user's own; what is to go is our index of them."""
+    write(tmp_path / "bin", TRAIN, [1])
+    [cache] = prepare(config).train
+    ids = np.memmap(tmp_path / "bin" / "train.bin", np.uint16, mode="r+")
+    ids[0] = 8
+    ids.flush()
+    with pytest.raises(ConfigError, match=f"has the checksum .* delete '{cache.folder}', and it is read anew"):
+        cache.verify()
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [({}, 50257), ({"source": "builtin:stdlib", "vocab_size": 4321}, 4321), ({"source": "mix:1=bin:{}/bin"}, 50257)],
+)
+def test_the_vocabulary_is_known_without_preparing(config, tmp_path, changes, size):
+    write(tmp_path / "bin", TRAIN, [1])
+    changes = {name: value.format(tmp_path) if name == "source" else value for name, value in changes.items()}
+    assert expected_vocabulary(dataclasses.replace(config, **changes)) == size
+    assert not (tmp_path / "cache").exists()
 
 
 def remove(name):

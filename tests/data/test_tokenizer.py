@@ -174,7 +174,7 @@ def test_ids_without_a_tokenizer(tmp_path):
     assert IdsTokenizer(50304).eos_id == -1
     assert loaded.decode(np.array([5, 50256], np.uint16)) == "5 50256"
     for call in (lambda: loaded.encode("text"), lambda: loaded.encode_batch(["text"])):
-        with pytest.raises(ConfigError, match=r"^data\.tokenizer: the data has no tokenizer"):
+        with pytest.raises(ConfigError, match=r"^data\.tokenizer: there is none to encode a text with"):
             call()
 
 

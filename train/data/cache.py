@@ -56,23 +56,39 @@ class TokenCache:
 
     @property
     def starts(self) -> np.ndarray:
-        """int64 [documents + 1]: where each document begins and, last, where the tokens end."""
-        return np.concatenate([np.zeros(1, np.int64), self.ends])
+        """int64 [documents + 1]: where each document begins and, last, where the tokens end.
+
+        Raises `ConfigError` if they are not in order."""
+        starts = np.concatenate([np.zeros(1, np.int64), self.ends])
+        if not np.all(np.diff(starts) > 0):
+            raise self._damaged(self._ends_file, "has documents out of order")
+        return starts
+
+    @property
+    def _ends_file(self) -> Path:
+        return self.folder / f"{self.meta['stem']}.ends"
+
+    def _damaged(self, file: Path, why: str) -> ConfigError:
+        if file.parent == self.folder:
+            return _damaged(file, why)
+        again = f"if the file is right, delete {str(self.folder)!r}, and it is read anew"
+        return ConfigError(f"data.source: {str(file)!r} {why} since it was read first; {again}")
 
     def checked(self, tokens: np.ndarray) -> np.ndarray:
         """`tokens` from here; raises `ConfigError` if one is not in the vocabulary."""
         if tokens.max(initial=0) >= self.meta["vocab_size"]:
-            raise _damaged(self.file, f"has the token {tokens.max()}, the vocabulary has {self.meta['vocab_size']}")
+            why = f"has the token {tokens.max()}, the vocabulary has {self.meta['vocab_size']}"
+            raise self._damaged(self.file, why)
         return tokens
 
     def verify(self) -> None:
-        """Reads everything; raises `ConfigError` if the tokens are not those that were written."""
-        checksum = 0
-        for start in range(0, self.num_tokens, 2**24):
-            checksum = zlib.crc32(self.tokens[start : start + 2**24].tobytes(), checksum)
-        expected = self.meta["crc32"]
-        if checksum != expected:
-            raise _damaged(self.file, f"its checksum is {checksum:08x}, it was {expected:08x}")
+        """Reads everything; raises `ConfigError` if it is not what was written."""
+        for file, array, name in ((self.file, self.tokens, "crc32"), (self._ends_file, self.ends, "ends_crc32")):
+            checksum = 0
+            for start in range(0, len(array), 2**24):
+                checksum = zlib.crc32(array[start : start + 2**24].tobytes(), checksum)
+            if checksum != self.meta[name]:
+                raise self._damaged(file, f"has the checksum {checksum:08x}, it was {self.meta[name]:08x}")
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], side: Side) -> "TokenCache":
@@ -80,12 +96,13 @@ class TokenCache:
         folder = Path(folder)
         try:
             facts = json.loads((folder / META).read_text())
-            meta = {name: value for name, value in facts.items() if name not in STEMS} | facts[side]
+            meta = {name: value for name, value in facts.items() if name not in STEMS}
+            meta |= facts[side] | {"stem": STEMS[side]}
             dtype, count = np.dtype(meta["dtype"]), meta["tokens"]
             file = folder / meta["file"]
             size = file.stat().st_size
             ends = np.memmap(folder / f"{STEMS[side]}.ends", np.int64, mode="r")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(folder, f"is not whole ({type(error).__name__}: {error})") from None
         if size != count * dtype.itemsize:
             raise _damaged(file, f"has {size:,} bytes, not {count * dtype.itemsize:,}")

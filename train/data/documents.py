@@ -29,8 +29,9 @@ class Document(NamedTuple):
 class Part:
     """Documents that are read together, always in the same order.
 
-    name: for messages. size: bytes, or documents; only for showing progress. read: a new iterator over all documents;
-    raises `ConfigError` for what cannot be read. side: of all its documents, where the source has a split of its own.
+    name: unique in its source. size: bytes, or documents; only for showing progress. read: a new iterator over all
+    documents; raises `ConfigError` for what cannot be read. side: of all its documents, where the source has a split of
+    its own.
     """
 
     name: str

@@ -34,6 +34,7 @@ class _Written:
     tokens: int = 0
     documents: int = 0
     crc32: int = 0
+    ends_crc32: int = 0
 
 
 class _SideFiles:
@@ -53,7 +54,9 @@ class _SideFiles:
         self.written.crc32 = zlib.crc32(content.data, self.written.crc32)
         self.written.tokens += len(ids)
         if last:
-            self._ends.write(np.int64(self.written.tokens).tobytes())
+            end = np.int64(self.written.tokens).tobytes()
+            self._ends.write(end)
+            self.written.ends_crc32 = zlib.crc32(end, self.written.ends_crc32)
             self.written.documents += 1
 
     def sync(self) -> None:
@@ -83,7 +86,7 @@ def encode(
 
     def fill(partial: Path) -> None:
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-        part, pieces, written = _read_journal(partial)
+        part, pieces, written = _read_journal(partial, source)
         with contextlib.ExitStack() as stack:
             files = {side: _SideFiles(partial, side, dtype, written[side], stack) for side in SIDES}
             _fill(partial, files, source, tokenizer, fraction, part, pieces, report)
@@ -99,11 +102,14 @@ def encode(
     (folder / JOURNAL).unlink(missing_ok=True)
 
 
-def _read_journal(partial: Path) -> tuple[int, int, dict[Side, _Written]]:
+def _read_journal(partial: Path, source: Source) -> tuple[int, int, dict[Side, _Written]]:
     """(part, pieces read of it, what is written) from which to go on."""
     try:
         journal = json.loads((partial / JOURNAL).read_text())
-    except FileNotFoundError:
+        known = source.parts[journal["part"]].name == journal["name"]
+    except (FileNotFoundError, IndexError):
+        known = False
+    if not known:
         return 0, 0, {side: _Written() for side in SIDES}
     return journal["part"], journal["pieces"], {side: _Written(**journal[side]) for side in SIDES}
 
@@ -129,7 +135,8 @@ def _fill(
             for side_files in files.values():
                 side_files.sync()
             done: dict[str, Any] = {side: dataclasses.asdict(side_files.written) for side, side_files in files.items()}
-            write_json(partial / JOURNAL, {"part": batch.part, "pieces": batch.pieces, **done})
+            place = {"part": batch.part, "name": source.parts[batch.part].name, "pieces": batch.pieces}
+            write_json(partial / JOURNAL, place | done)
             committed = time.monotonic()
     for side_files in files.values():
         side_files.sync()
@@ -191,4 +198,6 @@ def _check_sides(written: dict[Side, _Written], fraction: float) -> None:
     for side, complaint in (("validation", "holds out none of"), ("train", "leaves for training none of")):
         if written[side].documents == 0:  # type: ignore[index]
             must = f"{complaint} the {total} documents; use more documents or another fraction"
+            if total == 1:
+                must = "there is one document only; use more (a single text file is divided unless it is compressed)"
             raise ConfigError(f"data.validation_fraction={fraction!r}: {must}")

@@ -49,7 +49,7 @@ class GPT2Tokenizer:
         lacking = [byte for byte in library.pre_tokenizers.ByteLevel.alphabet() if byte not in vocabulary]
         unknown = [pair for pair in merges if any(token not in vocabulary for token in (*pair, "".join(pair)))]
         ids = vocabulary.values()
-        good = all(type(i) is int and i >= 0 for i in ids) and len(set(ids)) == len(ids)
+        good = all(type(i) is int and 0 <= i < 2**31 for i in ids) and len(set(ids)) == len(ids)
         require(good, field, name, "must give every token an id of its own")
         require(not lacking, field, name, f"has no token for {len(lacking)} of the 256 bytes")
         require(EOS in vocabulary, field, name, f"has no {EOS} token to end documents with")
@@ -130,7 +130,7 @@ def _library(name: str, field: str) -> Any:
 def _json(content: bytes, name: str, field: str) -> dict[str, Any]:
     try:
         record = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     require(isinstance(record, dict), field, name, "is not a JSON object")
     return record

@@ -38,7 +38,8 @@ class IdsTokenizer:
         return cls(size, eos)
 
     def encode(self, text: str) -> NoReturn:
-        raise ConfigError("data.tokenizer: the data has no tokenizer to encode a text with; give data.tokenizer")
+        why = "the data were token files without one; train with data.tokenizer, or with a tokenizer beside the files"
+        raise ConfigError(f"data.tokenizer: there is none to encode a text with: {why}")
 
     def encode_batch(self, texts: Sequence[str]) -> NoReturn:
         self.encode("")

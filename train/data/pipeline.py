@@ -4,6 +4,7 @@ The order of training is a pure function of (seed, epoch, index): no state but t
 the number of processes or the batch size.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 from mom_jax.fields import require
 from train.config import DataConfig
 from train.data.cache import TokenCache
-from train.data.packing import pack
+from train.data.packing import Packing, pack
 from train.data.prepared import Prepared
 
 Rows = dict[str, np.ndarray]
@@ -56,7 +57,7 @@ class PackedDocuments:
     """Whole documents side by side: `tokens`, `segment_ids` (0 is padding) and `positions`, int32 [length] each."""
 
     def __init__(self, cache: TokenCache, length: int) -> None:
-        self._cache, self.packing = cache, pack(cache.starts, length)
+        self._cache, self.packing = cache, _packed(cache, length)
 
     def __len__(self) -> int:
         return self.packing.num_windows
@@ -72,6 +73,12 @@ class PackedDocuments:
             f"{packing.tokens:,} tokens of {self._cache.num_documents:,} documents in {len(self):,} sequences of "
             f"{packing.length}, {packing.padding:.2%} padding; {packing.cut:,} longer documents are cut"
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _packed(cache: TokenCache, length: int) -> Packing:
+    """Kept for the next evaluation."""
+    return pack(cache.starts, length)
 
 
 def examples(cache: TokenCache, data: DataConfig) -> Examples:
@@ -136,18 +143,23 @@ class TrainingData:
 def validation_batches(prepared: Prepared, data: DataConfig, *, limit: int = 0, shift: float = 0.0) -> Iterator[Rows]:
     """The same batches at every call; where no `segment_ids` tell padding, `mask` (bool) does.
 
-    All sequences in order or, with `limit` > 0, at most `limit` batches of sequences spread evenly over the cache, of a
-    mixture by its weights. `shift`, from 0 to below 1, moves them by that part of their distance, for other sequences
-    spread as evenly. The last batch is filled up with padding. Raises `ConfigError` if a source has no sequence.
+    All sequences in order (of all sources, whatever their weights) or, with `limit` > 0, at most `limit` batches of
+    sequences spread evenly over the cache, of a mixture by its weights. `shift`, from 0 to below 1, moves them by that
+    part of their distance, for other sequences spread as evenly. The last batch is filled up with padding. Raises
+    `ConfigError` if a source has no sequence.
     """
     sources = [examples(cache, data) for cache in prepared.validation]
+    total = limit * data.batch_size
+    shares = [int(total * weight) for weight in prepared.weights]
+    wanted = [max(1, share) if limit > 0 else len(source) for source, share in zip(sources, shares, strict=True)]
+    if limit > 0:
+        wanted[wanted.index(max(wanted))] += total - sum(wanted)
     rows: list[tuple[Any, int]] = []
-    for source, weight in zip(sources, prepared.weights, strict=True):
-        wanted = max(1, round(limit * data.batch_size * weight)) if limit > 0 else len(source)
-        count = min(len(source), wanted)
+    for source, own in zip(sources, wanted, strict=True):
+        count = min(len(source), own)
         chosen = ((np.arange(count) + shift) * len(source) / count).astype(np.int64)
         rows += [(source, index) for index in chosen]
-    return _padded(rows[: limit * data.batch_size or None], data.batch_size)
+    return _padded(rows, data.batch_size)
 
 
 def _padded(rows: Sequence[tuple[Any, int]], batch_size: int) -> Iterator[Rows]:

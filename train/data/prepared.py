@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from train.data.documents import SIDES, Source, is_held_out
 from train.data.encode import Report, encode
 from train.data.ids import IdsTokenizer
 from train.data.sources import open_source
-from train.data.spm import SETTINGS, train_sentencepiece
+from train.data.spm import SETTINGS, SentencePieceTokenizer, train_sentencepiece
 from train.data.token_files import TokenFiles
 from train.data.tokenizer import Tokenizer, find, load
 
@@ -77,8 +77,7 @@ def prepare(config: DataConfig, say: Say = lambda text: None, progress: Reporter
         for side in SIDES:
             caches[side].append(TokenCache.open(folder, side))
     tokenizer = tokenizer or _tokenizer_of(opened[0], caches["train"][0])
-    for source, cache in zip(opened, caches["train"], strict=True):
-        _check_fits(config, source, cache, tokenizer)
+    _check_fits(config, opened, caches["train"], tokenizer)
     names = tuple(name for name, _ in parts)
     return Prepared(tokenizer, names, weights, tuple(caches["train"]), tuple(caches["validation"]))
 
@@ -123,7 +122,7 @@ def _trained(config: DataConfig, texts: list[tuple[Source, float]], say: Say) ->
     def fill(partial: Path) -> None:
         say(f"training a tokenizer of {config.vocab_size} pieces on {config.source}")
         sample = (text for source, weight in texts for text in _sample(source, config, int(weight * TRAINING_TEXT)))
-        (partial / "tokenizer.model").write_bytes(train_sentencepiece(sample, config.vocab_size))
+        SentencePieceTokenizer(train_sentencepiece(sample, config.vocab_size)).save(partial)
 
     if not folder.exists():
         build_folder(folder, fill)
@@ -167,17 +166,35 @@ def _rule(source: Source) -> str:
     return "the source's own" if own else "sha256 of the document's name"
 
 
-def _check_fits(config: DataConfig, source: Source | TokenFiles, cache: TokenCache, tokenizer: Tokenizer) -> None:
-    """Raises `ConfigError` where token files were made with another tokenizer."""
-    if not isinstance(source, TokenFiles):
-        return
-    meta = cache.meta
-    made = (meta["vocab_size"], meta["eos_id"])
-    known = meta["tokenizer"] is not None and not isinstance(tokenizer, IdsTokenizer)
-    if made != (tokenizer.vocab_size, tokenizer.eos_id) or (known and meta["tokenizer"] != tokenizer.fingerprint):
-        theirs = f"{source.source} was made with another one ({made[0]} ids, the end of a document is {made[1]})"
-        own = f"{tokenizer.vocab_size} ids, the end is {tokenizer.eos_id}"
-        raise ConfigError(f"data.tokenizer={config.tokenizer!r}: {theirs}; this one has {own}")
+def _check_fits(
+    config: DataConfig, opened: Sequence[Source | TokenFiles], caches: Sequence[TokenCache], tokenizer: Tokenizer
+) -> None:
+    """Raises `ConfigError` where token files were made with another tokenizer than the one that is used, or two of them
+    with different ones."""
+    ids_only = isinstance(tokenizer, IdsTokenizer)
+    known = None if ids_only else tokenizer.fingerprint
+    for source, cache in zip(opened, caches, strict=True):
+        meta = cache.meta
+        theirs, same = (meta["vocab_size"], meta["eos_id"]), meta["tokenizer"] in (None, known or meta["tokenizer"])
+        known = known or meta["tokenizer"]
+        if theirs == (tokenizer.vocab_size, tokenizer.eos_id) and same:
+            continue
+        made = f"{theirs[0]} ids, the end of a document is {theirs[1]}, fingerprint {str(meta['tokenizer'])[:12]}"
+        used = f"{tokenizer.vocab_size} ids, the end is {tokenizer.eos_id}, fingerprint {str(known)[:12]}"
+        must = f"{source.source} was made with another one ({made}; not {used})"
+        raise ConfigError(f"data.tokenizer={config.tokenizer!r}: {must}")
+
+
+def expected_vocabulary(data: DataConfig) -> int:
+    """How many ids the data will have, without preparing it. Raises `ConfigError` where only preparing can tell."""
+    if data.tokenizer != "sentencepiece":
+        return load(data.tokenizer).vocab_size
+    name, _ = components(data.source)[0]
+    if not name.startswith("bin:"):
+        return data.vocab_size  # a tokenizer that is trained has as many as it is asked for
+    size = token_files.open_token_files(name).vocab_size
+    require(size is not None, "model.vocab_size", 0, f"must be given: {name} does not say it")
+    return size or 0
 
 
 def _root(config: DataConfig) -> Path:

@@ -31,7 +31,7 @@ def open_source(source: str, validation_fraction: float = 0.0) -> Source:
     known = [*kinds, "bin", "mix"]
     require(bool(colon), "data.source", source, f"unknown; {nearest(source, ['builtin:stdlib', 'text:GLOB'])}")
     require(scheme in known, "data.source", source, f"unknown kind; {nearest(scheme, known)}")
-    require(scheme in kinds, "data.source", source, "cannot be a part of itself here")
+    require(scheme in kinds, "data.source", source, "is no source of documents")
     return kinds[scheme]()
 
 

@@ -1,7 +1,7 @@
 """Text files as a source: a document a file, or a line of JSONL; compressed files are read through.
 
-A file is named by its place below the source's folder, so that the same files give the same documents, the same
-held-out ones and the same fingerprint wherever they lie.
+A file is named by its place below the source's folder, so that the same files give the same documents, and the same
+held-out ones, wherever they lie.
 """
 
 import codecs
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from mom_jax.fields import ConfigError, require
+from train.data.cut import safe_cut
 from train.data.documents import Document, Part, Side, Source
-from train.data.tokenizer import safe_cut
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -37,7 +37,7 @@ _HASHED = 2**26
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
 _COMPRESSED = tuple(_OPENERS)
-_JSONL = (".jsonl", ".ndjson")
+_JSONL = (".jsonl", ".ndjson", ".json")
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
 
 
@@ -55,7 +55,7 @@ def open_text(source: str, validation_fraction: float) -> Source:
     found = [Path(match) for match in glob.glob(str(expanded), recursive=True)]
     files = sorted((path.relative_to(root).as_posix(), path) for path in found if path.is_file())
     require(bool(files), "data.source", source, "no file matches (for a whole folder: text:FOLDER/**/*.txt)")
-    if len(files) == 1 and 0 < validation_fraction < 1 and not files[0][0].endswith((*_COMPRESSED, *_JSONL)):
+    if len(files) == 1 and 0 < validation_fraction < 1 and not files[0][0].lower().endswith((*_COMPRESSED, *_JSONL)):
         return _two_sides(source, *files[0], validation_fraction)
     return from_files(source, files, {})
 
@@ -77,13 +77,15 @@ def from_files(source: str, files: Sequence[tuple[str, Path]], facts: dict[str, 
 
 
 def _two_sides(source: str, name: str, path: Path, fraction: float) -> Source:
-    """One file as two documents: all but its last `fraction`, and the rest, from the start of a line."""
+    """One file as two documents: all but its last `fraction`, and the rest, from the start of a line or a word."""
     reader = _Reader(source)
     size = reader.size(path)
     with reader.opened(path) as file:
-        file.seek(int(size * (1 - fraction)))
-        file.readline()
-        cut = file.tell()
+        start = int(size * (1 - fraction))
+        file.seek(start)
+        block = file.read(_PIECE)
+    line, word = block.find(b"\n") + 1, block.find(b" ")
+    cut = start + (line or word) if line or word >= 0 else size
     sides: list[tuple[Side, int, int]] = [("train", 0, cut), ("validation", cut, size)]
     parts = [
         Part(path.name, stop - start, lambda a=start, b=stop: reader.text(name, path, a, b), side)  # type: ignore[misc]
@@ -138,7 +140,7 @@ class _Reader:
     def _files(self, files: tuple[tuple[str, Path], ...]) -> Iterator[Document]:
         before = 0
         for name, path in files:
-            size, plain = self.size(path), path.name
+            size, plain = self.size(path), path.name.lower()
             for ending in _COMPRESSED:
                 plain = plain.removesuffix(ending)
             read = self._lines if plain.endswith(_JSONL) else self.text
@@ -183,7 +185,7 @@ class _Reader:
                     text.encode()  # JSON can hold halves of surrogate pairs, which no text has
                 except UnicodeDecodeError as error:
                     raise self._error(f"{path}, line {number} is not UTF-8 (byte {error.start} of it)") from None
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     must = 'must be a JSON object with a text under "text"'
                     raise self._error(f"{path}, line {number}: {must}") from None
                 yield Document(f"{name}:{number}", text, position=raw.tell())
@@ -199,5 +201,5 @@ class _Reader:
 
 
 def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
-    opener: Any = _OPENERS.get(path.suffix)
+    opener: Any = _OPENERS.get(path.suffix.lower())
     return raw if opener is None else opener(raw)

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.fields import ConfigError, nearest, require
-from train.data.documents import Document, Part, Side, Source
+from train.data.documents import SIDES, Document, Part, Source
 
 EXAMPLES_PER_PART = 10_000
-_SIDES: tuple[Side, ...] = ("train", "validation")
 _FORMAT = "array_record"
 # So many examples are fetched at once: 44,000 short ones a second on two cores, against 1,600 one by one.
 _BATCH = 1000
@@ -49,7 +48,7 @@ def open_tfds(source: str) -> Source:
     if not _is_prepared(source, builder):
         raise _error(source, f"is not prepared in {data_dir()}; run: {_command(source)}")
     key = _text_key(source, builder.info.features)
-    splits = {side: builder.info.splits[side] for side in _SIDES if side in builder.info.splits}
+    splits = {side: builder.info.splits[side] for side in SIDES if side in builder.info.splits}
     require("train" in splits, "data.source", source, f"has no split 'train', only {', '.join(builder.info.splits)}")
     parts = []
     for split, info in splits.items():
@@ -63,11 +62,25 @@ def open_tfds(source: str) -> Source:
         "dataset": builder.info.full_name,
         "feature": key,
         "splits": {
-            split: {"examples": info.num_examples, "shard_lengths": list(info.shard_lengths)}
+            split: {
+                "examples": info.num_examples,
+                "shard_lengths": list(info.shard_lengths),
+                # A data set that was prepared anew may have other documents under the same name.
+                "files": _identities(source, split, Path(builder.data_dir), [Path(path) for path in info.filepaths]),
+            }
             for split, info in splits.items()
         },
     }
     return Source(source, tuple(parts), facts)
+
+
+def _identities(source: str, split: str, folder: Path, files: list[Path]) -> list[list[Any]]:
+    """Name, size in bytes and time of each file of a split."""
+    try:
+        stats = [(file.name, file.stat()) for file in files]
+    except OSError as error:
+        raise _damaged(source, split, folder, error.strerror or str(error)) from None
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def download_tfds(source: str, say: Callable[[str], None]) -> None:
@@ -84,6 +97,7 @@ def download_tfds(source: str, say: Callable[[str], None]) -> None:
     builder = _builder(source, without_tensorflow)
     if _is_prepared(source, builder):
         return
+    _text_keys(source, builder.info.features)  # what has no text need not be downloaded
     folder = Path(builder.data_dir)
     if folder.exists():
         raise _error(source, f"{folder} is not a whole data set; delete it and run: {_command(source)}")
@@ -179,31 +193,37 @@ def _is_prepared(source: str, builder: Any) -> bool:
 
 
 def _text_key(source: str, features: Any) -> str:
-    import tensorflow_datasets as tfds
-
-    keys = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    keys = _text_keys(source, features)
     _, hash_sign, key = source.partition("#")
     if hash_sign:
         require(key in keys, "data.source", source, f"there is no text feature {key!r}; {nearest(key, keys)}")
         return key
     if "text" in keys or len(keys) == 1:
         return "text" if "text" in keys else keys[0]
-    require(bool(keys), "data.source", source, f"has no text feature, only {', '.join(features)}")
     choices = " or ".join(f"{source}#{key}" for key in keys)
     raise _error(source, f"has several text features; choose one: {choices}")
 
 
+def _text_keys(source: str, features: Any) -> list[str]:
+    import tensorflow_datasets as tfds
+
+    keys = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    require(bool(keys), "data.source", source, f"has no text feature, only {', '.join(features)}")
+    return keys
+
+
 def _read(source: str, split: str, examples: Any, key: str, start: int, stop: int) -> Iterator[Document]:
+    folder = Path(examples.dataset_info.data_dir)
     for first in range(start, stop, _BATCH):
         indices = range(first, min(first + _BATCH, stop))
         try:
             batch = examples.__getitems__(indices)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise _damaged(source, split, examples, _line(error)) from error
+            raise _damaged(source, split, folder, _line(error)) from error
         for index, example in zip(indices, batch, strict=True):
             # What array_record finds no more in a file that is cut off between two blocks, it gives out as empty.
             if example[key] is None:
-                raise _damaged(source, split, examples, f"example {index} is empty")
+                raise _damaged(source, split, folder, f"example {index} is empty")
             try:
                 text = example[key].decode("utf-8")
             except UnicodeDecodeError as error:
@@ -212,8 +232,8 @@ def _read(source: str, split: str, examples: Any, key: str, start: int, stop: in
             yield Document(f"{split}/{index}", text, position=index + 1 - start)
 
 
-def _damaged(source: str, split: str, examples: Any, why: str) -> ConfigError:
-    problem = f"a file of {split!r} in {examples.dataset_info.data_dir} is missing or damaged ({why})"
+def _damaged(source: str, split: str, folder: Path, why: str) -> ConfigError:
+    problem = f"a file of {split!r} in {folder} is missing or damaged ({why})"
     return _error(source, f"{problem}; delete that folder and run: {_command(source)}")
 
 

@@ -78,7 +78,7 @@ def _read_meta(source: str, folder: Path) -> dict[str, Any]:
         tokenizer = meta.get("tokenizer")
         good = dtype in DTYPES and type(vocab_size) is int and 1 <= vocab_size <= np.iinfo(dtype).max + 1
         good = good and type(eos_id) is int and NO_EOS <= eos_id < vocab_size and isinstance(tokenizer, str | None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     must = 'must have "dtype" (uint16 or uint32), "vocab_size" that fits it and "eos_id" (an id or null)'
     require(good, "data.source", source, f"{path} {must}")
@@ -116,7 +116,7 @@ def _scan(files: TokenFiles, side: Any, ends_file: Path) -> tuple[dict[str, Any]
     """(a side's entry in meta.json, its largest id); writes where the documents end."""
     path = files.file(side)
     tokens = np.memmap(path, files.dtype, mode="r")
-    documents, checksum, largest, last = 0, 0, 0, 0
+    documents, checksum, ends_checksum, largest, last = 0, 0, 0, 0, 0
     try:
         with ends_file.open("wb") as out:
             for start in range(0, len(tokens), _CHUNK):
@@ -124,12 +124,18 @@ def _scan(files: TokenFiles, side: Any, ends_file: Path) -> tuple[dict[str, Any]
                 checksum, largest = zlib.crc32(chunk.data, checksum), max(largest, int(chunk.max()))
                 ends = np.flatnonzero(chunk == files.eos_id).astype(np.int64) + start + 1
                 out.write(ends.tobytes())
+                ends_checksum = zlib.crc32(ends.tobytes(), ends_checksum)
                 documents, last = documents + len(ends), int(ends[-1]) if len(ends) else last
             if last < len(tokens):  # the last document has no end
-                out.write(np.int64(len(tokens)).tobytes())
+                end = np.int64(len(tokens)).tobytes()
+                out.write(end)
+                ends_checksum = zlib.crc32(end, ends_checksum)
                 documents += 1
+            out.flush()
+            os.fsync(out.fileno())
     except OSError as error:
         if error.filename == str(path):
             raise ConfigError(f"data.source={files.source!r}: cannot read {path} ({error.strerror})") from None
         raise
-    return {"file": str(path), "tokens": len(tokens), "documents": documents, "crc32": checksum}, largest
+    facts = {"file": str(path), "tokens": len(tokens), "documents": documents}
+    return {**facts, "crc32": checksum, "ends_crc32": ends_checksum}, largest

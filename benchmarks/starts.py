@@ -32,10 +32,14 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.starts", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--top-k", default="1,2", help="modules per step, with commas between")
-    parser.add_argument("--steps", type=int, help="of the second phase; by default the quickstart's")
+    parser.add_argument("--steps", type=int, help="of each phase; by default the quickstart's")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = get_config()
+        if flags.steps is not None:
+            optim = dataclasses.replace(config.phases[0].optim, warmup_steps=min(50, flags.steps))
+            rows = (dataclasses.replace(row, steps=flags.steps, optim=optim) for row in config.phases)
+            config = dataclasses.replace(config, phases=tuple(rows), final_batches=min(48, flags.steps))
         first = dataclasses.replace(config, phases=config.phases[:1], run=f"{folder}/pretrain")
         train(first, console=Console(quiet=True))
         for top_k in map(int, flags.top_k.split(",")):
@@ -44,16 +48,16 @@ def main() -> None:
                     if way == "vanilla" and top_k != int(flags.top_k.split(",")[0]):
                         continue  # has no K
                     run = Path(folder) / f"{way}-{top_k}-{seed}"
-                    train(_second(config, run, way, top_k, seed, flags.steps, first.run), console=Console(quiet=True))
+                    train(_second(config, run, way, top_k, seed, first.run), console=Console(quiet=True))
                     print(json.dumps({"top_k": top_k, "way": way, "seed": seed, **_result(run)}), flush=True)
 
 
-def _second(config: Config, run: Path, way: str, top_k: int, seed: int, steps: int | None, source: str) -> Config:
+def _second(config: Config, run: Path, way: str, top_k: int, seed: int, source: str) -> Config:
     row = config.phases[1]
     optim = row.optim
     if way == "vanilla":
         optim = dataclasses.replace(optim, router_multiplier=1.0)
-    phase = Phase(row.name, steps or row.steps, "vanilla" if way == "vanilla" else "model", source, optim)
+    phase = Phase(row.name, row.steps, "vanilla" if way == "vanilla" else "model", source, optim)
     model = dataclasses.replace(config.model, top_k=top_k)
     if way == "preserving":
         model = preserving(model, anneal_steps=phase.steps // 2)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -202,3 +203,15 @@ def test_pytorch_and_ours_start_from_the_same_loss():
     assert call is not None
     assert float(call()) == pytest.approx(float(loss), rel=0.05)
     assert float(loss) == pytest.approx(math.log(reference.SMALL.vocabulary), rel=0.05)
+
+
+def test_three_ways_to_go_on_from_a_vanilla_model():
+    from benchmarks import starts
+    from configs.quickstart import get_config
+
+    rows = {way: starts._second(get_config(), Path("run"), way, 2, 5, "first") for way in starts.WAYS}
+    assert [row.phases[0].model for row in rows.values()] == ["vanilla", "model", "model"]
+    assert {row.phases[0].init_from for row in rows.values()} == {"first"}
+    assert {(row.data.seed, row.seed, row.phases[0].steps) for row in rows.values()} == {(6, 5, 350)}
+    assert rows["paper"].model.ffn.preference == 0 < rows["preserving"].model.ffn.preference
+    assert rows["preserving"].model.ffn.anneal_steps == 175

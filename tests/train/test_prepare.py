@@ -195,6 +195,7 @@ def test_openwebtext_from_its_archives_to_a_trained_model(internet, tmp_path, ca
     assert found.meta().phase == "mom"
 
 
+@pytest.mark.slow
 def test_training_on_a_mixture_of_token_files(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name, low in (("one", 0), ("two", 100)):

@@ -37,32 +37,68 @@ class _Written:
     ends_crc32: int = 0
 
 
-class _SideFiles:
-    """The files of a side while they grow."""
+class _Writer(contextlib.ExitStack):
+    """The files of a cache that is not yet in place, from wherever the journal says that they are safely on disk.
 
-    def __init__(
-        self, folder: Path, side: Side, dtype: np.dtype, written: _Written, stack: contextlib.ExitStack
-    ) -> None:
-        self.written, self._dtype = written, dtype
-        stem = STEMS[side]
-        self._tokens = stack.enter_context(_cut_to(folder / f"{stem}.bin", written.tokens * dtype.itemsize))
-        self._ends = stack.enter_context(_cut_to(folder / f"{stem}.ends", written.documents * 8))
+    part, pieces: the source's part from which to go on, and how many pieces of it are there already. written: of each
+    side, what is in its files.
+    """
 
-    def append(self, ids: np.ndarray, last: bool) -> None:
+    def __init__(self, partial: Path, source: Source, dtype: np.dtype) -> None:
+        super().__init__()
+        self._journal, self._source, self._dtype = partial / JOURNAL, source, dtype
+        self.part, self.pieces, self.written = _read_journal(self._journal, source)
+        self._files: dict[Side, tuple[Any, Any]] = {}
+        with contextlib.ExitStack() as opened:  # closed here if one of them cannot be opened
+            for side, stem in STEMS.items():
+                done = self.written[side]
+                tokens = opened.enter_context(_cut_to(partial / f"{stem}.bin", done.tokens * dtype.itemsize))
+                ends = opened.enter_context(_cut_to(partial / f"{stem}.ends", done.documents * 8))
+                self._files[side] = tokens, ends
+            self.enter_context(opened.pop_all())
+
+    @property
+    def tokens(self) -> int:
+        return sum(side.tokens for side in self.written.values())
+
+    def facts(self) -> dict[str, Any]:
+        return {side: dataclasses.asdict(written) for side, written in self.written.items()}
+
+    def append(self, side: Side, ids: np.ndarray, last: bool) -> None:
+        (tokens, ends), written = self._files[side], self.written[side]
         content = np.ascontiguousarray(ids, self._dtype)
-        self._tokens.write(content)
-        self.written.crc32 = zlib.crc32(content.data, self.written.crc32)
-        self.written.tokens += len(ids)
+        tokens.write(content)
+        written.crc32 = zlib.crc32(content.data, written.crc32)
+        written.tokens += len(ids)
         if last:
-            end = np.int64(self.written.tokens).tobytes()
-            self._ends.write(end)
-            self.written.ends_crc32 = zlib.crc32(end, self.written.ends_crc32)
-            self.written.documents += 1
+            end = np.int64(written.tokens).tobytes()
+            ends.write(end)
+            written.ends_crc32 = zlib.crc32(end, written.ends_crc32)
+            written.documents += 1
 
     def sync(self) -> None:
-        for file in (self._tokens, self._ends):
+        """Everything so far is on disk after this."""
+        for file in itertools.chain.from_iterable(self._files.values()):
             file.flush()
             os.fsync(file.fileno())
+
+    def commit(self, part: int, pieces: int) -> None:
+        """Whatever happens from here on, work goes on after so many pieces of this part."""
+        self.sync()
+        place = {"part": part, "name": self._source.parts[part].name, "pieces": pieces}
+        write_json(self._journal, place | self.facts())
+
+
+def _read_journal(journal: Path, source: Source) -> tuple[int, int, dict[Side, _Written]]:
+    """(part, pieces read of it, what is written) from which to go on."""
+    try:
+        record = json.loads(journal.read_text())
+        known = source.parts[record["part"]].name == record["name"]
+    except (FileNotFoundError, IndexError):
+        known = False
+    if not known:
+        return 0, 0, {side: _Written() for side in SIDES}
+    return record["part"], record["pieces"], {side: _Written(**record[side]) for side in SIDES}
 
 
 def _cut_to(path: Path, size: int) -> Any:
@@ -86,14 +122,11 @@ def encode(
 
     def fill(partial: Path) -> None:
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-        part, pieces, written = _read_journal(partial, source)
-        with contextlib.ExitStack() as stack:
-            files = {side: _SideFiles(partial, side, dtype, written[side], stack) for side in SIDES}
-            _fill(partial, files, source, tokenizer, fraction, part, pieces, report)
-        _check_sides(written, fraction)
-        sides: dict[str, Any] = {
-            side: {"file": f"{STEMS[side]}.bin", **dataclasses.asdict(written[side])} for side in SIDES
-        }
+        with _Writer(partial, source, dtype) as writer:
+            _fill(writer, source, tokenizer, fraction, report)
+        _check_sides(writer.written, fraction)
+        facts = writer.facts()
+        sides: dict[str, Any] = {side: {"file": f"{STEMS[side]}.bin", **facts[side]} for side in SIDES}
         vocabulary = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "dtype": dtype.name}
         write_json(partial / META, {**meta, "tokenizer": tokenizer.fingerprint, **vocabulary, **sides})
 
@@ -102,45 +135,20 @@ def encode(
     (folder / JOURNAL).unlink(missing_ok=True)
 
 
-def _read_journal(partial: Path, source: Source) -> tuple[int, int, dict[Side, _Written]]:
-    """(part, pieces read of it, what is written) from which to go on."""
-    try:
-        journal = json.loads((partial / JOURNAL).read_text())
-        known = source.parts[journal["part"]].name == journal["name"]
-    except (FileNotFoundError, IndexError):
-        known = False
-    if not known:
-        return 0, 0, {side: _Written() for side in SIDES}
-    return journal["part"], journal["pieces"], {side: _Written(**journal[side]) for side in SIDES}
-
-
-def _fill(
-    partial: Path,
-    files: dict[Side, _SideFiles],
-    source: Source,
-    tokenizer: Tokenizer,
-    fraction: float,
-    part: int,
-    pieces: int,
-    report: Report,
-) -> None:
+def _fill(writer: _Writer, source: Source, tokenizer: Tokenizer, fraction: float, report: Report) -> None:
     sizes = [0, *itertools.accumulate(part.size for part in source.parts)]
-    report(sizes[part] / max(sizes[-1], 1), sum(f.written.tokens for f in files.values()))
+    whole = max(sizes[-1], 1)
+    report(sizes[writer.part] / whole, writer.tokens)
     committed = time.monotonic()
-    for batch in _ahead(_batches(source, part, pieces), tokenizer):
+    for batch in _ahead(_batches(source, writer.part, writer.pieces), tokenizer):
         for document, side, ids in batch.results(fraction, tokenizer.eos_id):
-            files[side].append(ids, document.last)
-        report((sizes[batch.part] + batch.position) / max(sizes[-1], 1), sum(f.written.tokens for f in files.values()))
+            writer.append(side, ids, document.last)
+        report((sizes[batch.part] + batch.position) / whole, writer.tokens)
         if time.monotonic() - committed > COMMIT_SECONDS:
-            for side_files in files.values():
-                side_files.sync()
-            done: dict[str, Any] = {side: dataclasses.asdict(side_files.written) for side, side_files in files.items()}
-            place = {"part": batch.part, "name": source.parts[batch.part].name, "pieces": batch.pieces}
-            write_json(partial / JOURNAL, place | done)
+            writer.commit(batch.part, batch.pieces)
             committed = time.monotonic()
-    for side_files in files.values():
-        side_files.sync()
-    report(1.0, sum(f.written.tokens for f in files.values()))
+    writer.sync()
+    report(1.0, writer.tokens)
 
 
 @dataclasses.dataclass

@@ -26,10 +26,10 @@ from mom_jax.sharding import make_mesh
 from train import foreign
 from train.config import Config, DataConfig, Phase
 from train.data import tokenizer as tokenizers
-from train.files import write_whole
+from train.files import whole_folder, write_whole
 from train.step import TrainState, abstract_params
 
-FOLDER = "checkpoints"
+CONFIG, FOLDER = "config.json", "checkpoints"
 META_VERSION = 2
 
 # Orbax reports every save at level WARNING or below; a run has its own words for that.
@@ -94,14 +94,15 @@ class Checkpoints:
 
     def save(self, state: TrainState, meta: Meta, loss: float | None) -> None:
         """Starts to save; `loss` is the validation loss where it was measured at this step."""
-        record = {"version": META_VERSION, **dataclasses.asdict(meta)}
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-            "meta": ocp.args.JsonSave(record),
-        }
+        optimizer = ocp.args.StandardSave({"step": state.step, "state": state.opt_state})
         # A loss that is no number must not look like the best.
         metrics = None if loss is None or not math.isfinite(loss) else {"loss": float(loss)}
+        self.save_params(state.params, meta, optimizer=optimizer, metrics=metrics)
+
+    def save_params(self, params: dict[Any, Any], meta: Meta, *, metrics: Any = None, **items: Any) -> None:
+        """The same for parameters and whatever else."""
+        record = {"version": META_VERSION, **dataclasses.asdict(meta)}
+        items |= {"params": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(record)}
         self._manager.save(meta.step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -174,7 +175,7 @@ def find(path: str | Path, *, field: str, best: bool = False) -> Found:
     name, path = str(path), Path(path).expanduser().resolve()
     if not path.is_dir():
         raise ConfigError(f"{field}={name!r}: no such folder")
-    is_run = (path / "config.json").is_file()
+    is_run = (path / CONFIG).is_file()
     if not is_run and path.parents[1].name == FOLDER and path.name.isdecimal():
         return Found(path.parents[2], path.parent, int(path.name))
     if not is_run and path.parent.name == FOLDER:
@@ -200,11 +201,16 @@ def last_step(phase: Path, *, best: bool = False) -> int | None:
         checkpoints.close()
 
 
+def to_json(config: Config) -> bytes:
+    """What `read_config` reads."""
+    return (json.dumps(dataclasses.asdict(config), indent=1) + "\n").encode()
+
+
 def read_config(run: Path, field: str) -> Config:
     """The configuration of a run's folder. Raises ConfigError naming `field` where it has none."""
-    file = run / "config.json"
+    file = run / CONFIG
     if not file.is_file():
-        raise ConfigError(f"{field}={str(run)!r}: is not a run's folder (it has no config.json)")
+        raise ConfigError(f"{field}={str(run)!r}: is not a run's folder (it has no {CONFIG})")
     try:
         record = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -212,26 +218,13 @@ def read_config(run: Path, field: str) -> Config:
     return from_dict(Config, record)
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model in any format. params: nested dictionaries of float32 arrays. fingerprint: of the tokenizer that it was
-    trained with, empty where that is not known. description: which format was found."""
-
-    config: ModelConfig
-    params: dict[Any, Any]
-    tokenizer: tokenizers.Tokenizer | None
-    fingerprint: str
-    description: str
-
-
-def open_model(path: str | Path, *, field: str, best: bool = False) -> Model:
+def open_model(path: str | Path, *, field: str, best: bool = False) -> foreign.Model:
     """Reads a run's folder, a phase's or one step's, a folder of Hugging Face's GPT-2 or of the authors' code, or a
     single safetensors file of ours. Raises ConfigError naming `field` for what is none of them, or not whole."""
     place = Path(path).expanduser()
     kind = foreign.detect(place, field)
     if kind is not None:
-        model = foreign.read(place, kind, field)
-        return Model(model.config, model.params, model.tokenizer, model.fingerprint, str(model))
+        return foreign.read(place, kind, field)
     found = find(path, field=field, best=best)
     meta = found.meta()
     file = tokenizers.find(found.run)
@@ -239,7 +232,7 @@ def open_model(path: str | Path, *, field: str, best: bool = False) -> Model:
     if tokenizer is not None:
         check_tokenizer(tokenizer.fingerprint, meta, f"tokenizer={str(file)!r}")
     description = f"step {meta.step} of phase {meta.phase} of a run"
-    return Model(meta.model, found.params(meta.model), tokenizer, meta.tokenizer, description)
+    return foreign.Model(meta.model, found.params(meta.model), tokenizer, meta.tokenizer, description)
 
 
 def load(
@@ -261,17 +254,12 @@ def write_run(
     data = DataConfig(tokenizer=str(output), length=min(DataConfig.length, config.context_length))
     row = Phase(phase, 1)
     experiment = Config(model=config, data=data, phases=(row,), run=str(output))
-    with foreign.whole_folder(output) as partial:
+    with whole_folder(output) as partial:
         tokenizer.save(partial)
-        write_whole(partial / "config.json", (json.dumps(dataclasses.asdict(experiment), indent=1) + "\n").encode())
-        meta = Meta(experiment, phase, 0, 0, tokenizer.fingerprint)
-        items = {
-            "params": ocp.args.StandardSave(params),
-            "meta": ocp.args.JsonSave({"version": META_VERSION, **dataclasses.asdict(meta)}),
-        }
+        write_whole(partial / CONFIG, to_json(experiment))
         checkpoints = Checkpoints(partial / FOLDER / phase)
         try:
-            checkpoints._manager.save(0, args=ocp.args.Composite(**items))
+            checkpoints.save_params(params, Meta(experiment, phase, 0, 0, tokenizer.fingerprint))
             checkpoints.wait()
         finally:
             checkpoints.close()

@@ -46,18 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(Arguments, args=arguments, prog="python -m train.convert", description=__doc__)
 
     from mom_jax.fields import ConfigError, require
-    from mom_jax.interop.phases import is_vanilla
+    from mom_jax.interop.phases import from_vanilla, is_vanilla
+    from mom_jax.sharding import make_mesh
     from train import foreign, single_file
     from train.checkpoint import open_model, write_run
     from train.data import tokenizer as tokenizers
-    from train.initialise import vanilla_layers
+    from train.files import check_new, writing
+    from train.initialise import fresh_params
 
     require(
         (flags.config is not None) == (flags.to == "mom"), "config", flags.config, "goes with --to mom, and only so"
     )
     output = Path(flags.output).expanduser()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"output={flags.output!r}: is there already")
+    check_new(output)
     if flags.to == "safetensors":
         require(output.suffix == ".safetensors", "output", flags.output, "must end with .safetensors")
     target = None if flags.config is None else load_config(flags.config)
@@ -78,17 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"input={flags.input!r}: has no tokenizer; give one with --tokenizer")
         if not is_vanilla(config):
             raise ConfigError(f"input={flags.input!r}: is a Mixture-of-Modules; --to {flags.to} takes a vanilla model")
-        messages: list[str] = []
         if target is not None:
-            target = target.with_vocabulary(config.vocab_size)
-            config, params, messages = vanilla_layers(config, params, target.model, target.seed)
-        for message in messages:
-            print(message, file=sys.stderr)
+            mom = target.with_vocabulary(config.vocab_size).model
+            params, dropped = from_vanilla(config, params, mom, fresh_params(mom, target.seed, make_mesh()))
+            config = mom
+            for message in dropped:
+                print(message, file=sys.stderr)
         write_run(output, flags.to, config, params, tokenizer)
     elif flags.to == "safetensors":
         fingerprint = model.fingerprint if tokenizer is None else tokenizer.fingerprint
-        output.parent.mkdir(parents=True, exist_ok=True)
-        single_file.save(output, config, params, fingerprint)
+        with writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            single_file.save(output, config, params, fingerprint)
     else:
         foreign.write_folder(output, flags.to, config, params, tokenizer)
     print(f"{flags.output}: {_count(params):,} parameters")

@@ -3,12 +3,9 @@
 Reading tells which it found; arrays are read one by one, so that no more than one model is in memory.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +17,7 @@ from mom_jax.fields import ConfigError
 from mom_jax.interop import gpt2, official
 from train import single_file
 from train.data import tokenizer as tokenizers
-from train.files import write_whole
+from train.files import whole_folder, write_whole
 from train.weights import SAFETENSORS, open_weights
 
 CONFIG = "config.json"
@@ -33,20 +30,15 @@ DESCRIPTIONS: dict[Format, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
-    """A model read from another format. params: nested dictionaries of float32 arrays of numpy.
+class Model:
+    """A model in any format. params: nested dictionaries of float32 arrays. tokenizer: the one that lies beside it, if
+    any. fingerprint: of the one that it was trained with, empty where that is not known. description: what it was."""
 
-    tokenizer: the one that lies beside it, if any. fingerprint: of the one that it was trained with, if that is known.
-    """
-
-    format: Format
     config: ModelConfig
     params: dict[Any, Any]
     tokenizer: tokenizers.Tokenizer | None
     fingerprint: str
-
-    def __str__(self) -> str:
-        return DESCRIPTIONS[self.format]
+    description: str
 
 
 def detect(path: Path, field: str) -> Format | None:
@@ -64,11 +56,12 @@ def detect(path: Path, field: str) -> Format | None:
     return "official" if {"num_ffn", "routing_top_k", "router_type"} & options.keys() else "huggingface"
 
 
-def read(path: Path, found: Format, field: str) -> Foreign:
+def read(path: Path, found: Format, field: str) -> Model:
     """Reads a model in format `found`. Raises `ConfigError` naming `field` for whatever is missing or does not fit."""
     if found == "safetensors":
         whole = single_file.load(path, field)
-        return Foreign(found, whole.config, whole.params, _tokenizer(path.parent, field), whole.tokenizer)
+        tokenizer = _tokenizer(path.parent, field)
+        return Model(whole.config, whole.params, tokenizer, whole.tokenizer, DESCRIPTIONS[found])
     options, weights = _options(path, field), open_weights(path, field)
     try:
         if found == "huggingface":
@@ -79,7 +72,7 @@ def read(path: Path, found: Format, field: str) -> Foreign:
             params = official.params_from_official(weights, config, weights.shapes)
     except ConfigError as error:
         raise ConfigError(f"{field}={str(path)!r}: {error}") from None
-    return Foreign(found, config, params, _tokenizer(path, field), "")
+    return Model(config, params, _tokenizer(path, field), "", DESCRIPTIONS[found])
 
 
 def _tokenizer(folder: Path, field: str) -> tokenizers.Tokenizer | None:
@@ -119,23 +112,3 @@ def write_folder(
         write_whole(partial / CONFIG, (json.dumps(options, indent=2) + "\n").encode())
         if tokenizer is not None:
             tokenizer.save(partial)
-
-
-@contextlib.contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `output` at the end, or is removed. Raises `ConfigError` if `output` is
-    there already or cannot be written."""
-    name = f"output={str(output)!r}"
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{name}: is there already")
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -20,7 +20,6 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
 from mom_jax.interop.phases import from_vanilla
 from mom_jax.model import MoM, parameters
-from mom_jax.sharding import make_mesh
 from train import checkpoint
 from train.config import Config, Phase
 from train.optim import check_patterns, path_name
@@ -165,15 +164,6 @@ def _initialised(
         taken = _jit_placed(take, abstract_params(model, mesh))(params, fresh)
     # The data goes on where the phase before left it; another run's position means nothing here.
     return taken, meta.examples_seen if phase.init_from == "previous" else 0, messages
-
-
-def vanilla_layers(
-    theirs: ModelConfig, vanilla: dict[Any, Any], model: ModelConfig, seed: int
-) -> tuple[ModelConfig, dict[Any, Any], list[str]]:
-    """(model, parameters, messages): a new model, on one device, made of a vanilla one's layers."""
-    mesh = make_mesh()
-    params, dropped = from_vanilla(theirs, vanilla, model, fresh_params(model, seed, mesh))
-    return model, params, dropped
 
 
 def _same_model(theirs: ModelConfig, ours: ModelConfig) -> bool:

@@ -3,26 +3,20 @@
 import contextlib
 import dataclasses
 import fcntl
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mom_jax.fields import ConfigError
-from train.checkpoint import read_config
+from train.checkpoint import CONFIG, read_config, to_json
 from train.config import Config
 from train.files import write_whole
 
-CONFIG = "config.json"
 # What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.
 FREE = (
     *("mesh", "run", "evaluate_every", "final_batches", "checkpoint", "data.cache"),
     *("model.remat", "model.dispatch", "model.attention_kernel"),
 )
-
-
-def to_json(config: Config) -> bytes:
-    return (json.dumps(dataclasses.asdict(config), indent=1) + "\n").encode()
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

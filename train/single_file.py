@@ -5,8 +5,7 @@ The arrays have the names of our parameters, joined by dots (`chunks.0.attention
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from safetensors.numpy import save_file
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, from_dict
+from mom_jax.interop.arrays import check, dotted, flatten, nest
+from train.files import whole_file
 from train.step import abstract_params
 from train.weights import Weights, metadata
 
@@ -40,13 +41,9 @@ def save(path: Path, config: ModelConfig, params: Mapping[Any, Any], tokenizer: 
         CONFIG_KEY: json.dumps(dataclasses.asdict(config)),
         TOKENIZER_KEY: tokenizer,
     }
-    arrays = {name: np.ascontiguousarray(array) for name, array in _flatten(params)}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    arrays = {dotted(place): np.ascontiguousarray(array) for place, array in flatten(params)}
+    with whole_file(path) as partial:
         save_file(arrays, partial, metadata=header)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load(path: Path, field: str) -> SingleFile:
@@ -58,31 +55,10 @@ def load(path: Path, field: str) -> SingleFile:
     if header.get(VERSION_KEY) != str(VERSION):
         raise ConfigError(f"{name}: version {header.get(VERSION_KEY)!r}: this program reads {VERSION}")
     config = from_dict(ModelConfig, json.loads(header[CONFIG_KEY]))
-    wanted = {key: leaf.shape for key, leaf in _flatten(abstract_params(config))}
     weights = Weights([path], field)
-    for key in sorted(wanted.keys() ^ weights.keys()):
-        raise ConfigError(f"{name}: {key} is {'missing' if key in wanted else 'surplus'}")
-    for key, shape in wanted.items():
-        if weights.shapes[key] != shape:
-            raise ConfigError(f"{name}: {key} has the shape {weights.shapes[key]}, its configuration {shape}")
-    return SingleFile(config, _nest(weights), header.get(TOKENIZER_KEY, ""))
-
-
-def _flatten(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        name = f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping):
-            yield from _flatten(value, name)
-        else:
-            yield name, value
-
-
-def _nest(flat: Mapping[str, np.ndarray]) -> dict[Any, Any]:
-    tree: dict[Any, Any] = {}
-    for name in flat:
-        *path, last = (int(key) if key.isdecimal() else key for key in name.split("."))
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        node[last] = flat[name]
-    return tree
+    try:
+        check({dotted(place): leaf.shape for place, leaf in flatten(abstract_params(config))}, weights.shapes)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    params = nest({tuple(int(k) if k.isdecimal() else k for k in key.split(".")): weights[key] for key in weights})
+    return SingleFile(config, params, header.get(TOKENIZER_KEY, ""))

@@ -68,7 +68,7 @@ def read(
     copies = {entry.name: entry.path for entry in entries if entry.copy}
     originals = {entry.path: entry for entry in entries if not entry.copy}
     wanted = {entry.name: entry.shape for entry in entries if not entry.copy}
-    _check(wanted, {name: shape for name, shape in shapes.items() if name not in copies})
+    check(wanted, {name: shape for name, shape in shapes.items() if name not in copies})
     for name, path in copies.items():
         if shapes[name] != originals[path].shape:
             raise _differs(name, shapes[name], originals[path])
@@ -87,7 +87,7 @@ def read(
             if entry.path not in flat:
                 flat[entry.path] = np.empty(whole[entry.path], np.float32)
             flat[entry.path][entry.module] = array
-    return _nest(flat)
+    return nest(flat)
 
 
 def write(params: Mapping[Any, Any], entries: Iterable[Entry]) -> dict[str, np.ndarray]:
@@ -96,9 +96,9 @@ def write(params: Mapping[Any, Any], entries: Iterable[Entry]) -> dict[str, np.n
     Raises `ConfigError` naming every array that is missing, surplus or of the wrong shape.
     """
     entries = list(entries)
-    flat = {path: np.asarray(value) for path, value in _flatten(params)}
-    wanted = {_dotted(path): shape for path, shape in _our_shapes(entries).items()}
-    _check(wanted, {_dotted(path): array.shape for path, array in flat.items()})
+    flat = {path: np.asarray(value) for path, value in flatten(params)}
+    wanted = {dotted(path): shape for path, shape in _our_shapes(entries).items()}
+    check(wanted, {dotted(path): array.shape for path, array in flat.items()})
     result = {}
     for entry in entries:
         array = flat[entry.path] if entry.module is None else flat[entry.path][entry.module]
@@ -120,7 +120,8 @@ def _our_shapes(entries: Iterable[Entry]) -> dict[Path, tuple[int, ...]]:
     }
 
 
-def _check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `ConfigError` naming every array that is missing, surplus or of another shape than the one wanted."""
     problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in found]
     problems += [f"{name} {shape} is surplus" for name, shape in found.items() if name not in wanted]
     problems += [
@@ -140,19 +141,22 @@ def _differs(name: str, shape: tuple[int, ...], original: Entry) -> ConfigError:
 # Nested dictionaries.
 
 
-def _dotted(path: Path) -> str:
+def dotted(path: Path) -> str:
+    """A path as one name."""
     return ".".join(map(str, path))
 
 
-def _flatten(tree: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def flatten(tree: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The leaves with their paths."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, (*path, key))
+            yield from flatten(value, (*path, key))
         else:
             yield (*path, key), value
 
 
-def _nest(flat: Mapping[Path, Any]) -> dict:
+def nest(flat: Mapping[Path, Any]) -> dict:
+    """The dictionaries of which `flatten` gives `flat`."""
     tree: dict = {}
     for path, value in flat.items():
         node = tree

@@ -223,6 +223,15 @@ def test_an_output_that_is_there_is_left_alone(gpt2, tmp_path, capsys):
     assert err == f"error: output='{tmp_path}/out': is there already\n"
 
 
+@pytest.mark.parametrize(("to", "name"), [("safetensors", "file/out.safetensors"), ("huggingface", "file/out")])
+def test_an_output_that_cannot_be_written(gpt2, tmp_path, capsys, to, name):
+    (tmp_path / "file").touch()
+    code, _, err = call(capsys, convert.main, "--input", gpt2, "--output", tmp_path / name, "--to", to)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"error: output='{tmp_path}/{name}': cannot be written (")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_more_modules_than_layers(gpt2, tmp_path, capsys):
     file = mom_config(tmp_path, gpt2, num_chunks=2)
     flags = ("--input", gpt2, "--output", tmp_path / "out", "--to", "mom", "--config", file)

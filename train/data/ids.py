@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mom_jax.fields import ConfigError
+from train.data.documents import NO_EOS
 from train.files import write_whole
 
 
@@ -21,7 +22,7 @@ class IdsTokenizer:
 
     def __init__(self, vocab_size: int, eos_id: int | None = None) -> None:
         self.vocab_size = vocab_size
-        self.eos_id = -1 if eos_id is None else eos_id
+        self.eos_id = NO_EOS if eos_id is None else eos_id
         self._content = json.dumps({"vocab_size": self.vocab_size, "eos_id": self.eos_id}).encode() + b"\n"
         self.fingerprint = hashlib.sha256(self._content).hexdigest()
 
@@ -33,7 +34,7 @@ class IdsTokenizer:
         except ValueError:
             record = None
         size, eos = (record.get("vocab_size"), record.get("eos_id")) if isinstance(record, dict) else (None, None)
-        if type(size) is not int or type(eos) is not int or not -1 <= eos < size:
+        if type(size) is not int or type(eos) is not int or not NO_EOS <= eos < size:
             raise ConfigError(f"{field}={name!r}: must have a vocab_size and an eos_id below it (-1 for none)")
         return cls(size, eos)
 

@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 
 from mom_jax.fields import ConfigError
-from train.data.cut import safe_cut as safe_cut
 from train.data.gpt2 import GPT2Tokenizer
 from train.data.ids import IdsTokenizer
 from train.data.spm import SentencePieceTokenizer

@@ -9,12 +9,13 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
@@ -31,6 +32,7 @@ from train.step import TrainState, abstract_params
 
 CONFIG, FOLDER = "config.json", "checkpoints"
 META_VERSION = 2
+PIECE = 32 * 2**20  # bytes to have in hand at a time, beside a whole model
 
 # Orbax reports every save at level WARNING or below; a run has its own words for that.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -61,7 +63,7 @@ def phase_model(config: Config, phase: str) -> ModelConfig:
 class Checkpoints:
     """The checkpoints of one phase: the latest `keep` and the one with the lowest validation loss stay."""
 
-    def __init__(self, folder: Path, *, keep: int = 1, read_only: bool = False):
+    def __init__(self, folder: Path, *, keep: int = 1, read_only: bool = False, handlers: Any = None):
         policies = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(keep),
@@ -82,7 +84,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
         )
         self.folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         return self._manager.latest_step()
@@ -97,12 +99,12 @@ class Checkpoints:
         optimizer = ocp.args.StandardSave({"step": state.step, "state": state.opt_state})
         # A loss that is no number must not look like the best.
         metrics = None if loss is None or not math.isfinite(loss) else {"loss": float(loss)}
-        self.save_params(state.params, meta, optimizer=optimizer, metrics=metrics)
+        self.save_items(meta, metrics, params=ocp.args.StandardSave(state.params), optimizer=optimizer)
 
-    def save_params(self, params: dict[Any, Any], meta: Meta, *, metrics: Any = None, **items: Any) -> None:
-        """The same for parameters and whatever else."""
+    def save_items(self, meta: Meta, metrics: dict[str, float] | None = None, **items: ocp.args.CheckpointArgs) -> None:
+        """The same for whatever is to be saved beside `meta`."""
         record = {"version": META_VERSION, **dataclasses.asdict(meta)}
-        items |= {"params": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(record)}
+        items["meta"] = ocp.args.JsonSave(record)
         self._manager.save(meta.step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -120,6 +122,20 @@ class Checkpoints:
         like = abstract_params(config, mesh)
         return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))["params"]
 
+    def restore_arrays(self, step: int, config: ModelConfig) -> dict[Any, Any]:
+        """The same as numpy arrays, in little more memory than they take: orbax reads all that it is asked for at once,
+        so that it is asked for few large ones at a time, the largest first, while there are few others."""
+        leaves, structure = jax.tree.flatten(abstract_params(config))
+        arrays: dict[int, np.ndarray] = {}
+        for part in _parts([4 * leaf.size for leaf in leaves]):
+            asked = [leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
+            wanted = jax.tree.unflatten(structure, asked)
+            as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            items = ocp.args.Composite(params=ocp.args.PyTreeRestore(wanted, restore_args=as_arrays))
+            restored = jax.tree.leaves(self._manager.restore(step, args=items)["params"])
+            arrays |= {i: restored[i] for i in part}
+        return jax.tree.unflatten(structure, [arrays[i] for i in range(len(leaves))])
+
     def meta(self, step: int) -> Meta:
         record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         version = record.pop("version")
@@ -133,6 +149,17 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _parts(sizes: list[int]) -> Iterator[set[int]]:
+    """The indices of arrays of so many bytes, the largest first, together as far as `PIECE` goes."""
+    part: set[int] = set()
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if part and sum(sizes[j] for j in part) + sizes[i] > PIECE:
+            yield part
+            part = set()
+        part.add(i)
+    yield part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +179,9 @@ class Found:
     def params(self, config: ModelConfig, mesh: Mesh | None = None) -> dict[Any, Any]:
         """mesh: where they shall lie, by default on one device."""
         return self._open(lambda checkpoints: checkpoints.restore_params(self.step, config, mesh or make_mesh()))
+
+    def arrays(self, config: ModelConfig) -> dict[Any, Any]:
+        return self._open(lambda checkpoints: checkpoints.restore_arrays(self.step, config))
 
     def _open(self, read: Any) -> Any:
         checkpoints = Checkpoints(self.phase, read_only=True)
@@ -232,7 +262,7 @@ def open_model(path: str | Path, *, field: str, best: bool = False) -> foreign.M
     if tokenizer is not None:
         check_tokenizer(tokenizer.fingerprint, meta, f"tokenizer={str(file)!r}")
     description = f"step {meta.step} of phase {meta.phase} of a run"
-    return foreign.Model(meta.model, found.params(meta.model), tokenizer, meta.tokenizer, description)
+    return foreign.Model(meta.model, found.arrays(meta.model), tokenizer, meta.tokenizer, description)
 
 
 def load(
@@ -257,9 +287,19 @@ def write_run(
     with whole_folder(output) as partial:
         tokenizer.save(partial)
         write_whole(partial / CONFIG, to_json(experiment))
-        checkpoints = Checkpoints(partial / FOLDER / phase)
+        # Orbax would copy all arrays on the host, and hold what it compresses until it has 2 GB of it.
+        own = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+        handler = ocp.PyTreeCheckpointHandler(
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, own))
+        )
+        pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), params)
+        arrays = jax.tree.map(np.asarray, params)
+        saved = ocp.args.PyTreeSave(arrays, save_args=pieces, ocdbt_target_data_file_size=2 * PIECE)
+        checkpoints = Checkpoints(
+            partial / FOLDER / phase, handlers={"params": handler, "meta": ocp.JsonCheckpointHandler()}
+        )
         try:
-            checkpoints.save_params(params, Meta(experiment, phase, 0, 0, tokenizer.fingerprint))
+            checkpoints.save_items(Meta(experiment, phase, 0, 0, tokenizer.fingerprint), params=saved)
             checkpoints.wait()
         finally:
             checkpoints.close()

@@ -47,12 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from mom_jax.fields import ConfigError, require
     from mom_jax.interop.phases import from_vanilla, is_vanilla
-    from mom_jax.sharding import make_mesh
     from train import foreign, single_file
     from train.checkpoint import open_model, write_run
     from train.data import tokenizer as tokenizers
     from train.files import check_new, writing
-    from train.initialise import fresh_params
+    from train.initialise import completed
+    from train.step import abstract_params
 
     require(
         (flags.config is not None) == (flags.to == "mom"), "config", flags.config, "goes with --to mom, and only so"
@@ -81,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"input={flags.input!r}: is a Mixture-of-Modules; --to {flags.to} takes a vanilla model")
         if target is not None:
             mom = target.with_vocabulary(config.vocab_size).model
-            params, dropped = from_vanilla(config, params, mom, fresh_params(mom, target.seed, make_mesh()))
-            config = mom
+            params, dropped = from_vanilla(config, params, mom, abstract_params(mom))
+            config, params = mom, completed(params, mom, target.seed)
             for message in dropped:
                 print(message, file=sys.stderr)
         write_run(output, flags.to, config, params, tokenizer)

@@ -40,6 +40,21 @@ def fresh_params(config: ModelConfig, seed: int, mesh: Mesh) -> dict[Any, Any]:
     return _jit_placed(lambda: parameters(MoM(config, rngs=nnx.Rngs(seed))), abstract_params(config, mesh))()
 
 
+def completed(params: dict[Any, Any], config: ModelConfig, seed: int) -> dict[Any, Any]:
+    """Parameters of which some are shapes only: these are initialised, no others."""
+    leaves, structure = jax.tree.flatten(params)
+    missing = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+    @jax.jit
+    def fresh() -> list[jax.Array]:
+        whole = jax.tree.leaves(parameters(MoM(config, rngs=nnx.Rngs(seed))))
+        return [whole[i] for i in missing]
+
+    for i, leaf in zip(missing, fresh(), strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
 def _jit_placed(function: Callable, like: Any) -> Any:
     """`function` compiled, its results where `like` lies."""
     return jax.jit(function, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))

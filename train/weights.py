@@ -66,7 +66,8 @@ def metadata(file: Path, field: str) -> dict[str, str]:
 
 def _safe_open(file: Path, field: str) -> Any:
     try:
-        return safetensors.safe_open(str(file), framework="np")
+        # Mapped pages would count as this process's memory beside the arrays that are made of them.
+        return safetensors.safe_open(str(file), framework="np", backend="pread")
     except (safetensors.SafetensorError, OSError) as error:
         message = f"is no whole safetensors file ({str(error).splitlines()[0]})"
         raise ConfigError(f"{field}={str(file)!r}: {message}") from None

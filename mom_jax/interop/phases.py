@@ -15,15 +15,16 @@ from mom_jax.config import SIDES, ChoiceConfig, ModelConfig, Side
 from mom_jax.fields import ConfigError, require
 
 Params = dict[Any, Any]
+Place = tuple[str, int, int | None]  # group, index, module
 
 # In logits after the temperature: a module that is not preferred has a probability of about exp(-24), or exp(-12)
 # beside a second preference, times what the router says.
 PREFERENCE = 24.0
 
 
-def layer_names(config: ModelConfig) -> list[tuple[str, int, int | None]]:
-    """(group, index, module) of every layer's place, in the order in which vanilla layers fill them."""
-    names: list[tuple[str, int, int | None]] = [("bottom", i, None) for i in range(config.num_bottom)]
+def layer_names(config: ModelConfig) -> list[Place]:
+    """Every layer's place, in the order in which vanilla layers fill them."""
+    names: list[Place] = [("bottom", i, None) for i in range(config.num_bottom)]
     for s in range(config.num_chunks):
         names += [("chunks", s, j) for j in range(config.pool_size)]
         if config.anchor_after_chunk:
@@ -44,8 +45,9 @@ def from_vanilla(
 ) -> tuple[Params, list[str]]:
     """The parameters of phase 2's model: `params` (freshly initialised) with every layer taken from `vanilla`.
 
-    Routers and a classification head that the vanilla model lacks stay as they are in `params`. Returns the parameters
-    and messages for the user: sublayers that have no place because N_A and N_F differ.
+    Routers and a classification head that the vanilla model lacks stay as they are in `params`; of all others shapes
+    do. Returns the parameters, views of numpy arrays wherever layers of one stack stay neighbours, and messages for the
+    user: sublayers that have no place because N_A and N_F differ.
     Raises ConfigError naming whatever is missing, left over or of another shape.
     """
     if not is_vanilla(vanilla_config):
@@ -63,27 +65,29 @@ def from_vanilla(
         raise ConfigError(f"init_from: {have}; layers {problem}")
 
     result, messages = _copy(params), []
-    stacks: dict[tuple[int, Side], list[Params]] = {}
+    stacks: dict[tuple[int, Side], list[Place]] = {}
     for place, source in zip(places, sources, strict=True):
         group, index, module = place
-        layer = _layer(vanilla, *source)
         for side in SIDES:
-            name = f"{_name(*place)}/{side}"
+            theirs, name = _shapes(vanilla, source, side), f"{_name(*place)}/{side}"
             if module is None:
-                result[group][index][side] = _checked(layer[side], params[group][index][side], name)
+                result[group][index][side] = _layer(vanilla, source, side)
             elif module < config.modules(side):
-                target = {key: value[module] for key, value in params["chunks"][index][side].items()}
-                stacks.setdefault((index, side), []).append(_checked(layer[side], target, name))
+                stacks.setdefault((index, side), []).append(source)
             else:
                 room = config.modules(side)
                 messages.append(f"{_name(*source)}/{side} is dropped: chunk {index} has {room} {side} modules")
-    for (chunk, stacked), modules in stacks.items():
-        result["chunks"][chunk][stacked] = {key: jnp.stack([m[key] for m in modules]) for key in modules[0]}
+                continue
+            _check(theirs, _shapes(params, place, side), name)
+    for (index, side), modules in stacks.items():
+        result["chunks"][index][side] = _stacked(vanilla, modules, side)
     for name in ("embed", "final_norm", "head", "lm_head"):
         if name in vanilla and name not in params:
             raise ConfigError(f"init_from: {name} would be left over")
         if name in vanilla:
-            result[name] = _checked(vanilla[name], params[name], name)
+            theirs, ours = ({key: np.shape(value) for key, value in tree[name].items()} for tree in (vanilla, params))
+            _check(theirs, ours, name)
+            result[name] = vanilla[name]
     return result, messages
 
 
@@ -126,19 +130,32 @@ def _copy(tree: Params) -> Params:
     return {key: _copy(value) if isinstance(value, dict) else value for key, value in tree.items()}
 
 
-def _layer(params: Params, group: str, index: int, module: int | None) -> Params:
-    layer = params[group][index]
-    if module is None:
-        return layer
-    return {side: {key: value[module] for key, value in layer[side].items()} for side in SIDES}
+def _shapes(params: Params, place: Place, side: Side) -> dict[str, tuple[int, ...]]:
+    """Of one sublayer's arrays."""
+    group, index, module = place
+    return {key: np.shape(value)[module is not None :] for key, value in params[group][index][side].items()}
 
 
-def _checked(source: Params, target: Params, name: str) -> Params:
-    """`source`, if its arrays have the names and shapes of `target`'s."""
+def _layer(params: Params, place: Place, side: Side) -> Params:
+    group, index, module = place
+    arrays = params[group][index][side]
+    return arrays if module is None else {key: value[module] for key, value in arrays.items()}
+
+
+def _stacked(params: Params, places: list[Place], side: Side) -> Params:
+    """The sublayers at `places`, one over the other."""
+    (group, index, first), *_ = places
+    if first is not None and places == [(group, index, first + i) for i in range(len(places))]:
+        return {key: value[first : first + len(places)] for key, value in params[group][index][side].items()}
+    layers = [_layer(params, place, side) for place in places]
+    return {key: jnp.stack([layer[key] for layer in layers]) for key in layers[0]}
+
+
+def _check(source: dict[str, tuple[int, ...]], target: dict[str, tuple[int, ...]], name: str) -> None:
+    """Raises `ConfigError` unless arrays have the same names and shapes."""
     for key in sorted(source.keys() ^ target.keys()):
         raise ConfigError(f"init_from: {name}/{key} is {'missing' if key in target else 'left over'}")
-    for key, value in source.items():
-        if np.shape(value) != np.shape(target[key]):
-            shapes = f"{np.shape(value)} in the vanilla model, {np.shape(target[key])} here"
+    for key, shape in source.items():
+        if shape != target[key]:
+            shapes = f"{shape} in the vanilla model, {target[key]} here"
             raise ConfigError(f"init_from: {name}/{key} has the shape {shapes}")
-    return source

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from mom_jax.analysis.cost import forward_flops_by_part, forward_flops_per_token, parameter_count
 from mom_jax.config import BalanceConfig, ModelConfig, RouterConfig
+from mom_jax.interop.phases import preserving
 from train.cli import run_program
 from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, Phase
 
@@ -61,6 +62,13 @@ SIZES: dict[SizeName, Size] = {
     "large": Size(1280, 20, anchors=1, chunks=2, modules=17, reported=774_000_000),
 }
 
+# The runs that `train.convert` makes of OpenAI's GPT-2s.
+PRETRAINED: dict[SizeName, str] = {
+    "small": "runs/pretrained_gpt2",
+    "medium": "runs/pretrained_gpt2_medium",
+    "large": "runs/pretrained_gpt2_large",
+}
+
 # The files of this folder that the table has, and their sizes.
 MODELS: dict[str, SizeName] = {
     "gpt2_small": "small",
@@ -86,6 +94,18 @@ def mom(size: SizeName, *, top_k: int, num_steps: int, run: str) -> Config:
     """
     second = Phase("mom", 20_000, init_from="previous", optim=_optim())
     return _experiment(_model(size, top_k=top_k, num_steps=num_steps), (_pretrain(), second), run)
+
+
+def mom_of_pretrained(size: SizeName, *, num_steps: int, run: str) -> Config:
+    """Phase 2 alone, from OpenAI's GPT-2 of this size, as which it starts: `train.convert` has made a run of it.
+
+    The official scripts' short second phase: 5000 steps, 500 of them warm-up. The choices are free after half of it.
+    """
+    pretrained = PRETRAINED[size]
+    optim = dataclasses.replace(_optim(), warmup_steps=500)
+    phase = Phase("mom", 5000, init_from=pretrained, optim=optim)
+    model = preserving(_model(size, top_k=1, num_steps=num_steps), anneal_steps=phase.steps // 2)
+    return _experiment(model, (phase,), run, tokenizer=pretrained)
 
 
 def _model(size: SizeName, *, top_k: int, num_steps: int) -> ModelConfig:
@@ -125,10 +145,10 @@ def _optim() -> OptimConfig:
     )
 
 
-def _experiment(model: ModelConfig, phases: tuple[Phase, ...], run: str) -> Config:
+def _experiment(model: ModelConfig, phases: tuple[Phase, ...], run: str, *, tokenizer: str = "sentencepiece") -> Config:
     data = DataConfig(
         source="tfds:openwebtext",
-        tokenizer="sentencepiece",
+        tokenizer=tokenizer,
         vocab_size=VOCABULARY,
         batch_size=512,
         length=LENGTH,

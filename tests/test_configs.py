@@ -1,5 +1,6 @@
 """The configurations in configs/: they load, and the paper's models have the sizes, depths and costs that they say."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs import paper
@@ -15,12 +17,23 @@ from mom_jax.analysis.cost import (
     forward_flops_per_token,
     parameter_count,
 )
+from mom_jax.config import SIDES, ChoiceConfig
+from mom_jax.interop.gpt2 import config_from_gpt2
+from mom_jax.interop.phases import from_vanilla
+from mom_jax.router import prior_table
 from train.checkpoint import phase_model
-from train.cli import load_config
+from train.cli import load_config, parse_config
 from train.config import Config
+from train.step import abstract_params
 
 ROOT = Path(__file__).parents[1]
 FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py")) if "def get_config" in path.read_text()}
+# From OpenAI's GPT-2: the file with the same model, and the options with which the GPT-2 comes.
+PRETRAINED = {
+    "mom_gpt2_small": ("mom_small", {"n_embd": 768, "n_head": 12, "n_layer": 12}),
+    "mom_gpt2_medium": ("mom_medium", {"n_embd": 1024, "n_head": 16, "n_layer": 24}),
+    "mom_gpt2_large": ("mom_large_deep", {"n_embd": 1280, "n_head": 20, "n_layer": 36}),
+}
 MOMS = [name for name in paper.MODELS if name.startswith("mom")]
 
 
@@ -43,7 +56,7 @@ def run_table(*flags):
 
 
 def test_the_table_has_every_paper_model():
-    assert set(FILES) == {"quickstart", *paper.MODELS}
+    assert set(FILES) == {"quickstart", *paper.MODELS, *PRETRAINED}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -142,6 +155,42 @@ def test_recipe(name):
         assert (optim.learning_rate, optim.schedule, optim.warmup_steps) == (1e-3, "cosine", 2000)
         assert (optim.beta1, optim.beta2, optim.epsilon) == (0.9, 0.95, 1e-5)
         assert (optim.weight_decay, optim.clip_norm, optim.final_fraction) == (0.1, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_phase_two_of_a_pretrained_gpt2(name):
+    config, (same, options) = load(name), PRETRAINED[name]
+    free = {side: ChoiceConfig() for side in SIDES}
+    assert dataclasses.replace(config.model, **free) == load(same).model
+    for side in SIDES:
+        choice = getattr(config.model, side)
+        assert choice.preference > 0
+        assert choice.anneal_steps == 2500
+    [phase] = config.phases
+    assert (phase.steps, phase.optim.warmup_steps, phase.model) == (5000, 500, "model")
+    source = next(line for line in FILES[name].read_text().splitlines() if line.startswith("First: "))
+    assert source.endswith(f"train.convert --input {source.split()[5]} --output {phase.init_from} --to vanilla")
+    assert config.data.tokenizer == phase.init_from
+    assert dataclasses.replace(config.data, tokenizer="sentencepiece") == load(same).data
+    # The GPT-2 fits: nothing is missing, nothing left over.
+    gpt2 = config_from_gpt2({"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024} | options)
+    messages = []
+
+    def take(vanilla):
+        taken, dropped = from_vanilla(gpt2, vanilla, config.model, abstract_params(config.model))
+        messages.extend(dropped)
+        return taken["embed"]
+
+    jax.eval_shape(take, abstract_params(gpt2))
+    assert messages == []
+
+
+def test_the_other_start_that_the_docstrings_name():
+    flags = ["--model.attention.preference", "0", "--model.ffn.preference", "0"]
+    for name in PRETRAINED:
+        assert " ".join(flags) in FILES[name].read_text()
+        _, config = parse_config(argparse.ArgumentParser(add_help=False), ["--config", str(FILES[name]), *flags])
+        assert [prior_table(config.model, side, 0) for side in SIDES] == [None, None]
 
 
 # The table.

@@ -8,6 +8,9 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+
 from mom_jax.fields import check_types, matches, require
 
 Side = Literal["attention", "ffn"]
@@ -64,7 +67,7 @@ class ChoiceConfig:
         preference: a bonus, in logits after the temperature, for module h at step h; steps beyond the last module
             prefer SKIP where there is one. Only with `free`.
         skip_preference: a bonus for SKIP at the steps that have a module of their own. Only with `free`.
-        anneal_steps: both preferences fall linearly to 0 over this many training steps; 0 keeps them.
+        anneal_steps: both preferences fall to 0 over this many training steps; 0 keeps them. See `remaining`.
         prior: an explicit table of H rows of C logits that is added: 0 free, -inf forbidden, positive preferred.
     """
 
@@ -87,6 +90,18 @@ class ChoiceConfig:
             for h, row in enumerate(self.prior):
                 good = bool(row) and all(value < math.inf for value in row) and max(row) > -math.inf
                 require(good, f"prior[{h}]", row, "must be logits below infinity that leave some class allowed")
+
+    def remaining(self, step: jax.Array | int, classes: int) -> jax.Array:
+        """The share of the preferences that is left after `step` training steps, a float32 scalar.
+
+        As a distribution the prior becomes a mixture of the preferred class and of all C alike, whose share t grows
+        linearly over `anneal_steps`: the preferred class is ahead by log(1 + C·(1 - t)/t), where that is less than
+        the preference. A linear fall of the logits would change hardly anything at first and everything at the end.
+        """
+        t = jnp.clip(jnp.asarray(step, jnp.float32) / self.anneal_steps, 0, 1)
+        ahead = jnp.log1p(classes * (1 - t) / jnp.maximum(t, 1e-30))
+        strongest = max(abs(self.preference), abs(self.skip_preference))
+        return jnp.where(t > 0, jnp.minimum(1, ahead / strongest), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,11 +353,13 @@ class ModelConfig:
     def at_step(self, step: int) -> "ModelConfig":
         """This model with its annealed preferences fixed at their strength after `step` training steps."""
 
-        def fix(choice: ChoiceConfig) -> ChoiceConfig:
+        def fix(side: Side) -> ChoiceConfig:
+            choice: ChoiceConfig = getattr(self, side)
             if not choice.anneal_steps:
                 return choice
-            rest = max(0.0, 1 - step / choice.anneal_steps)
-            strengths = {name: getattr(choice, name) * rest for name in ("preference", "skip_preference")}
+            names = [name for name in ("preference", "skip_preference") if getattr(choice, name)]
+            rest = float(choice.remaining(step, self.classes(side))) if names else 0.0
+            strengths = {name: getattr(choice, name) * rest for name in names}
             return dataclasses.replace(choice, **strengths, anneal_steps=0)
 
-        return dataclasses.replace(self, attention=fix(self.attention), ffn=fix(self.ffn))
+        return dataclasses.replace(self, attention=fix("attention"), ffn=fix("ffn"))

@@ -150,7 +150,7 @@ def prior_table(config: ModelConfig, side: Side, step: jax.Array | int | None = 
     if choice.preference or choice.skip_preference:
         rest = jnp.float32(1)
         if choice.anneal_steps and step is not None:
-            rest = jnp.maximum(0, 1 - jnp.asarray(step, jnp.float32) / choice.anneal_steps)
+            rest = choice.remaining(step, classes)
         own = diagonal | (skip & (h >= modules))
         preferred = jnp.where(own, rest * choice.preference, jnp.where(skip, rest * choice.skip_preference, 0.0))
         table = preferred if table is None else table + preferred

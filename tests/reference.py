@@ -207,7 +207,10 @@ def prior_row(config, side, h, step):
         return [0.0 if c in (h, classes - 1) else NEVER for c in range(classes)]
     rest = 1.0
     if choice.anneal_steps and step is not None:
-        rest = jnp.maximum(0.0, 1 - step / choice.anneal_steps)
+        strongest = max(abs(choice.preference), abs(choice.skip_preference))
+        uniform = min(1.0, max(1e-9, step / choice.anneal_steps))  # the uniform distribution's share in the prior
+        odds = (1 - uniform + uniform / classes) / (uniform / classes)
+        rest = min(1.0, math.log(odds) / strongest)
     skip = classes - 1 if config.skip else None
     row = [0.0] * classes
     if config.skip:

@@ -336,8 +336,13 @@ def test_kinds():
 def test_at_step():
     strong = ChoiceConfig(preference=4.0, skip_preference=2.0, anneal_steps=8)
     config = ModelConfig(attention=strong, ffn=ChoiceConfig(preference=2.0))
-    assert [config.at_step(n).attention.preference for n in (0, 2, 8, 100)] == [4.0, 3.0, 0.0, 0.0]
-    assert [config.at_step(n).attention.skip_preference for n in (0, 2, 8, 100)] == [2.0, 1.5, 0.0, 0.0]
+    # Half way the preferred one of 5 classes has half of the prior and a fifth of the rest, six times as much as each
+    # other one.
+    assert config.classes("attention") == 5
+    expected = [4.0, math.log(16), math.log(6), 0.0, 0.0]
+    assert [config.at_step(n).attention.preference for n in (0, 2, 4, 8, 100)] == pytest.approx(expected)
+    skip = [config.at_step(n).attention.skip_preference for n in (0, 2, 4, 8, 100)]
+    assert skip == pytest.approx([strength / 2 for strength in expected])
     for n in (0, 2, 100):
         fixed = config.at_step(n)
         assert fixed.attention.anneal_steps == 0

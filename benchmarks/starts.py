@@ -1,4 +1,4 @@
-"""Three ways to go on from a vanilla transformer: `python -m benchmarks.starts [--seeds 3] [--top-k 1,2]`.
+"""Three ways to go on from a vanilla transformer: `python -m benchmarks.starts [--seeds 3] [--top-k 1,2] [--ways ...]`.
 
 The quickstart's phase 1 is trained once. From its last checkpoint go on, with the same batches:
 
@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.starts", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--top-k", default="1,2", help="modules per step, with commas between")
+    parser.add_argument("--ways", default=",".join(WAYS), help="which, with commas between")
     parser.add_argument("--steps", type=int, help="of each phase; by default the quickstart's")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +45,7 @@ def main() -> None:
         train(first, console=Console(quiet=True))
         for top_k in map(int, flags.top_k.split(",")):
             for seed in range(flags.seeds):
-                for way in WAYS:
+                for way in flags.ways.split(","):
                     if way == "vanilla" and top_k != int(flags.top_k.split(",")[0]):
                         continue  # has no K
                     run = Path(folder) / f"{way}-{top_k}-{seed}"

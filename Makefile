@@ -5,6 +5,7 @@ PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RECENT := $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
 INSTALLED := .venv/installed-$(VERSION)
+COMPLETE := .venv/complete-$(VERSION)
 RUN := .venv/bin/python -m
 # Compiling takes most of the tests' time, on one core: two files at a time.
 WORKERS := -n 2 --dist loadfile
@@ -13,13 +14,24 @@ LIBTPU := .venv/libtpu
 # The goldens for the slow tests: a folder with all of them where there is one, else tests/goldens.
 MOM_GOLDENS ?= $(abspath $(wildcard ../shared/goldens))
 
+# $(1): arguments of pip. $(2): extras, which pip would only install together with the project itself.
+define install
+@.venv/bin/python -c 'import sys, tomllib; \
+	extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(line for name in sys.argv[1:] for line in extras[name]), sep="\n")' $(2) > .venv/extras.txt
+@$(RUN) pip install --quiet --disable-pip-version-check $(1) -r .venv/extras.txt \
+	$(if $(filter 3.11,$(VERSION)),-c constraints.txt)
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint clean
+.PHONY: help setup setup-all quickstart test test-slow lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: $(INSTALLED) ## makes .venv, or brings it up to date; PYTHON=python3.12 chooses the Python
+
+setup-all: $(COMPLETE) ## ... and adds the extras that some tests compare with: PyTorch, lm-eval, notebooks
 
 quickstart: setup ## trains the small demonstration
 	@$(RUN) train.main --config configs/quickstart.py
@@ -52,11 +64,13 @@ clean: ## removes .venv and the caches; keeps runs/
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	$(if $(RECENT),,$(error $(PYTHON) is $(if $(VERSION),Python $(VERSION),no Python): \
 		3.11 or newer is needed, for example: make setup PYTHON=python3.11))
-	@echo 'Installing requirements.txt and the dev extra into .venv (Python $(VERSION)): about a minute.'
+	@echo 'Installing requirements.txt and the extras dev, gpt2 and eval into .venv (Python $(VERSION)): about a minute.'
 	@test -e $@ || $(PYTHON) -m venv --clear .venv
 	@rm -f $@
-	@.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
-		["optional-dependencies"]["dev"], sep="\n")' > .venv/dev.txt
-	@$(RUN) pip install --quiet --disable-pip-version-check -r requirements.txt -r .venv/dev.txt \
-		$(if $(filter 3.11,$(VERSION)),-c constraints.txt)
+	$(call install,-r requirements.txt,dev gpt2 eval)
+	@touch $@
+
+$(COMPLETE): $(INSTALLED)
+	@echo 'Installing the extras torch, lmeval and notebooks into .venv.'
+	$(call install,,torch lmeval notebooks)
 	@touch $@

@@ -227,6 +227,13 @@ def jit_train_step(
     return jax.jit(bound, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
 
 
+def without_dropout(config: ModelConfig) -> tuple[ModelConfig, jax.Array | None]:
+    """(the model as it is evaluated, the key to call it with): routers that want noise in evaluation draw it from a
+    fixed key."""
+    noisy = is_random(config) and config.router.kind == "gru_random" and config.router.noise_in_evaluation
+    return dataclasses.replace(config, dropout=type(config.dropout)()), jax.random.key(0) if noisy else None
+
+
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
 def evaluation_step(
     params: dict[Any, Any],
@@ -237,13 +244,8 @@ def evaluation_step(
     config: ModelConfig,
     mesh: Mesh,
 ) -> LossSums:
-    """The loss sums of a batch without dropout; with `exchange_key` the choices are dealt to other tokens.
-
-    Routers that want noise in evaluation draw it from a fixed key.
-    """
-    noisy = is_random(config) and config.router.kind == "gru_random" and config.router.noise_in_evaluation
-    config = dataclasses.replace(config, dropout=type(config.dropout)())
-    key = jax.random.key(0) if noisy else None
+    """The loss sums of a batch without dropout; with `exchange_key` the choices are dealt to other tokens."""
+    config, key = without_dropout(config)
 
     def sums(params: dict[Any, Any], batch: Batch, step: jax.Array, exchange_key: jax.Array | None) -> LossSums:
         own = language_model_sums(params, batch, config, key=key, step=step, exchange_key=exchange_key)

@@ -1,0 +1,282 @@
+"""EleutherAI's lm-evaluation-harness (`lm_eval`) on our models: its `LM`, and `simple_evaluate` with it.
+
+Follows the harness's own Hugging Face model (`lm_eval/models/huggingface.py`), so that the same weights give the same
+numbers: before the first token stands the separator; spaces at the end of a context belong to the continuation; a
+context that is too long loses tokens on its left; a rolling log-likelihood is the sum over disjoint windows, of which
+the last has as much context as fits. Two things differ. The text "<|endoftext|>" is text here and never the separator
+(train/data/gpt2.py). And where context and continuation share a token, so that nothing would be left to score, both are
+tokenized by themselves; the harness's model stops there.
+
+Needs the extra `lmeval`; torch is not needed from lm-eval 0.4.10 on.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
+from tqdm import tqdm
+
+from mom_jax.config import ModelConfig
+from mom_jax.fields import ConfigError, nearest, require
+from mom_jax.generate import generate
+from mom_jax.model import with_parameters
+from train.data.tokenizer import Tokenizer
+from train.tasks.scores import Scorer, Window
+
+# What the harness gives tasks that do not say how many tokens to generate.
+NEW_TOKENS = 256
+# What `generate_until` tasks may ask for; names of the same thing in one row.
+_NEW_TOKENS_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_SETTINGS = ("temperature", "top_k")
+
+
+class Harness(TemplateLM):
+    """A model and its tokenizer as the harness's `LM`: log-likelihoods, rolling ones, and `generate_until`.
+
+    Args:
+        params: nested dictionaries of arrays.
+        batch_size: sequences that are computed together.
+        seed: of what is drawn, where a task wants sampling.
+        description: goes into the results.
+
+    Raises ConfigError for a tokenizer that has no separator.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: dict[Any, Any],
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 8,
+        seed: int = 0,
+        description: str = "",
+    ) -> None:
+        super().__init__()
+        require(tokenizer.eos_id >= 0, "tokenizer", tokenizer.file_name, "has no token to begin texts with")
+        self._scorer = Scorer(config, params, batch_size)
+        self._model = with_parameters(config, self._scorer.params)
+        self._text, self._seed, self._description = tokenizer, seed, description
+        self.batch_size = batch_size
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._scorer.config
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._text.eos_id
+
+    @property
+    def max_length(self) -> int:
+        """The model's context, in tokens."""
+        return self.config.context_length
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in the harness's cache of requests."""
+        return self._text.fingerprint
+
+    def get_model_info(self) -> dict[str, Any]:
+        """For the results' `config`."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self._scorer.params))
+        info = {"model": "mom_jax", "model_description": self._description, "model_num_parameters": count}
+        return info | {"model_dtype": str(self.config.dtype), "max_length": self.max_length}
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """The ids of a text; no special tokens are ever added."""
+        return self._text.encode(string)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        before, after = super()._encode_pair(context, continuation)
+        if not after:
+            before, after = self.tok_encode(context), self.tok_encode(continuation)
+        # Of a context of spaces only nothing is left before the continuation.
+        return before or [self.prefix_token_id], after
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        windows = []
+        for _, context, continuation in requests:
+            count, most = len(continuation), self.max_length
+            allowed = f"must have 1 to {most} tokens, as many as the model's context"
+            require(1 <= count <= most, "tasks", f"a continuation of {count} tokens", allowed)
+            windows.append(Window((context + continuation)[-(most + 1) :], count))
+        with tqdm(total=len(windows), desc="log-likelihoods", disable=disable_tqdm) as bar:
+            scores = self._scorer.score(windows, lambda batch: _advance(bar, len(batch)))
+        answers = [(score.log_likelihood, score.greedy) for score in scores]
+        for (pair, _, _), answer in zip(requests, answers, strict=True):
+            if pair is not None:
+                self.cache_hook.add_partial("loglikelihood", pair, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of each text, nats."""
+        windows: list[tuple[None, list[int], list[int]]] = []
+        counts = []
+        for request in requests:
+            ids = self.tok_encode(request.args[0])
+            own = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
+            before = len(windows)
+            windows += [(None, *make_disjoint_window(window)) for window in own]
+            counts.append(len(windows) - before)
+        scores = iter(self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
+        sums = [sum(next(scores)[0] for _ in range(count)) for count in counts]
+        for request, total in zip(requests, sums, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return sums
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What the model continues each text with, up to the first of the task's stop strings."""
+        texts: list[str] = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        with tqdm(total=len(requests), desc="generation", disable=disable_tqdm) as bar:
+            for indices in groups.values():
+                settings = Settings.read(requests[indices[0]].args[1], self.max_length)
+                prompts = {i: self.tok_encode(requests[i].args[0]) or [self.prefix_token_id] for i in indices}
+                order = sorted(indices, key=lambda i: -len(prompts[i]))
+                for start in range(0, len(order), self.batch_size):
+                    some = order[start : start + self.batch_size]
+                    made = self._continue([prompts[i] for i in some], settings, self._seed + start)
+                    for i, text in zip(some, made, strict=True):
+                        texts[i] = text
+                        self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                    _advance(bar, len(some))
+        return texts
+
+    def _continue(self, prompts: list[list[int]], settings: "Settings", seed: int) -> list[str]:
+        room = self.max_length - settings.new_tokens
+        made = generate(
+            self._model,
+            [prompt[-room:] for prompt in prompts],
+            settings.new_tokens,
+            seed=seed,
+            eos_id=self.eot_token_id,
+            **settings.sampling,
+        )
+        # A model may have more ids than its tokenizer.
+        known = self._text.vocab_size
+        return [settings.cut(self._text.decode([i for i in ids if i < known])) for ids in made]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a task wants text generated. until: strings at whose first occurrence it ends. new_tokens: at most so many.
+    sampling: keyword arguments of `mom_jax.generate`."""
+
+    until: tuple[str, ...]
+    new_tokens: int
+    sampling: dict[str, Any]
+
+    @classmethod
+    def read(cls, kwargs: dict[str, Any], context: int) -> "Settings":
+        """From a task's `generation_kwargs`, with the harness's meanings: without `do_sample` a temperature above 0
+        means sampling, and with `do_sample: false` the temperature does not count.
+
+        Raises ConfigError for what is unknown and for more tokens than the model's context has room for.
+        """
+        kwargs = dict(kwargs)
+        until = kwargs.pop("until", None) or []
+        asked = [kwargs.pop(name) for name in _NEW_TOKENS_NAMES if kwargs.get(name) is not None]
+        new_tokens = int(asked[0]) if asked else min(NEW_TOKENS, context // 2)
+        fits = 1 <= new_tokens < context
+        require(fits, "max_gen_toks", new_tokens, f"must be at least 1 and less than the model's context of {context}")
+        temperature = float(kwargs.pop("temperature", 0.0))
+        sample = kwargs.pop("do_sample", None)
+        if sample is False or (sample is None and temperature == 0):
+            temperature = 0.0
+        elif temperature == 0:
+            raise ConfigError(f"temperature={temperature}: must be above 0 with do_sample: true")
+        known = (*_NEW_TOKENS_NAMES, "until", "do_sample", *_SETTINGS)
+        for name, value in kwargs.items():
+            require(name in known, f"generation_kwargs.{name}", value, f"unknown; {nearest(name, known)}")
+        sampling = {name: value for name, value in kwargs.items() if value is not None} | {"temperature": temperature}
+        return cls((until,) if isinstance(until, str) else tuple(until), new_tokens, sampling)
+
+    def cut(self, text: str) -> str:
+        """The text before the stop strings, taken one after another, as the harness does."""
+        for stop in self.until:
+            text = text.split(stop)[0] if stop else text
+        return text
+
+
+def _advance(bar: Any, count: int) -> None:
+    bar.update(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to run, besides the tasks. num_fewshot: examples before each question, instead of the task's own number.
+    limit: of each task the first so many documents; 0 is all. gen_kwargs: `name=value,...`, over the tasks' own
+    generation settings."""
+
+    num_fewshot: int | None = None
+    limit: int = 0
+    gen_kwargs: str | None = None
+
+
+def find_tasks(names: Sequence[str], include_path: str | None) -> tuple[TaskManager, list[str]]:
+    """(the harness's tasks and those of the folder, the ones of these names). names: of tasks or groups, also with `*`.
+    include_path: a folder of the user's own tasks, as YAML files. Raises ConfigError for a name that none has,
+    with the nearest one, and for a folder that is not there."""
+    if include_path is not None:
+        require(Path(include_path).expanduser().is_dir(), "include_path", include_path, "no such folder")
+        include_path = str(Path(include_path).expanduser())
+        # The harness takes ten seconds to read its own tasks: only where they are asked for.
+        own = TaskManager(include_path=include_path, include_defaults=False)
+        if all(own.match_tasks([name]) for name in names):
+            return own, own.match_tasks(list(names))
+    manager = TaskManager(include_path=include_path)
+    for name in names:
+        if not manager.match_tasks([name]):
+            close = nearest(name, manager.all_tasks)
+            hint = close if close.startswith("did") else "see `lm-eval ls tasks` for the names"
+            raise ConfigError(f"tasks={name!r}: unknown; {hint}")
+    return manager, manager.match_tasks(list(names))
+
+
+def evaluate(model: Harness, request: Request, found: tuple[TaskManager, list[str]]) -> dict[str, Any]:
+    """The harness's results, as plain values. found: from `find_tasks`.
+
+    Raises ConfigError where a task's data set cannot be had.
+    """
+    from datasets.exceptions import DatasetsError
+
+    manager, names = found
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    try:
+        results = simple_evaluate(
+            model,
+            tasks=list(names),
+            task_manager=manager,
+            num_fewshot=request.num_fewshot,
+            batch_size=model.batch_size,
+            limit=request.limit or None,
+            gen_kwargs=request.gen_kwargs,
+            log_samples=False,
+            torch_random_seed=None,
+        )
+    except (OSError, DatasetsError) as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"tasks={','.join(names)!r}: cannot be read ({type(error).__name__}: {line})") from error
+    return json.loads(json.dumps(results, default=handle_non_serializable))
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The harness's own Markdown tables: of the tasks and, where there are any, of the groups."""
+    texts = [make_table(results)]
+    if results.get("groups"):
+        texts.append(make_table(results, "groups"))
+    return "\n".join(text.rstrip() for text in texts)

@@ -10,9 +10,12 @@ tokenized by themselves; the harness's model stops there.
 Needs the extra `lmeval`; torch is not needed from lm-eval 0.4.10 on.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
+from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window
 from tqdm import tqdm
 
 from mom_jax.config import ModelConfig
@@ -31,9 +34,12 @@ from mom_jax.generate import generate
 from mom_jax.model import with_parameters
 from train.data.tokenizer import Tokenizer
 from train.tasks.scores import Scorer, Window
+from train.tasks.tables import markdown
 
 # What the harness gives tasks that do not say how many tokens to generate.
 NEW_TOKENS = 256
+# Resamplings for standard errors that have no formula: of so many the error is known to about 2 %.
+BOOTSTRAPS = 1000
 # What `generate_until` tasks may ask for; names of the same thing in one row.
 _NEW_TOKENS_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SETTINGS = ("temperature", "top_k")
@@ -113,7 +119,7 @@ class Harness(TemplateLM):
             require(1 <= count <= most, "tasks", f"a continuation of {count} tokens", allowed)
             windows.append(Window((context + continuation)[-(most + 1) :], count))
         with tqdm(total=len(windows), desc="log-likelihoods", disable=disable_tqdm) as bar:
-            scores = self._scorer.score(windows, lambda batch: _advance(bar, len(batch)))
+            scores = self._scorer.score(windows, lambda batch: bar.update(len(batch)))
         answers = [(score.log_likelihood, score.greedy) for score in scores]
         for (pair, _, _), answer in zip(requests, answers, strict=True):
             if pair is not None:
@@ -153,7 +159,7 @@ class Harness(TemplateLM):
                     for i, text in zip(some, made, strict=True):
                         texts[i] = text
                         self.cache_hook.add_partial("generate_until", requests[i].args, text)
-                    _advance(bar, len(some))
+                    bar.update(len(some))
         return texts
 
     def _continue(self, prompts: list[list[int]], settings: "Settings", seed: int) -> list[str]:
@@ -212,10 +218,6 @@ class Settings:
         return text
 
 
-def _advance(bar: Any, count: int) -> None:
-    bar.update(count)
-
-
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What to run, besides the tasks. num_fewshot: examples before each question, instead of the task's own number.
@@ -255,19 +257,23 @@ def evaluate(model: Harness, request: Request, found: tuple[TaskManager, list[st
     from datasets.exceptions import DatasetsError
 
     manager, names = found
+    # Otherwise it forks this process for its bootstraps, and JAX is multithreaded.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     try:
-        results = simple_evaluate(
-            model,
-            tasks=list(names),
-            task_manager=manager,
-            num_fewshot=request.num_fewshot,
-            batch_size=model.batch_size,
-            limit=request.limit or None,
-            gen_kwargs=request.gen_kwargs,
-            log_samples=False,
-            torch_random_seed=None,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # it tells of its bootstraps there
+            results = simple_evaluate(
+                model,
+                tasks=list(names),
+                task_manager=manager,
+                num_fewshot=request.num_fewshot,
+                batch_size=model.batch_size,
+                limit=request.limit or None,
+                gen_kwargs=request.gen_kwargs,
+                bootstrap_iters=BOOTSTRAPS,
+                log_samples=False,
+                torch_random_seed=None,
+            )
     except (OSError, DatasetsError) as error:
         line = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"tasks={','.join(names)!r}: cannot be read ({type(error).__name__}: {line})") from error
@@ -275,8 +281,31 @@ def evaluate(model: Harness, request: Request, found: tuple[TaskManager, list[st
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The harness's own Markdown tables: of the tasks and, where there are any, of the groups."""
-    texts = [make_table(results)]
-    if results.get("groups"):
-        texts.append(make_table(results, "groups"))
-    return "\n".join(text.rstrip() for text in texts)
+    """Markdown tables as the harness prints them: of the tasks and, where there are any, of the groups.
+
+    Not by its own `make_table`, whose library starts processes by forking this one, and JAX is multithreaded.
+    """
+    columns = {"results": "Tasks", "groups": "Groups"}
+    return "\n\n".join(_table(results, column, title) for column, title in columns.items() if results.get(column))
+
+
+def _table(results: dict[str, Any], column: str, title: str) -> str:
+    """As `lm_eval.utils.make_table`: a row for each metric, with its filter, direction and standard error."""
+    rows = []
+    for task, metrics in results[column].items():
+        name = [metrics.get("alias", task), results["versions"].get(task, "N/A")]
+        higher_is_better = results.get("higher_is_better", {}).get(task, {})
+        for key in sorted(key for key in metrics if "," in key):
+            metric, _, chosen = key.partition(",")
+            if metric.endswith("_stderr"):
+                continue
+            value, error = metrics[key], metrics.get(f"{metric}_stderr,{chosen}", "N/A")
+            arrow = {True: "\u2191", False: "\u2193"}.get(higher_is_better.get(metric), "")
+            shots = results.get("n-shot", {}).get(task, "")
+            rows.append((*name, chosen, shots, metric, arrow, _number(value), "\u00b1", _number(error)))
+            name = ["", ""]
+    return markdown((title, "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"), rows)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

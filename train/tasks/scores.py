@@ -50,7 +50,7 @@ class Scorer:
         self.params = jax.tree.map(jnp.asarray, params)
 
     def score(
-        self, windows: Sequence[Window], done: Callable[[Sequence[Window]], None] = lambda batch: None
+        self, windows: Sequence[Window], done: Callable[[Sequence[Window]], object] = lambda batch: None
     ) -> list[Scores]:
         """The scores of each window, in the order that they came in. done: given the windows of each batch, afterwards.
 

@@ -1,0 +1,1 @@
+"""Benchmarks that fine-tune a model: GLUE and XSUM."""

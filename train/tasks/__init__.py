@@ -1,1 +1,1 @@
-"""What a checkpoint is evaluated on."""
+"""What checkpoints are evaluated on."""

@@ -286,7 +286,7 @@ def tables(results: dict[str, Any]) -> str:
     Not by its own `make_table`, whose library starts processes by forking this one, and JAX is multithreaded.
     """
     columns = {"results": "Tasks", "groups": "Groups"}
-    return "\n\n".join(_table(results, column, title) for column, title in columns.items() if results.get(column))
+    return "\n".join(_table(results, column, title) for column, title in columns.items() if results.get(column))
 
 
 def _table(results: dict[str, Any], column: str, title: str) -> str:

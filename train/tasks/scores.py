@@ -16,9 +16,8 @@ from mom_jax.config import ModelConfig
 from mom_jax.linear_cross_entropy import label_scores
 from mom_jax.losses import IGNORE
 from mom_jax.model import with_parameters
-from train.step import without_dropout
-
-SHORTEST = 32  # of the lengths that windows are padded to; the others are its doubles, and the model's context
+from train.step import for_evaluation
+from train.tasks.batches import bucket
 
 
 class Window(NamedTuple):
@@ -87,19 +86,11 @@ class Scorer:
         return [Scores(float(sums[row]), bool(greedy[row])) for row in range(len(windows))]
 
 
-def bucket(length: int, longest: int) -> int:
-    """The length that `length` tokens are padded to."""
-    size = SHORTEST
-    while size < length:
-        size *= 2
-    return min(size, longest)
-
-
 @functools.partial(jax.jit, static_argnames="config")
 def _scores(
     params: dict[Any, Any], ids: jax.Array, mask: jax.Array, labels: jax.Array, *, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
     """The log-probability of each label at its place, and whether it was the most probable token; [B, L]."""
-    config, key = without_dropout(config)
+    config, key = for_evaluation(config)
     output = with_parameters(config, params)(ids, mask=mask, key=key)
     return label_scores(output.hidden, output.unembedding, labels)

@@ -1,27 +1,32 @@
-"""Tables of results: as JSON and Markdown files."""
+"""Tables as Markdown, with numbers as mean ± standard deviation."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.files import write_whole, writing
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is left-aligned and whose others are right-aligned, columns of even width."""
+    widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *(line([_plain(cell) for cell in row]) for row in rows)]) + "\n"
 
 
-def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table whose columns are aligned; the first to the left, the others to the right."""
-    texts = [list(headers), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(3, *(len(row[i]) for row in texts)) for i in range(len(headers))]
-    head, *body = (
-        [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)] for row in texts
-    )
-    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
+def _plain(text: str) -> str:
+    """Text that does not end a cell."""
+    return " ".join(text.replace("|", "/").split())
 
 
-def write(output: Path, name: str, record: Any, text: str) -> None:
-    """Writes `output/name.json` and `output/name.md`, each whole. Raises ConfigError where that cannot be done."""
-    with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-        write_whole(output / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
-        write_whole(output / f"{name}.md", (text.rstrip() + "\n").encode())
+def spread(statistics: Mapping[str, Any] | None) -> str:
+    """`84.12 ± 0.31`; only the mean where there is no deviation; a dash where there is nothing."""
+    if statistics is None:
+        return "-"
+    deviation = statistics["deviation"]
+    return f"{statistics['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")

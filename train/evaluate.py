@@ -2,6 +2,7 @@
 
 --task perplexity   the loss on a run's own held-out data, as training reports it; or, with --data.source or
                     --by-document, perplexity per token, document, byte and word of whole documents
+--task glue         fine-tunes on GLUE's tasks, or one of them: glue/sst2
 --task lm_eval      --tasks lambada_openai,...: tasks of EleutherAI's lm-evaluation-harness
 
 Several checkpoints stand side by side. Tables go to FOLDER/TASK.json and .md, FOLDER being --output, else the folder
@@ -9,15 +10,17 @@ Several checkpoints stand side by side. Tables go to FOLDER/TASK.json and .md, F
 """
 
 import dataclasses
-import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from train.cli import run_program
+from train.tasks.glue import GlueConfig
+from train.tasks.output import Results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Arguments:
     Attributes:
         checkpoint: a run's folder, RUN/checkpoints/PHASE, RUN/checkpoints/PHASE/STEP, a folder of Hugging Face's GPT-2
             or of the authors' code, or a .safetensors file of ours; or several of these.
-        task: perplexity or lm_eval.
+        task: perplexity, lm_eval, glue, or one of GLUE's, as in glue/sst2.
         output: the folder for the tables.
         best: of a run's phase take the step with the lowest validation loss, not the latest.
         tokenizer: a tokenizer's file or folder, where none lies beside the checkpoint.
@@ -57,6 +60,7 @@ class Arguments:
         include_path: lm_eval: a folder with tasks of your own, as YAML files.
         num_fewshot: lm_eval: examples before each question, instead of the tasks' own number.
         gen_kwargs: lm_eval: NAME=VALUE,... over the tasks' own settings of generation.
+        glue: how GLUE is done.
     """
 
     checkpoint: tuple[str, ...]
@@ -76,12 +80,15 @@ class Arguments:
     include_path: str | None = None
     num_fewshot: int | None = None
     gen_kwargs: str | None = None
+    glue: GlueConfig = dataclasses.field(default_factory=GlueConfig)
 
 
-# Which flags are of which task only.
-_OWN = {
-    "perplexity": ("data", "exchange", "by_document", "length", "stride"),
-    "lm_eval": ("tasks", "include_path", "num_fewshot", "gen_kwargs"),
+# Which tasks a flag is for; the others are for all.
+_FOR: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("limit", "batch_size", "tokenizer", "json"), ("perplexity", "lm_eval")),
+    **dict.fromkeys(("data", "exchange", "by_document", "length", "stride"), ("perplexity",)),
+    **dict.fromkeys(("tasks", "include_path", "num_fewshot", "gen_kwargs"), ("lm_eval",)),
+    "glue": ("glue",),
 }
 
 
@@ -89,56 +96,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(Arguments, args=arguments, prog="python -m train.evaluate", description=__doc__)
 
     from mom_jax.fields import nearest, require
+    from train.tasks.glue_tasks import NAMES
 
-    runners: dict[str, Callable[[Arguments], Results]] = {"perplexity": _perplexity, "lm_eval": _lm_eval}
-    require(flags.task in runners, "task", flags.task, f"unknown; {nearest(flags.task, runners)}")
+    tasks = {"perplexity": _perplexity, "lm_eval": _lm_eval, "glue": _glue}
+    known = [*tasks, *(f"glue/{name}" for name in NAMES)]
+    require(flags.task in known, "task", flags.task, f"unknown; {nearest(flags.task, known)}")
     require(len(flags.checkpoint) >= 1, "checkpoint", flags.checkpoint, "must name at least one")
     require(flags.limit >= 0, "limit", flags.limit, "must be at least 0")
     require(flags.batch_size >= 1, "batch_size", flags.batch_size, "must be at least 1")
-    defaults = {field.name: getattr(Arguments(()), field.name) for field in dataclasses.fields(Arguments)}
-    for task, names in _OWN.items():
-        for name in names:
-            value = getattr(flags, name)
-            require(task == flags.task or value == defaults[name], name, value, f"goes with --task {task} only")
-    results = runners[flags.task](flags)
-    results.write(_output(flags))
-    print(
-        json.dumps(results.records if len(results.records) > 1 else results.records[0]) if flags.json else results.text
-    )
+    task = flags.task.partition("/")[0]
+    defaults = Arguments(())
+    for name, those in _FOR.items():
+        value = getattr(flags, name)
+        fits = task in those or value == getattr(defaults, name)
+        require(fits, name, value, f"goes with --task {' or '.join(those)} only")
+    tasks[task](flags, _output(flags))
     return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """records: of each checkpoint, ready for JSON. table: Markdown, for the file. text: what is printed. documents: of
-    each document, if there are any."""
-
-    task: str
-    records: list[dict[str, Any]]
-    table: str
-    text: str
-    documents: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-    def write(self, output: Path) -> None:
-        from train.files import write_whole
-        from train.tasks import tables
-
-        tables.write(output, self.task, self.records, self.table)
-        if self.documents:
-            lines = "".join(json.dumps(document) + "\n" for document in self.documents)
-            write_whole(output / f"{self.task}_documents.jsonl", lines.encode())
-        print(f"tables: {output / self.task}.md and .json", file=sys.stderr)
-
-
 def _output(flags: Arguments) -> Path:
+    """The folder for the tables. Raises ConfigError, before any work, where it cannot be written."""
+    from mom_jax.fields import require
     from train.checkpoint import find
 
-    if flags.output is not None:
-        return Path(flags.output).expanduser()
     [first, *more] = flags.checkpoint
-    if more or not _is_run(first):
-        return Path("evaluation")
-    return find(first, field="checkpoint", best=flags.best).run / "evaluation"
+    if flags.output is not None:
+        output = Path(flags.output).expanduser()
+    elif more or not _is_run(first):
+        output = Path("evaluation")
+    else:
+        output = find(first, field="checkpoint", best=flags.best).run / "evaluation"
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    good = there.is_dir() and os.access(there, os.W_OK)
+    require(good, "output", str(output), f"must be a folder that can be written, and {there} is none")
+    return output
 
 
 def _is_run(checkpoint: str) -> bool:
@@ -176,7 +167,7 @@ def _open(flags: Arguments, checkpoint: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _perplexity(flags: Arguments) -> Results:
+def _perplexity(flags: Arguments, output: Path) -> None:
     from mom_jax.fields import ConfigError, require
 
     by_document = flags.by_document or flags.data.source is not None
@@ -186,12 +177,14 @@ def _perplexity(flags: Arguments) -> Results:
             raise ConfigError(f"data.source={None}: {must} (text:GLOB, tfds:NAME/CONFIG, builtin:stdlib)")
     if by_document:
         require(not flags.exchange, "exchange", flags.exchange, "goes with a run's own windows, not with documents")
-        return _documents(flags)
+        _documents(flags).finish(output, as_json=flags.json)
+        return
     for name in ("length", "stride"):
         require(getattr(flags, name) == 0, name, getattr(flags, name), "goes with --by-document or --data.source")
     results = [_held_out_windows(flags, checkpoint) for checkpoint in flags.checkpoint]
     records = [record for record, _ in results]
-    return Results("perplexity", records, _windows_table(records), "\n".join(text for _, text in results))
+    text = "\n".join(text for _, text in results)
+    Results("perplexity", records, _windows_table(records), text).finish(output, as_json=flags.json)
 
 
 def _held_out_windows(flags: Arguments, checkpoint: str) -> tuple[dict[str, Any], str]:
@@ -262,7 +255,7 @@ def _documents(flags: Arguments) -> Results:
     return Results("perplexity", records, table, table, documents)
 
 
-def _lm_eval(flags: Arguments) -> Results:
+def _lm_eval(flags: Arguments, output: Path) -> None:
     from mom_jax.fields import ConfigError, require
 
     names = [name.strip() for name in flags.tasks.split(",") if name.strip()]
@@ -283,8 +276,15 @@ def _lm_eval(flags: Arguments) -> Results:
         results = harness.evaluate(adapter, request, found)
         records.append({"checkpoint": checkpoint, "description": model.description, **results})
         texts.append(f"{checkpoint}: {model.description}\n\n{harness.tables(results)}")
-    text = "\n\n".join(texts)
-    return Results("lm_eval", records, text, text)
+    text = "\n".join(texts)
+    Results("lm_eval", records, text, text).finish(output, as_json=flags.json)
+
+
+def _glue(flags: Arguments, output: Path) -> None:
+    from train.tasks import glue
+
+    names = [flags.task.removeprefix("glue/")] if "/" in flags.task else []
+    glue.evaluate(flags.checkpoint, names, flags.glue, output, best=flags.best)
 
 
 class _Lines:

@@ -12,6 +12,7 @@ Needs the extra `lmeval`; torch is not needed from lm-eval 0.4.10 on.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, nearest, require
-from mom_jax.generate import generate
+from mom_jax.generate import Decoder
 from mom_jax.model import with_parameters
 from train.data.tokenizer import Tokenizer
 from train.tasks.scores import Scorer, Window
@@ -42,7 +43,7 @@ NEW_TOKENS = 256
 BOOTSTRAPS = 1000
 # What `generate_until` tasks may ask for; names of the same thing in one row.
 _NEW_TOKENS_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_SETTINGS = ("temperature", "top_k")
+_SETTINGS = ("top_k", "top_p", "repetition_penalty", "num_beams", "length_penalty", "early_stopping")
 
 
 class Harness(TemplateLM):
@@ -70,7 +71,6 @@ class Harness(TemplateLM):
         super().__init__()
         require(tokenizer.eos_id >= 0, "tokenizer", tokenizer.file_name, "has no token to begin texts with")
         self._scorer = Scorer(config, params, batch_size)
-        self._model = with_parameters(config, self._scorer.params)
         self._text, self._seed, self._description = tokenizer, seed, description
         self.batch_size = batch_size
 
@@ -162,25 +162,35 @@ class Harness(TemplateLM):
                     bar.update(len(some))
         return texts
 
+    @functools.cached_property
+    def _decoder(self) -> Decoder:
+        """Made when a task generates: it has a copy of the weights."""
+        return Decoder(with_parameters(self.config, self._scorer.params))
+
     def _continue(self, prompts: list[list[int]], settings: "Settings", seed: int) -> list[str]:
         room = self.max_length - settings.new_tokens
-        made = generate(
-            self._model,
-            [prompt[-room:] for prompt in prompts],
-            settings.new_tokens,
-            seed=seed,
-            eos_id=self.eot_token_id,
-            **settings.sampling,
-        )
+        try:
+            made = self._decoder.generate(
+                [prompt[-room:] for prompt in prompts],
+                settings.new_tokens,
+                eos_id=self.eot_token_id,
+                stop=lambda ids: settings.ends(self._decode(ids[-settings.tail :])),
+                seed=seed,
+                **settings.sampling,
+            )
+        except ValueError as error:  # a setting of the task's that cannot be
+            raise ConfigError(f"generation_kwargs: {error}") from error
+        return [settings.cut(self._decode(ids)) for ids in made]
+
+    def _decode(self, ids: Sequence[int]) -> str:
         # A model may have more ids than its tokenizer.
-        known = self._text.vocab_size
-        return [settings.cut(self._text.decode([i for i in ids if i < known])) for ids in made]
+        return self._text.decode([i for i in ids if i < self._text.vocab_size])
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a task wants text generated. until: strings at whose first occurrence it ends. new_tokens: at most so many.
-    sampling: keyword arguments of `mom_jax.generate`."""
+    sampling: keyword arguments of `mom_jax.Decoder.generate`."""
 
     until: tuple[str, ...]
     new_tokens: int
@@ -193,23 +203,34 @@ class Settings:
 
         Raises ConfigError for what is unknown and for more tokens than the model's context has room for.
         """
-        kwargs = dict(kwargs)
-        until = kwargs.pop("until", None) or []
-        asked = [kwargs.pop(name) for name in _NEW_TOKENS_NAMES if kwargs.get(name) is not None]
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        until = given.pop("until", [])
+        asked = [given.pop(name) for name in _NEW_TOKENS_NAMES if name in given]
         new_tokens = int(asked[0]) if asked else min(NEW_TOKENS, context // 2)
         fits = 1 <= new_tokens < context
         require(fits, "max_gen_toks", new_tokens, f"must be at least 1 and less than the model's context of {context}")
-        temperature = float(kwargs.pop("temperature", 0.0))
-        sample = kwargs.pop("do_sample", None)
-        if sample is False or (sample is None and temperature == 0):
-            temperature = 0.0
-        elif temperature == 0:
-            raise ConfigError(f"temperature={temperature}: must be above 0 with do_sample: true")
-        known = (*_NEW_TOKENS_NAMES, "until", "do_sample", *_SETTINGS)
-        for name, value in kwargs.items():
+        temperature = float(given.pop("temperature", 0.0))
+        sample = given.pop("do_sample", temperature > 0)
+        require(temperature > 0 or not sample, "temperature", temperature, "must be above 0 with do_sample: true")
+        known = (*_NEW_TOKENS_NAMES, "until", "do_sample", "temperature", *_SETTINGS)
+        for name, value in given.items():
             require(name in known, f"generation_kwargs.{name}", value, f"unknown; {nearest(name, known)}")
-        sampling = {name: value for name, value in kwargs.items() if value is not None} | {"temperature": temperature}
-        return cls((until,) if isinstance(until, str) else tuple(until), new_tokens, sampling)
+        if not sample or given.get("top_k", 1) <= 0:  # which is how other programs say that it is off
+            given.pop("top_k", None)
+        if not sample:
+            given.pop("top_p", None)
+        stops = (until,) if isinstance(until, str) else tuple(until)
+        return cls(stops, new_tokens, given | {"temperature": temperature if sample else 0.0})
+
+    @property
+    def tail(self) -> int:
+        """So many of the last tokens have any stop string whole that ends with the last one: none is without a byte,
+        and the first two may be cut off from what makes them text."""
+        return 2 + max((len(stop.encode()) for stop in self.until), default=0)
+
+    def ends(self, text: str) -> bool:
+        """Whether a stop string is there."""
+        return any(stop in text for stop in self.until if stop)
 
     def cut(self, text: str) -> str:
         """The text before the stop strings, taken one after another, as the harness does."""
@@ -293,7 +314,7 @@ def _table(results: dict[str, Any], column: str, title: str) -> str:
     """As `lm_eval.utils.make_table`: a row for each metric, with its filter, direction and standard error."""
     rows = []
     for task, metrics in results[column].items():
-        name = [metrics.get("alias", task), results["versions"].get(task, "N/A")]
+        name = [str(metrics.get("alias", task)), str(results["versions"].get(task, "N/A"))]
         higher_is_better = results.get("higher_is_better", {}).get(task, {})
         for key in sorted(key for key in metrics if "," in key):
             metric, _, chosen = key.partition(",")
@@ -301,7 +322,7 @@ def _table(results: dict[str, Any], column: str, title: str) -> str:
                 continue
             value, error = metrics[key], metrics.get(f"{metric}_stderr,{chosen}", "N/A")
             arrow = {True: "\u2191", False: "\u2193"}.get(higher_is_better.get(metric), "")
-            shots = results.get("n-shot", {}).get(task, "")
+            shots = str(results.get("n-shot", {}).get(task, ""))
             rows.append((*name, chosen, shots, metric, arrow, _number(value), "\u00b1", _number(error)))
             name = ["", ""]
     return markdown((title, "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"), rows)

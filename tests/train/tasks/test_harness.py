@@ -161,6 +161,28 @@ def test_generation_stops_at_the_first_stop_string(ours):
     assert cut == whole[: whole.index(stop)]
 
 
+def test_generation_ends_with_its_stop_string(ours, monkeypatch):
+    """And computes no further."""
+    decoder, steps = ours._decoder, []
+    step = decoder._step
+    monkeypatch.setattr(decoder, "_step", lambda *given: steps.append(1) or step(*given))
+    [whole] = ours.generate_until(requests("generate_until", ("alpha beta", {"max_gen_toks": 12})), disable_tqdm=True)
+    assert len(steps) == 11
+    steps.clear()
+    settings = {"until": [whole[:1]], "max_gen_toks": 12}
+    assert ours.generate_until(requests("generate_until", ("alpha beta", settings)), disable_tqdm=True) == [""]
+    assert len(steps) < 4  # a character may need some tokens
+
+
+def test_beams_are_those_of_the_harness_own_model(ours, theirs):
+    settings = {"until": [], "max_gen_toks": 10, "num_beams": 3, "do_sample": False}
+    asked = requests("generate_until", ("alpha beta", settings), ("mu", settings))
+    mine, other = (model.generate_until(asked, disable_tqdm=True) for model in (ours, theirs))
+    assert mine == other
+    with pytest.raises(ConfigError, match="generation_kwargs: num_beams=-1"):
+        ours.generate_until(requests("generate_until", ("mu", settings | {"num_beams": -1})), disable_tqdm=True)
+
+
 def test_sampling_draws(ours):
     settings = {"max_gen_toks": 12, "do_sample": True, "temperature": 5.0}
     many = requests("generate_until", *[("alpha beta", settings)] * 6)
@@ -175,6 +197,8 @@ def test_settings():
     assert read({}, 100).new_tokens == 50
     assert read({"until": "x", "max_tokens": 3}, 9) == harness.Settings(("x",), 3, {"temperature": 0.0})
     assert read({"temperature": 0.7, "top_k": 5}, 9).sampling == {"temperature": 0.7, "top_k": 5}
+    assert read({"do_sample": True, "temperature": 1, "top_k": -1}, 9).sampling == {"temperature": 1}
+    assert read({"do_sample": False, "top_p": 0.9, "num_beams": 3}, 9).sampling == {"temperature": 0, "num_beams": 3}
     assert read({"do_sample": False, "temperature": 0.7}, 9).sampling["temperature"] == 0
     assert harness.Settings(("b", "ab"), 1, {}).cut("xaby") == "xa"  # one after another, as the harness does
     for wrong, expected in (
@@ -241,3 +265,18 @@ def test_without_the_harness_one_line_says_what_to_install(gpt2):
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment())
     assert run.returncode == 2
     assert run.stderr == "error: task='lm_eval': needs the package lm_eval: pip install 'lm-eval>=0.4.9'\n"
+
+
+@pytest.mark.slow
+def test_torch_is_not_needed(gpt2, tasks, tmp_path):
+    script = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'accelerate'))\n"
+        "from train import cli, evaluate\n"
+        f"flags = ['--checkpoint', {str(gpt2)!r}, '--task', 'lm_eval', '--tasks', 'small_*', '--limit', '2']\n"
+        f"flags += ['--include-path', {str(tasks)!r}, '--output', {str(tmp_path / 'out')!r}]\n"
+        "cli.run_program(lambda: evaluate.main(flags))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert run.returncode == 0, run.stderr
+    [record] = json.loads((tmp_path / "out" / "lm_eval.json").read_text())
+    assert set(record["results"]) == set(NAMES)

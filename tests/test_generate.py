@@ -109,9 +109,9 @@ def test_wrong_input(model, prompts, settings, message):
 
 
 def test_few_lengths_are_compiled(model):
-    from mom_jax.generate import _generate
+    from mom_jax.generate import programs
 
-    before = _generate._cache_size()
+    before = programs.step._cache_size()
     for length in (1, 9, 17, 31):
         mom.generate(model, [[1] * length], 3)
-    assert _generate._cache_size() == before + 1
+    assert programs.step._cache_size() == before + 1

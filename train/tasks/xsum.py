@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, require
-from mom_jax.generate import generate
+from mom_jax.generate import Decoder
 from mom_jax.model import with_parameters
 from mom_jax.sharding import make_mesh
 from train import single_file
@@ -30,18 +31,20 @@ from train.tasks.xsum_data import SOURCE, Article, Format, articles, training_ex
 NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 _WEIGHTS, _RECIPE, _HEAD = "model.safetensors", "recipe.json", 400
 # What a result depends on beside the fine-tuned model: it is generated again where these change.
-_GENERATION = ("split", "evaluation_limit")
+_GENERATION = ("split", "evaluation_limit", "beams", "length_penalty")
 
 
 @dataclasses.dataclass(frozen=True)
 class XsumConfig(FineTuneConfig):
-    """How XSUM is done: the loss is on the summary only; the model after the last epoch writes the summaries, taking
-    the most probable token at each place.
+    """How XSUM is done: the loss is on the summary only; the model after the last epoch writes the summaries, drawing
+    nothing.
 
     Attributes:
         length: tokens of document, separator and summary together; what is too long of a document is cut off its end.
         separator: the text between document and summary.
         summary_length: tokens of a summary at most, its end included.
+        beams: of the search for a summary; 1 takes the most probable token at each place.
+        length_penalty: of a search with beams: a summary's log probability is divided by its length to this power.
         split: the articles to sum up.
         generation_batch: summaries that are written at once.
         samples: articles whose summaries are shown.
@@ -51,6 +54,8 @@ class XsumConfig(FineTuneConfig):
     length: int = 512
     separator: str = "\nTL;DR: "
     summary_length: int = 64
+    beams: int = 1
+    length_penalty: float = 1.0
     split: Literal["test", "validation"] = "test"
     generation_batch: int = 32
     samples: int = 5
@@ -60,6 +65,8 @@ class XsumConfig(FineTuneConfig):
         require(len(self.separator) > 0, "separator", self.separator, "must not be empty")
         allowed = f"must be at least 2 and below length={self.length}"
         require(2 <= self.summary_length < self.length, "summary_length", self.summary_length, allowed)
+        require(self.beams >= 1, "beams", self.beams, "must be at least 1")
+        require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "must be finite")
         require(self.generation_batch >= 1, "generation_batch", self.generation_batch, "must be at least 1")
         require(self.samples >= 0, "samples", self.samples, "must be at least 0")
 
@@ -78,8 +85,8 @@ def evaluate(checkpoints: Sequence[str], config: XsumConfig, output: Path, *, be
 
     `models/MODEL/xsum/seed-N/`        the fine-tuned model (`train.generate` reads its model.safetensors too); what is
                                        there is not fine-tuned again
-    `results/MODEL/xsum/seed-N.json`   the metrics and all summaries; made again where only settings of the generation are
-                                       others
+    `results/MODEL/xsum/seed-N.json`   the metrics and all summaries; made again where nothing but the generation's
+                                       settings are others
     `xsum.json`, `xsum.md`             the table and the samples
 
     checkpoints: whatever `train.checkpoint.open_model` reads. best: of a run's phase take the step with the lowest
@@ -94,6 +101,8 @@ def evaluate(checkpoints: Sequence[str], config: XsumConfig, output: Path, *, be
     for model in models:
         if model.tokenizer.eos_id < 0:
             raise ConfigError(f"checkpoint={model.path!r}: its tokenizer has no token that ends a text")
+        most = model.config.vocab_size // 2
+        require(config.beams <= most, "xsum.beams", config.beams, f"must be at most {most}, half of the vocabulary")
         room, least = _format(model, config).room, 8
         allowed = f"leaves a document {room} tokens beside separator and summary, must leave {least}"
         require(room >= least, "xsum.length", config.length, allowed)
@@ -204,7 +213,8 @@ def summaries(
     label: str,
 ) -> list[str]:
     """What the model of `config` and `params` writes for each article."""
-    network, tokenizer = with_parameters(config, jax.tree.map(jnp.asarray, params)), model.tokenizer
+    decoder, tokenizer = Decoder(with_parameters(config, jax.tree.map(jnp.asarray, params))), model.tokenizer
+    how: dict[str, Any] = {"num_beams": settings.beams, "length_penalty": settings.length_penalty, "temperature": 0.0}
     texts = [""] * len(held_out)
     batches = by_length([len(article.prompt) for article in held_out], settings.generation_batch)
     with Progress(len(batches), f"{label}: summaries") as progress:
@@ -212,7 +222,7 @@ def summaries(
             prompts = [held_out[i].prompt.tolist() for i in indices]
             # The last batch is filled up, so that it needs no program of its own.
             prompts += prompts[:1] * (settings.generation_batch - len(prompts))
-            tokens = generate(network, prompts, settings.summary_length, temperature=0.0, eos_id=tokenizer.eos_id)
+            tokens = decoder.generate(prompts, settings.summary_length, eos_id=tokenizer.eos_id, **how)
             for i, own in zip(indices, tokens, strict=False):
                 texts[i] = tokenizer.decode([token for token in own if token < tokenizer.vocab_size]).strip()
             progress.update(step)

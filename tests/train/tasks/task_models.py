@@ -25,7 +25,7 @@ def tokenizer() -> SentencePieceTokenizer:
 def config(folder: Path, **fields) -> ModelConfig:
     """tests/tiny.py's, with room for a summary."""
     model = tiny.config(folder, source="builtin:stdlib").model
-    small = {"context_length": 64, "num_top": 0, "remat": "none"}  # compiles faster
+    small = {"context_length": 64, "num_bottom": 0, "num_top": 0, "remat": "none"}  # compiles faster
     return dataclasses.replace(model, **(small | fields))
 
 

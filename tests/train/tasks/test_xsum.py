@@ -31,6 +31,7 @@ TRIAL = XsumConfig(
     samples=2,
     download=True,
 )
+NAMES = ("first", "second")
 ANSWERS = {"lovely": "a bright day", "awful": "a dark day"}
 
 
@@ -57,15 +58,14 @@ def archive(count: int) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Both models fine-tuned on 28 articles and evaluated on 6."""
+    """Two models, which share the compiled programs, fine-tuned on 28 articles and evaluated on 6."""
     folder = tmp_path_factory.mktemp("xsum")
-    model = task_models.config(folder)
-    task_models.write(folder / "mom", model)
-    task_models.write(folder / "vanilla", model.vanilla())
+    for seed, name in enumerate(NAMES):
+        task_models.write(folder / name, task_models.config(folder).vanilla(), seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
         patch.setattr(tfds.download.DownloadManager, "download", downloads.from_table(archive(40)))
-        xsum.evaluate([str(folder / "mom"), str(folder / "vanilla")], TRIAL, folder / "output")
+        xsum.evaluate([str(folder / name) for name in NAMES], TRIAL, folder / "output")
         yield folder
 
 
@@ -79,7 +79,7 @@ def results(folder):
 
 def test_models_learn_to_sum_up(finished):
     report = read(finished / "output" / "xsum.json")
-    assert list(report["models"]) == ["mom", "vanilla"]
+    assert list(report["models"]) == ["first", "second"]
     for name, own in report["models"].items():
         assert own["metrics"]["ROUGE-1"]["mean"] == own["metrics"]["ROUGE-L"]["mean"] == pytest.approx(100)
         record = read(results(finished)[name])
@@ -90,35 +90,42 @@ def test_models_learn_to_sum_up(finished):
             assert (row["document"], row["reference"], row["summary"]) == (document, summary, summary)
         losses = record["fine_tuning"]["losses"]
         assert len(losses) == TRIAL.epochs
-        assert losses[-1] < 0.1 < losses[0]
+        assert losses[-1] < 0.3 < losses[0]
         assert own["summaries"] == record["summaries"][:2]
     text = (finished / "output" / "xsum.md").read_text()
-    assert "| model   | ROUGE-1 | ROUGE-2 | ROUGE-L |" in text
-    assert "- reference: a bright day\n- mom: a bright day\n- vanilla: a bright day\n" in text
+    assert "| model  | ROUGE-1 | ROUGE-2 | ROUGE-L |" in text
+    assert "- reference: a bright day\n- first: a bright day\n- second: a bright day\n" in text
 
 
 def test_a_finished_model_is_not_tuned_again(finished, capsys, monkeypatch):
     monkeypatch.setattr(xsum, "finetune", None)
     before = {path: os.stat(path).st_mtime_ns for path in (finished / "output" / "models").rglob("*")}
-    paths = [str(finished / "mom"), str(finished / "vanilla")]
+    paths = [str(finished / name) for name in NAMES]
     report = read(finished / "output" / "xsum.json")
     with monkeypatch.context() as patch:
         patch.setattr(xsum, "summaries", None)
         xsum.evaluate(paths, TRIAL, finished / "output")
     assert capsys.readouterr().err.count("finished before") == 2
     assert read(finished / "output" / "xsum.json") == report
-    # Other articles: written anew, by the models that are there.
-    fewer = dataclasses.replace(TRIAL, split="validation", evaluation_limit=4)
-    xsum.evaluate(paths, fewer, finished / "output")
+    # Other articles and another search: written anew, by the models that are there.
+    searched = dataclasses.replace(TRIAL, split="validation", evaluation_limit=4, beams=2, length_penalty=0.5)
+    asked = []
+    generate = xsum.Decoder.generate
+    with monkeypatch.context() as patch:
+        patch.setattr(xsum.Decoder, "generate", lambda *args, **how: asked.append(how) or generate(*args, **how))
+        xsum.evaluate(paths, searched, finished / "output")
+    assert [(how["num_beams"], how["length_penalty"]) for how in asked] == [(2, 0.5)] * 2
     changed = read(finished / "output" / "xsum.json")
-    assert all(own["articles"] == 4 for own in changed["models"].values())
+    for own in changed["models"].values():
+        assert own["articles"] == 4
+        assert own["metrics"]["ROUGE-L"]["mean"] == pytest.approx(100)
     assert {path: os.stat(path).st_mtime_ns for path in before} == before
     xsum.evaluate(paths, TRIAL, finished / "output")
     assert read(finished / "output" / "xsum.json") == report
 
 
 def test_the_fine_tuned_model_is_a_model(finished, capsys):
-    [folder] = (finished / "output" / "models").glob("mom-*")
+    [folder] = (finished / "output" / "models").glob("first-*")
     file = folder / "xsum" / "seed-0" / "model.safetensors"
     opened = open_model(file, field="checkpoint")
     assert opened.tokenizer.fingerprint == task_models.tokenizer().fingerprint
@@ -132,7 +139,7 @@ def test_the_fine_tuned_model_is_a_model(finished, capsys):
 def test_another_fine_tuning_is_refused(finished):
     other = dataclasses.replace(TRIAL, epochs=2)
     with pytest.raises(ConfigError, match=r"^xsum\.epochs=2: .*seed-0 was made with 24; choose another --output"):
-        xsum.evaluate([str(finished / "mom")], other, finished / "output")
+        xsum.evaluate([str(finished / "first")], other, finished / "output")
 
 
 def test_the_loss_is_of_the_summary_and_its_end_only():
@@ -153,7 +160,7 @@ def test_the_loss_is_of_the_summary_and_its_end_only():
 
 
 def test_metrics_are_those_of_rouge_score(finished):
-    record = read(results(finished)["mom"])
+    record = read(results(finished)["first"])
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     scores = [scorer.score(row["reference"], row["summary"]) for row in record["summaries"]]
     for name, key in (("ROUGE-1", "rouge1"), ("ROUGE-2", "rouge2"), ("ROUGE-L", "rougeL")):
@@ -167,22 +174,22 @@ def test_an_interrupted_fine_tuning_leaves_nothing(finished, monkeypatch):
     monkeypatch.setattr(xsum.single_file, "save", stop)
     short = dataclasses.replace(TRIAL, epochs=1, train_limit=8)
     with pytest.raises(KeyboardInterrupt):
-        xsum.evaluate([str(finished / "mom")], short, finished / "stopped")
+        xsum.evaluate([str(finished / "first")], short, finished / "stopped")
     assert [path for path in (finished / "stopped").rglob("*") if path.is_file()] == []
 
 
 def test_wrong_input(finished, tmp_path, monkeypatch):
-    bare = shutil.copytree(finished / "mom", tmp_path / "bare")
+    bare = shutil.copytree(finished / "first", tmp_path / "bare")
     (bare / "tokenizer.model").unlink()
     with pytest.raises(ConfigError, match=r"checkpoint='.*bare': has no tokenizer beside it"):
         xsum.evaluate([str(bare)], TRIAL, tmp_path / "output")
-    with pytest.raises(ConfigError, match=r"xsum\.length=128: must be at most .*mom's 64"):
-        xsum.evaluate([str(finished / "mom")], dataclasses.replace(TRIAL, length=128), tmp_path / "output")
+    with pytest.raises(ConfigError, match=r"xsum\.length=128: must be at most .*first's 64"):
+        xsum.evaluate([str(finished / "first")], dataclasses.replace(TRIAL, length=128), tmp_path / "output")
     with pytest.raises(ConfigError, match=r"xsum\.length=64: leaves a document -\d+ tokens"):
-        xsum.evaluate([str(finished / "mom")], dataclasses.replace(TRIAL, summary_length=63), tmp_path / "output")
+        xsum.evaluate([str(finished / "first")], dataclasses.replace(TRIAL, summary_length=63), tmp_path / "output")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(ConfigError, match=r"tfds:xsum': is not prepared in .*; add --xsum.download"):
-        xsum.evaluate([str(finished / "mom")], dataclasses.replace(TRIAL, download=False), tmp_path / "output")
+        xsum.evaluate([str(finished / "first")], dataclasses.replace(TRIAL, download=False), tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
 

@@ -33,6 +33,7 @@ class FineTuneConfig:
         seeds: one fine-tuning each: of a new head, the order of the examples, and dropout where the model has some.
         epochs: times that each training example is seen; the model after the last one counts.
         batch_size: examples per optimizer step.
+        accumulation: micro-batches per optimizer step, to save memory; the step equals the whole batch's.
         learning_rate: the highest, after the warm-up.
         warmup: the share of all steps over which the learning rate rises.
         weight_decay: of matrices.
@@ -47,6 +48,7 @@ class FineTuneConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 3
     batch_size: int = 32
+    accumulation: int = 1
     learning_rate: float = 5e-5
     warmup: float = 0.06
     weight_decay: float = 0.1
@@ -69,7 +71,8 @@ class FineTuneConfig:
         require(0 <= self.warmup < 1, "warmup", self.warmup, "must be at least 0 and below 1")
         for name in ("train_limit", "evaluation_limit"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
-        self.optim  # noqa: B018  checks the rest
+        divides = self.batch_size % self.optim.accumulation == 0  # `optim` checks the rest
+        require(divides, "accumulation", self.accumulation, f"must divide batch_size={self.batch_size}")
 
     @property
     def optim(self) -> OptimConfig:
@@ -79,6 +82,7 @@ class FineTuneConfig:
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
             router_multiplier=self.router_multiplier,
+            accumulation=self.accumulation,
         )
 
     def recipe(self) -> dict[str, Any]:
@@ -96,7 +100,7 @@ class FineTuned:
     losses: list[float]
 
 
-def linear_schedule(peak: float, warmup: jax.Array | int, steps: jax.Array | int) -> optax.Schedule:
+def linear_schedule(peak: jax.Array | float, warmup: jax.Array | int, steps: jax.Array | int) -> optax.Schedule:
     """From peak / warmup linearly to the peak, and from there linearly to 0 after `steps` steps."""
 
     def schedule(step: Any) -> Any:
@@ -109,19 +113,21 @@ def linear_schedule(peak: float, warmup: jax.Array | int, steps: jax.Array | int
 
 @functools.lru_cache(maxsize=16)
 def compiled(config: ModelConfig, optim: OptimConfig, mesh: Mesh) -> tuple[Any, Any]:
-    """(params -> the first state, (state, batch, seed, warm-up, steps) -> (state, report)).
+    """(params -> the first state, (state, batch, seed, peak, warm-up, steps) -> (state, report)).
 
-    Seed and schedule are inputs of the compiled step, so that all seeds and all tasks with a head of the same size
-    share one program for each length of a batch. The state is donated; the parameters that it began with are not.
+    Seed and schedule are inputs of the compiled step, and `optim`'s own rate has no say, so that all seeds and all
+    tasks with a head of the same size share one program for each length of a batch. The state is donated; the
+    parameters that it began with are not.
     """
-    optimizer = with_schedule(optim, linear_schedule(optim.learning_rate, 0, 1))
+    optimizer = with_schedule(optim, linear_schedule(1.0, 0, 1))
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
 
     def step(
-        state: TrainState, batch: Any, seed: jax.Array, warmup: jax.Array, steps: jax.Array
+        state: TrainState, batch: Any, seed: jax.Array, peak: jax.Array, warmup: jax.Array, steps: jax.Array
     ) -> tuple[TrainState, StepReport]:
-        optimizer = with_schedule(optim, linear_schedule(optim.learning_rate, warmup, steps))
-        return train_step(state, batch, config=config, optimizer=optimizer, accumulation=1, seed=seed, mesh=mesh)
+        optimizer = with_schedule(optim, linear_schedule(peak, warmup, steps))
+        bound = {"config": config, "optimizer": optimizer, "accumulation": optim.accumulation, "mesh": mesh}
+        return train_step(state, batch, seed=seed, **bound)
 
     start = jax.jit(lambda params: init_state(params, optimizer), out_shardings=placed)
     return start, jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
@@ -148,10 +154,11 @@ def finetune(
 
     Raises ConfigError if the loss becomes infinite or no number.
     """
-    start, step_function = compiled(config, settings.optim, mesh)
+    start, step_function = compiled(config, dataclasses.replace(settings.optim, learning_rate=1.0), mesh)
     per_epoch = math.ceil(len(examples) / settings.batch_size)
     steps = per_epoch * settings.epochs
-    given = [np.int32(seed), np.int32(math.ceil(settings.warmup * steps)), np.int32(steps)]
+    warmup = math.ceil(settings.warmup * steps)
+    given = [np.int32(seed), np.float32(settings.learning_rate), np.int32(warmup), np.int32(steps)]
     state: TrainState = start(params)
     losses: list[float] = []
     pending: StepReport | None = None

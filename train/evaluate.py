@@ -2,7 +2,8 @@
 
 --task perplexity   the loss on a run's own held-out data, as training reports it; or, with --data.source or
                     --by-document, perplexity per token, document, byte and word of whole documents
---task glue         fine-tunes on GLUE's tasks, or one of them: glue/sst2
+--task glue         fine-tunes on GLUE's tasks, or on one of them: glue/sst2
+--task xsum         fine-tunes on XSUM, and measures the summaries by ROUGE
 --task lm_eval      --tasks lambada_openai,...: tasks of EleutherAI's lm-evaluation-harness
 
 Several checkpoints stand side by side. Tables go to FOLDER/TASK.json and .md, FOLDER being --output, else the folder
@@ -21,6 +22,7 @@ import tyro
 from train.cli import run_program
 from train.tasks.glue import GlueConfig
 from train.tasks.output import Results
+from train.tasks.xsum import XsumConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Arguments:
     Attributes:
         checkpoint: a run's folder, RUN/checkpoints/PHASE, RUN/checkpoints/PHASE/STEP, a folder of Hugging Face's GPT-2
             or of the authors' code, or a .safetensors file of ours; or several of these.
-        task: perplexity, lm_eval, glue, or one of GLUE's, as in glue/sst2.
+        task: perplexity, lm_eval, glue (or one of its tasks, as in glue/sst2), or xsum.
         output: the folder for the tables.
         best: of a run's phase take the step with the lowest validation loss, not the latest.
         tokenizer: a tokenizer's file or folder, where none lies beside the checkpoint.
@@ -61,6 +63,7 @@ class Arguments:
         num_fewshot: lm_eval: examples before each question, instead of the tasks' own number.
         gen_kwargs: lm_eval: NAME=VALUE,... over the tasks' own settings of generation.
         glue: how GLUE is done.
+        xsum: how XSUM is done.
     """
 
     checkpoint: tuple[str, ...]
@@ -81,6 +84,7 @@ class Arguments:
     num_fewshot: int | None = None
     gen_kwargs: str | None = None
     glue: GlueConfig = dataclasses.field(default_factory=GlueConfig)
+    xsum: XsumConfig = dataclasses.field(default_factory=XsumConfig)
 
 
 # Which tasks a flag is for; the others are for all.
@@ -89,6 +93,7 @@ _FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("data", "exchange", "by_document", "length", "stride"), ("perplexity",)),
     **dict.fromkeys(("tasks", "include_path", "num_fewshot", "gen_kwargs"), ("lm_eval",)),
     "glue": ("glue",),
+    "xsum": ("xsum",),
 }
 
 
@@ -98,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mom_jax.fields import nearest, require
     from train.tasks.glue_tasks import NAMES
 
-    tasks = {"perplexity": _perplexity, "lm_eval": _lm_eval, "glue": _glue}
+    tasks = {"perplexity": _perplexity, "lm_eval": _lm_eval, "glue": _glue, "xsum": _xsum}
     known = [*tasks, *(f"glue/{name}" for name in NAMES)]
     require(flags.task in known, "task", flags.task, f"unknown; {nearest(flags.task, known)}")
     require(len(flags.checkpoint) >= 1, "checkpoint", flags.checkpoint, "must name at least one")
@@ -285,6 +290,12 @@ def _glue(flags: Arguments, output: Path) -> None:
 
     names = [flags.task.removeprefix("glue/")] if "/" in flags.task else []
     glue.evaluate(flags.checkpoint, names, flags.glue, output, best=flags.best)
+
+
+def _xsum(flags: Arguments, output: Path) -> None:
+    from train.tasks import xsum
+
+    xsum.evaluate(flags.checkpoint, flags.xsum, output, best=flags.best)
 
 
 class _Lines:

@@ -106,6 +106,9 @@ def test_models_side_by_side_on_the_same_texts(run, gpt2, corpus, tmp_path, caps
     [
         (("--task", "perplexty"), "task='perplexty': unknown; did you mean 'perplexity'?"),
         (("--task", "glue/sst"), "task='glue/sst': unknown; did you mean 'glue/sst2'?"),
+        (("--task", "glue/rte"), "'tfds:glue/rte'"),  # which is not there
+        (("--task", "xsum"), "'tfds:xsum'"),
+        (("--task", "xsum", "--glue.epochs", 2), "goes with --task glue only"),
         ((), "data.source=None: must name the texts to score with"),
         (("--by-document",), "data.source=None: must name the texts to score with"),
         (("--data.source", "txt:a"), "data.source='txt:a': unknown kind; did you mean 'text'?"),
@@ -118,7 +121,8 @@ def test_models_side_by_side_on_the_same_texts(run, gpt2, corpus, tmp_path, caps
         (("--data.source", "CORPUS", "--tokenizer", "/no/such.model"), "tokenizer='/no/such.model': cannot be read"),
     ],
 )
-def test_wrong_input_is_one_line(gpt2, corpus, tmp_path, capsys, flags, expected):
+def test_wrong_input_is_one_line(gpt2, corpus, tmp_path, capsys, monkeypatch, flags, expected):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     flags = [corpus if flag == "CORPUS" else flag for flag in flags]
     code, out, err = call(capsys, evaluate.main, "--checkpoint", gpt2, "--output", tmp_path / "out", *flags)
     assert (code, out) == (2, "")

@@ -267,15 +267,24 @@ def test_without_the_harness_one_line_says_what_to_install(gpt2):
     assert run.stderr == "error: task='lm_eval': needs the package lm_eval: pip install 'lm-eval>=0.4.9'\n"
 
 
+# Run before anything else in a process that shall find neither torch nor what needs it.
+WITHOUT_TORCH = """
+import importlib.util, sys
+NAMES, find = {"torch", "transformers", "accelerate"}, importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in NAMES else find(name, package)
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name in NAMES:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Nothing())
+"""
+
+
 @pytest.mark.slow
 def test_torch_is_not_needed(gpt2, tasks, tmp_path):
-    script = (
-        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'accelerate'))\n"
-        "from train import cli, evaluate\n"
-        f"flags = ['--checkpoint', {str(gpt2)!r}, '--task', 'lm_eval', '--tasks', 'small_*', '--limit', '2']\n"
-        f"flags += ['--include-path', {str(tasks)!r}, '--output', {str(tmp_path / 'out')!r}]\n"
-        "cli.run_program(lambda: evaluate.main(flags))"
-    )
+    flags = ["--checkpoint", gpt2, "--task", "lm_eval", "--tasks", "small_*", "--limit", 2, "--include-path", tasks]
+    flags = [str(flag) for flag in (*flags, "--output", tmp_path / "out")]
+    script = f"{WITHOUT_TORCH}\nfrom train import cli, evaluate\ncli.run_program(lambda: evaluate.main({flags}))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment())
     assert run.returncode == 0, run.stderr
     [record] = json.loads((tmp_path / "out" / "lm_eval.json").read_text())

@@ -13,7 +13,7 @@ Several checkpoints stand side by side. Tables go to FOLDER/TASK.json and .md, F
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,88 +168,61 @@ def _open(flags: Arguments, checkpoint: str) -> tuple[Any, Any]:
     if tokenizer.vocab_size > model.config.vocab_size:
         ids = f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}"
         raise ConfigError(f"{name}: {ids}")
-    print(f"{checkpoint}: {model.description}", file=sys.stderr)
     return model, tokenizer
+
+
+def _opened(flags: Arguments) -> Iterator[tuple[str, Any, Any]]:
+    """Each checkpoint with what `_open` makes of it. What is wrong with any is raised before the first is given."""
+    if len(flags.checkpoint) > 1:  # one at a time in memory
+        for checkpoint in flags.checkpoint:
+            _open(flags, checkpoint)
+    for checkpoint in flags.checkpoint:
+        model, tokenizer = _open(flags, checkpoint)
+        _say(f"{checkpoint}: {model.description}")
+        yield checkpoint, model, tokenizer
 
 
 def _perplexity(flags: Arguments, output: Path) -> None:
     from mom_jax.fields import ConfigError, require
+    from train.tasks import held_out
 
     by_document = flags.by_document or flags.data.source is not None
     for checkpoint in flags.checkpoint:
         if flags.data.source is None and not _is_run(checkpoint):
             must = f"must name the texts to score with {checkpoint!r}, which is no run with data of its own"
-            raise ConfigError(f"data.source={None}: {must} (text:GLOB, tfds:NAME/CONFIG, builtin:stdlib)")
+            raise ConfigError(f"data.source=None: {must} (text:GLOB, tfds:NAME/CONFIG, builtin:stdlib)")
     if by_document:
         require(not flags.exchange, "exchange", flags.exchange, "goes with a run's own windows, not with documents")
         _documents(flags).finish(output, as_json=flags.json)
         return
     for name in ("length", "stride"):
         require(getattr(flags, name) == 0, name, getattr(flags, name), "goes with --by-document or --data.source")
-    results = [_held_out_windows(flags, checkpoint) for checkpoint in flags.checkpoint]
-    records = [record for record, _ in results]
-    text = "\n".join(text for _, text in results)
-    Results("perplexity", records, _windows_table(records), text).finish(output, as_json=flags.json)
-
-
-def _held_out_windows(flags: Arguments, checkpoint: str) -> tuple[dict[str, Any], str]:
-    """(record, sentences): the loss on the held-out data of a run, as training evaluates."""
-    from train.checkpoint import check_tokenizer, find
-    from train.data.prepared import prepare
-    from train.evaluation import exchange_test, validate
-    from train.loop import describe_exchange, describe_routing
-
-    found = find(checkpoint, field="checkpoint", best=flags.best)
-    meta = found.meta()
-    model, data = meta.model, meta.config.data
-    prepared = prepare(data, _say)
-    check_tokenizer(prepared.tokenizer.fingerprint, meta, f"data.tokenizer={data.tokenizer!r}")
-    params = found.params(model)
-    evaluation = validate(params, model, prepared, data, step=meta.step, limit=flags.limit)
-    record = {"checkpoint": str(found), "phase": meta.phase, "step": meta.step, **evaluation.record()}
-    if flags.exchange and evaluation.routers:
-        record["exchanged"] = exchange_test(params, model, prepared, data, step=meta.step)
-    lines = [f"{found}", f"validation loss {evaluation.loss:.4f} nats/token over {evaluation.tokens:,} tokens"]
-    lines += [f"perplexity {evaluation.perplexity:.2f} per token"]
-    lines += [describe_routing(side, summary, model.skip) for side, summary in evaluation.routers.items()]
-    if "exchanged" in record:
-        lines.append(describe_exchange(meta.phase, record["exchanged"]))
-    return record, "\n".join(lines)
-
-
-def _windows_table(records: Sequence[dict[str, Any]]) -> str:
-    from train.tasks.tables import markdown
-
-    rows = [
-        (
-            r["checkpoint"],
-            r["phase"],
-            f"{r['step']:,}",
-            f"{r['tokens']:,}",
-            f"{r['loss']:.4f}",
-            f"{r['perplexity']:.2f}",
-        )
-        for r in records
+    found = [
+        held_out.evaluate(checkpoint, best=flags.best, limit=flags.limit, exchange=flags.exchange, say=_say)
+        for checkpoint in flags.checkpoint
     ]
-    return markdown(("checkpoint", "phase", "step", "tokens", "nats/token", "perplexity"), rows)
+    records = [record for record, _ in found]
+    text = "\n".join(text for _, text in found)
+    Results("perplexity", records, held_out.table(records), text).finish(output, as_json=flags.json)
 
 
 def _documents(flags: Arguments) -> Results:
     """Perplexity of whole documents, each checkpoint with its own tokenizer."""
+    from mom_jax.fields import require
     from train.checkpoint import find
     from train.tasks import perplexity
     from train.tasks.scores import Scorer
 
-    config = perplexity.PerplexityConfig(flags.length, flags.stride)
+    config, fraction = perplexity.PerplexityConfig(flags.length, flags.stride), flags.data.validation_fraction
+    require(0 < fraction < 1, "data.validation_fraction", fraction, "must lie between 0 and 1")
     records, documents = [], []
-    for checkpoint in flags.checkpoint:
-        model, tokenizer = _open(flags, checkpoint)
+    for checkpoint, model, tokenizer in _opened(flags):
         source, held_out = flags.data.source, None
         if source is None:
             data = find(checkpoint, field="checkpoint", best=flags.best).meta().config.data
             source, held_out = data.source, data.validation_fraction
         elif flags.data.side == "validation":
-            held_out = flags.data.validation_fraction
+            held_out = fraction
         texts = perplexity.documents_of(source, held_out=held_out, limit=flags.limit)
         scorer = Scorer(model.config, model.params, flags.batch_size)
         result = perplexity.perplexity(scorer, tokenizer, texts, config, progress=_Lines(checkpoint))
@@ -265,6 +238,7 @@ def _lm_eval(flags: Arguments, output: Path) -> None:
 
     names = [name.strip() for name in flags.tasks.split(",") if name.strip()]
     require(bool(names), "tasks", flags.tasks, "must name tasks of the harness, separated by commas")
+    require((flags.num_fewshot or 0) >= 0, "num_fewshot", flags.num_fewshot, "must be at least 0")
     try:
         from train.tasks import harness
     except ModuleNotFoundError as error:
@@ -273,8 +247,7 @@ def _lm_eval(flags: Arguments, output: Path) -> None:
     found = harness.find_tasks(names, flags.include_path)
     request = harness.Request(flags.num_fewshot, flags.limit, flags.gen_kwargs)
     records, texts = [], []
-    for checkpoint in flags.checkpoint:
-        model, tokenizer = _open(flags, checkpoint)
+    for checkpoint, model, tokenizer in _opened(flags):
         adapter = harness.Harness(
             model.config, model.params, tokenizer, batch_size=flags.batch_size, description=model.description
         )

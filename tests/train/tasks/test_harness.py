@@ -168,10 +168,11 @@ def test_generation_ends_with_its_stop_string(ours, monkeypatch):
     monkeypatch.setattr(decoder, "_step", lambda *given: steps.append(1) or step(*given))
     [whole] = ours.generate_until(requests("generate_until", ("alpha beta", {"max_gen_toks": 12})), disable_tqdm=True)
     assert len(steps) == 11
-    steps.clear()
-    settings = {"until": [whole[:1]], "max_gen_toks": 12}
-    assert ours.generate_until(requests("generate_until", ("alpha beta", settings)), disable_tqdm=True) == [""]
-    assert len(steps) < 4  # a character may need some tokens
+    for stop in (whole[:1], whole[: len(whole) // 2]):  # of one token, about, and of several
+        steps.clear()
+        asked = requests("generate_until", ("alpha beta", {"until": [stop], "max_gen_toks": 12}))
+        assert ours.generate_until(asked, disable_tqdm=True) == [""]
+        assert len(steps) < 10
 
 
 def test_beams_are_those_of_the_harness_own_model(ours, theirs):

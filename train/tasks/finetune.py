@@ -191,11 +191,14 @@ def predict(
     settings: FineTuneConfig,
     mesh: Mesh,
 ) -> np.ndarray:
-    """What the head says of each example, float32 [N, num_classes]."""
+    """What the head says of each example, float32 [N, num_classes]. Raises ConfigError if it says what is no number."""
     outputs = np.zeros((len(examples), config.num_classes or 0), np.float32)
     for indices in by_length([len(example.tokens) for example in examples], settings.batch_size):
         some = [Example(examples[i].tokens) for i in indices]
         rows = make_batch(some, settings.batch_size, settings.length)
         batch = {name: place_rows(array, mesh) for name, array in rows.items()}
         outputs[indices] = np.asarray(head_step(params, batch, config=config, mesh=mesh))[: len(indices)]
+    if not np.isfinite(outputs).all():
+        why = "what the fine-tuned model says is no number; lower it"
+        raise ConfigError(f"learning_rate={settings.learning_rate!r}: {why}")
     return outputs

@@ -281,9 +281,12 @@ def test_settings_that_cannot_be(fields, problem):
         GlueConfig(**fields)
 
 
-def test_a_loss_that_is_no_number(place, capsys):
-    config = dataclasses.replace(TRIAL, learning_rate=3e38, train_limit=24)
-    with pytest.raises(
-        ConfigError, match=r"learning_rate=3e\+38: mom: RTE, seed 0: the loss of step \d is .*; lower it"
-    ):
-        run(place, capsys, tasks=("rte",), config=config, models=("mom",), output="diverged")
+@pytest.mark.parametrize(
+    ("epochs", "problem"),
+    [(1, "what the fine-tuned model says is no number"), (2, r"mom: RTE, seed 0: the loss of step 2 is .*")],
+)
+def test_a_model_that_breaks(place, capsys, epochs, problem):
+    config = dataclasses.replace(TRIAL, learning_rate=3e38, epochs=epochs)
+    with pytest.raises(ConfigError, match=rf"^learning_rate=3e\+38: {problem}; lower it"):
+        run(place, capsys, tasks=("rte",), config=config, models=("mom",), output="broken")
+    assert not (place / "broken").exists()

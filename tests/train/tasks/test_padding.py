@@ -60,22 +60,28 @@ def test_pads_reach_neither_the_losses_nor_the_routers(padded):
         np.testing.assert_allclose(stats.probability_C.sum(-1), tokens, rtol=1e-5)
 
 
+def head_and_sums(config):
+    return small.quick(
+        lambda params, batch: (head_outputs(params, batch, config)[0], classification_sums(params, batch, config))
+    )
+
+
 def test_the_loss_is_of_the_last_real_token():
     anchor = small.change(CLASSES, num_chunks=0, num_bottom=1)  # routing has no part in it
     params = small.random_params(anchor)
     rows, labels = ids(5, 9), (2, 0)
-    hidden = [small.run(anchor, params, jnp.asarray(tokens)[None]).hidden[0, -1] for tokens in rows]
+    last = small.quick(lambda params, ids: small.run(anchor, params, ids).hidden[0, -1])
+    hidden = [last(params, jnp.asarray(tokens)[None]) for tokens in rows]
     logits = jnp.stack(hidden) @ params["head"]["kernel"]
     total = -sum(float(jax.nn.log_softmax(own)[label]) for own, label in zip(logits, labels, strict=True))
     batch = make_batch([Example(*pair) for pair in zip(rows, labels, strict=True)], 3, 16)
-    outputs = small.quick(lambda params, batch: head_outputs(params, batch, anchor)[0])(params, batch)
+    outputs, found = head_and_sums(anchor)(params, batch)
     small.assert_close(outputs[:2], logits, atol=1e-4)
-    found = classification_sums(params, batch, anchor)
     assert (float(found.nll), float(found.count)) == (pytest.approx(total, rel=1e-4), 2)
     # The same rows with a number to predict.
     config, params = with_head(anchor, params, 1, seed=3)
     [[first], [second]] = (jnp.stack(hidden) @ params["head"]["kernel"]).tolist()
-    found = classification_sums(params, make_batch([Example(rows[0], 2.5), Example(rows[1], 0.5)], 3, 16), config)
+    _, found = head_and_sums(config)(params, make_batch([Example(rows[0], 2.5), Example(rows[1], 0.5)], 3, 16))
     assert float(found.nll) == pytest.approx((first - 2.5) ** 2 + (second - 0.5) ** 2, rel=1e-4)
     assert float(found.count) == 2
 

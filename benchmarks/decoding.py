@@ -136,7 +136,7 @@ def touched(decoder: Decoder, model_config: ModelConfig, params: dict[Any, Any],
     run = jax.jit(lambda params: with_parameters(model_config, params)(ids, capture=("routing",)).captured)
     captured = run(params)
     routed = [chunk[side] for chunk in params["chunks"].values() for side in SIDES if f"{side}_router" in chunk]
-    total = _bytes(params) - _bytes(params["embed"]["positions"]) - sum(map(_bytes, routed))
+    total = float(_bytes(params) - _bytes(params["embed"]["positions"]) - sum(map(_bytes, routed)))
     for side in SIDES:
         if f"{side}/index" not in captured:
             continue

@@ -139,7 +139,7 @@ class Decoder:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, noise_key: jax.Array
     ) -> tuple[jax.Array, Cache, np.ndarray]:
         """(logits [B, V], the cache, the positions [B] of the next tokens); B in a bucket, rows beyond are empty."""
-        width = bucket(max(len(prompt) for prompt in prompts), SMALLEST_WIDTH)
+        width = min(bucket(max(len(prompt) for prompt in prompts), SMALLEST_WIDTH), self.config.context_length)
         batch = bucket(len(prompts))
         ids, mask = np.zeros((batch, width), np.int32), np.zeros((batch, width), np.bool_)
         for i, prompt in enumerate(prompts):

@@ -242,7 +242,7 @@ def _lm_eval(flags: Arguments, output: Path) -> None:
     try:
         from train.tasks import harness
     except ModuleNotFoundError as error:
-        needs = f"needs the package {error.name}: pip install 'lm-eval>=0.4.9'"
+        needs = f"needs the package {error.name}: pip install 'lm-eval>=0.4.13'"
         raise ConfigError(f"task={flags.task!r}: {needs}") from None
     found = harness.find_tasks(names, flags.include_path)
     request = harness.Request(flags.num_fewshot, flags.limit, flags.gen_kwargs)

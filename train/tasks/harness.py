@@ -7,7 +7,7 @@ the last has as much context as fits. Two things differ. The text "<|endoftext|>
 (train/data/gpt2.py). And where context and continuation share a token, so that nothing would be left to score, both are
 tokenized by themselves; the harness's model stops there.
 
-Needs the extra `lmeval`; torch is not needed from lm-eval 0.4.10 on.
+Needs the extra `lmeval`, and no torch (lm-eval 0.4.9 still did).
 """
 
 import contextlib
@@ -233,7 +233,8 @@ class Settings:
         return any(stop in text for stop in self.until if stop)
 
     def cut(self, text: str) -> str:
-        """The text before the stop strings, taken one after another, as the harness does."""
+        """The text before the stop strings, taken one after another, as the harness does (`train.text` cuts at the
+        first of them, which is another place where one string ends another)."""
         for stop in self.until:
             text = text.split(stop)[0] if stop else text
         return text

@@ -265,7 +265,7 @@ def test_without_the_harness_one_line_says_what_to_install(gpt2):
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment())
     assert run.returncode == 2
-    assert run.stderr == "error: task='lm_eval': needs the package lm_eval: pip install 'lm-eval>=0.4.9'\n"
+    assert run.stderr == "error: task='lm_eval': needs the package lm_eval: pip install 'lm-eval>=0.4.13'\n"
 
 
 # Run before anything else in a process that shall find neither torch nor what needs it.

@@ -14,7 +14,7 @@ from mom_jax.config import (
     RouterConfig,
 )
 from mom_jax.fields import ConfigError
-from mom_jax.generate import generate
+from mom_jax.generate import Decoder, generate
 from mom_jax.model import Cache, MoM, Output, parameters, with_parameters
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Cache",
     "ChoiceConfig",
     "ConfigError",
+    "Decoder",
     "DropoutConfig",
     "MoM",
     "ModelConfig",

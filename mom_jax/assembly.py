@@ -1,9 +1,11 @@
 """A chunk: H assembly steps over one pool of attention modules and one of FFN modules.
 
 The steps are one `lax.scan`, so that compile time and program size do not depend on H. What differs from step to step
-rides along as the scan's input: the prior, the keys, the caches and, where a side is ordered (step h uses module h),
-the module's weights themselves, which then meet plain matrix products: no router, no sort. A pool whose parameters are
-divided among devices is gathered before the scan, once for all its steps, and once more for its backward pass.
+rides along as the scan's input: the prior, the keys and, where a side is ordered (step h uses module h), the module's
+weights themselves, which then meet plain matrix products: no router, no sort. A pool whose parameters are divided among
+devices is gathered before the scan, once for all its steps, and once more for its backward pass.
+
+With a cache the steps follow one another without a scan, which would copy each step's keys and values in and out.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +33,7 @@ class Noise(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """What a scan over the steps reads at step h; every array has a leading axis H, absent parts are None."""
+    """What a step reads; for a scan every array has a leading axis H. Absent parts are None. cache: never scanned."""
 
     step: jax.Array
     prior: dict[Side, jax.Array | None]
@@ -44,21 +46,21 @@ class StepInputs(NamedTuple):
 class Prepared(NamedTuple):
     """A chunk's weights as its steps use them, by side.
 
-    pools, routers: of routed sides. ordered: the stacked modules of sides whose steps use one each, as the scan reads
-    them. shared: the one module of sides that have no other.
+    pools, routers: of routed sides. ordered: the modules of sides whose steps use one each, stacked as the scan reads
+    them, or, where there is no scan, one by one. shared: the one module of sides that have no other.
     """
 
     pools: dict[Side, pool.Pool]
     routers: dict[Side, nnx.State]
-    ordered: dict[Side, SublayerWeights]
+    ordered: dict[Side, SublayerWeights | list[SublayerWeights]]
     shared: dict[Side, SublayerWeights]
 
 
 class StepOutputs(NamedTuple):
-    """What a scan over the steps leaves, with a leading axis H."""
+    """What a step leaves, and, with a leading axis H, all of them. cache: then a list of H."""
 
     routing: Routing
-    cache: KV | None
+    cache: Any
     captured: dict[str, jax.Array]
 
 
@@ -91,10 +93,12 @@ class Chunk(nnx.Module):
         noise: Noise | None = None,
         step: jax.Array | int | None = None,
         exchange_key: jax.Array | None = None,
-        cache: KV | None = None,
+        cache: list[KV] | None = None,
         capture: tuple[str, ...] = (),
+        weights: Prepared | None = None,
     ) -> tuple[jax.Array, StepOutputs]:
-        """x [B, L, D] through H steps. valid: [B, L] bool, the tokens that statistics count."""
+        """x [B, L, D] through H steps. valid: [B, L] bool, the tokens that statistics count. weights: those of
+        `prepared()`, made before."""
         config = self.config
 
         def keys(base: jax.Array | None) -> jax.Array | None:
@@ -106,8 +110,10 @@ class Chunk(nnx.Module):
             noise={"attention": noise and noise.attention, "ffn": noise and noise.ffn},
             key=keys(key),
             exchange_key=keys(exchange_key),
-            cache=cache,
+            cache=None,
         )
+        if weights is not None:
+            return self.assemble(weights, x, view, valid, inputs, cache, capture=capture)
         graphdef, state = nnx.split(self)
 
         def prepare(state: nnx.State) -> Prepared:
@@ -116,20 +122,24 @@ class Chunk(nnx.Module):
         def assemble(prepared: Prepared, given: tuple) -> tuple[jax.Array, StepOutputs]:
             return self.assemble(prepared, *given, capture=capture)
 
-        return regathered(prepare, assemble, state, (x, view, valid, inputs))
+        return regathered(prepare, assemble, state, (x, view, valid, inputs, cache))
 
-    def prepared(self) -> Prepared:
-        """The weights as the steps use them, gathered where devices divide them."""
+    def prepared(self, *, unstacked: bool = False) -> Prepared:
+        """The weights as the steps use them, gathered where devices divide them. unstacked: see `MoM.prepared`."""
         config = self.config
-        pools, routers, ordered, shared = {}, {}, {}, {}
+        pools, routers, shared = {}, {}, {}
+        ordered: dict[Side, Any] = {}
         for side in SIDES:
             sublayer: Sublayer = getattr(self, side)
             shards = sublayer.shards()
             if config.kind(side) == "routed":
-                pools[side] = pool.make_pool(sublayer.gathered(shards), config, side)
+                pools[side] = pool.make_pool(sublayer.gathered(shards), config, side, unstacked=unstacked)
                 routers[side] = nnx.state(gathered(getattr(self, f"{side}_router")))
             elif config.kind(side) == "ordered":
                 ordered[side] = shards  # used once each: gathered in the step that does
+                if unstacked:
+                    modules = range(config.modules(side))
+                    ordered[side] = [sublayer.gathered(jax.tree.map(lambda w, i=i: w[i], shards)) for i in modules]
             else:
                 shared[side] = sublayer.gathered(jax.tree.map(lambda w: w[0], shards))
         return Prepared(pools, routers, ordered, shared)
@@ -141,10 +151,11 @@ class Chunk(nnx.Module):
         view: View,
         valid: jax.Array,
         inputs: StepInputs,
+        cache: list[KV] | None,
         *,
         capture: tuple[str, ...],
     ) -> tuple[jax.Array, StepOutputs]:
-        """The scan over the steps; of this chunk's own parameters it uses the names only."""
+        """The steps; of this chunk's own parameters it uses the names only."""
         config, (batch, length, _) = self.config, x.shape
         pools = prepared.pools
         routers: dict[Side, Router] = {
@@ -175,7 +186,7 @@ class Chunk(nnx.Module):
                         selection, jax.random.fold_in(now.exchange_key, side == "ffn"), valid.reshape(-1)
                     )
                 with jax.named_scope("plan"):
-                    plan = save(pool.make_plan(selection, valid.reshape(-1), config, side))
+                    plan = save(pool.make_plan(pools[side], selection, valid.reshape(-1), config, side))
                 with jax.named_scope("statistics"):
                     lost = pool.dropped(selection, plan, config, side)
                     statistics[side] = collect(selection, scores, lost, now.step, valid.reshape(-1), config, side)
@@ -210,8 +221,21 @@ class Chunk(nnx.Module):
             return (x, states, sinks), StepOutputs(routing, kv, captured)
 
         carry: tuple = (x, states, sinks)
-        (x, *_), outputs = jax.lax.scan(remat(body, config, scanned=True), carry, (inputs, prepared.ordered))
-        return x, outputs
+        if cache is None:
+            (x, *_), outputs = jax.lax.scan(remat(body, config, scanned=True), carry, (inputs, prepared.ordered))
+            return x, outputs
+        steps = []
+        for h in range(config.num_steps):
+            now = jax.tree.map(lambda leaf, h=h: leaf[h], inputs)._replace(cache=cache[h])
+            own = {
+                side: modules[h] if isinstance(modules, list) else jax.tree.map(lambda w, h=h: w[h], modules)
+                for side, modules in prepared.ordered.items()
+            }
+            carry, outputs = body(carry, (now, own))
+            steps.append(outputs)
+        kvs = [outputs.cache for outputs in steps]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(outputs._replace(cache=None) for outputs in steps))
+        return carry[0], stacked._replace(cache=kvs)
 
 
 def _score(

@@ -24,18 +24,25 @@ MIN_QUERIES, MAX_BLOCKS = 64, 8  # a block of queries; more blocks skip more and
 
 
 class KV(NamedTuple):
-    """Keys and values of M slots, [B, M, D] each."""
+    """Keys and values of M slots, [B, h, M, d] each: as attention reads them, so that decoding transposes nothing."""
 
     key: jax.Array
     value: jax.Array
 
 
+def new_kv(config: ModelConfig, batch: int, slots: int) -> KV:
+    """Empty slots."""
+    shape = (batch, config.num_heads, slots, config.head_dim)
+    return KV(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
 class View(NamedTuple):
     """What attention may see in this call.
 
-    visible: [B or 1, L, M] bool, token l sees slot m. start: the slot of the call's first token where a cache is used;
-    without one M = L and no token sees a later one. segment_ids: [B, L] int32 or None: another way to say `visible` for
-    tokens that are not padding: where given, the earlier tokens of the same segment, else all earlier tokens.
+    visible: [B or 1, L, M] bool, token l sees slot m. start: the slot of the call's first token where there are earlier
+    ones in a cache; without any M = L and no token sees a later one. segment_ids: [B, L] int32 or None: another way to
+    say `visible` for tokens that are not padding: where given, the earlier tokens of the same segment, else all earlier
+    tokens.
     """
 
     visible: jax.Array
@@ -59,15 +66,14 @@ def attend(
 
     Logits and softmax are float32. A token that sees nothing gets zeros; only padding is in that case.
     """
-    q, k, v = jnp.split(qkv, 3, -1)
+    q, k, v = (t.reshape(*t.shape[:2], -1, config.head_dim).swapaxes(1, 2) for t in jnp.split(qkv, 3, -1))
     if cache is not None:
-        assert view.start is not None
-        at = (0, view.start, 0)
+        at = (0, 0, 0 if view.start is None else view.start, 0)
         cache = KV(jax.lax.dynamic_update_slice(cache.key, k, at), jax.lax.dynamic_update_slice(cache.value, v, at))
-        k, v = cache
-    q, k, v = (t.reshape(*t.shape[:2], -1, config.head_dim).swapaxes(1, 2) for t in (q, k, v))
+        if view.start is not None:
+            k, v = cache
     drop = key is not None and config.dropout.attention > 0
-    backend = "plain" if drop or cache is not None else resolve(config, q.shape[2])
+    backend = "plain" if drop or view.start is not None else resolve(config, q.shape[2])
     with jax.named_scope("attention"):
         if backend == "plain":
             output = _plain(q, k, v, view, config.dropout.attention, key)

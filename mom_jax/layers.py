@@ -179,6 +179,13 @@ def plain_ffn(weights: SublayerWeights, x: jax.Array, config: ModelConfig, *, ke
     return dropout(output.reshape(x.shape), config.dropout.residual, key)
 
 
+class LayerWeights(NamedTuple):
+    """A layer's weights ready for use."""
+
+    attention: SublayerWeights
+    ffn: SublayerWeights
+
+
 class Layer(nnx.Module):
     """An anchor: a plain pre-norm GPT-2 layer."""
 
@@ -187,11 +194,23 @@ class Layer(nnx.Module):
         self.attention = Attention(config, out_std=out_std, rngs=rngs)
         self.ffn = FFN(config, out_std=out_std, rngs=rngs)
 
+    def weights(self) -> LayerWeights:
+        """Both sublayers' folded weights."""
+        return LayerWeights(self.attention.weights(), self.ffn.weights())
+
     def __call__(
-        self, x: jax.Array, view: View, *, key: jax.Array | None = None, cache: KV | None = None
+        self,
+        x: jax.Array,
+        view: View,
+        *,
+        key: jax.Array | None = None,
+        cache: KV | None = None,
+        weights: LayerWeights | None = None,
     ) -> tuple[jax.Array, KV | None]:
-        """x [B, L, D] -> (x after the layer, the cache)."""
+        """x [B, L, D] -> (x after the layer, the cache). weights: those of `weights()`, made before."""
         attention_key, ffn_key = (None, None) if key is None else jax.random.split(key)
-        y, cache = plain_attention(self.attention.weights(), x, view, self.config, key=attention_key, cache=cache)
+        attention = self.attention.weights() if weights is None else weights.attention
+        y, cache = plain_attention(attention, x, view, self.config, key=attention_key, cache=cache)
         x = x + y
-        return x + plain_ffn(self.ffn.weights(), x, self.config, key=ffn_key), cache
+        ffn = self.ffn.weights() if weights is None else weights.ffn
+        return x + plain_ffn(ffn, x, self.config, key=ffn_key), cache

@@ -32,6 +32,33 @@ def linear_cross_entropy(hidden_BxLxD: jax.Array, kernel_VxD: jax.Array, labels_
     return jax.lax.scan(chunk, jnp.float32(0), _split(hidden_BxLxD, labels_BxL, kernel.shape[0]))[0]
 
 
+def label_scores(hidden_BxLxD: jax.Array, kernel_VxD: jax.Array, labels_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(log softmax(hidden · kernelᵀ)[label], nats, float32 [B, L]; whether the label has the largest logit, the first
+    of equal ones, bool [B, L]). A negative label has 0 and true; chunks with none but such are not computed.
+    """
+    kernel = kernel_VxD.astype(hidden_BxLxD.dtype)
+
+    def score(part: tuple) -> tuple[jax.Array, jax.Array]:
+        hidden, labels = part
+        logits = matmul_transposed(hidden, kernel)
+        counts = labels >= 0
+        label = jnp.where(counts, labels, 0)
+        value = jnp.take_along_axis(logits, label[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
+        first = jnp.argmax(logits, -1).astype(labels.dtype) == label
+        return jnp.where(counts, value, 0.0), first | ~counts
+
+    def skip(part: tuple) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros(part[1].shape, jnp.float32), jnp.ones(part[1].shape, bool)
+
+    def chunk(part: tuple) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.cond((part[1] >= 0).any(), score, skip, part)
+
+    batch, length = labels_BxL.shape
+    parts = jax.lax.map(chunk, _split(hidden_BxLxD, labels_BxL, kernel.shape[0]))
+    value, first = (x.reshape(x.shape[0], batch, -1).swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in parts)
+    return value, first
+
+
 def _split(hidden: jax.Array, labels: jax.Array, vocabulary: int) -> tuple[jax.Array, jax.Array]:
     """Hidden states [C, T / C, D] and labels [C, T / C]; the sequence is filled up with labels that do not count.
 

@@ -1,22 +1,23 @@
 """`MoM`: embeddings, anchors, chunks of assembly steps, a final layer norm, and heads."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.assembly import Chunk, Noise
-from mom_jax.attention import KV, View, dropout
+from mom_jax.assembly import Chunk, Noise, Prepared
+from mom_jax.attention import KV, View, dropout, new_kv
 from mom_jax.config import ModelConfig
 from mom_jax.fields import require
-from mom_jax.layers import INIT_STD, Layer, normal, normalise, ones, zeros
+from mom_jax.layers import INIT_STD, Layer, LayerWeights, normal, normalise, ones, zeros
 from mom_jax.remat import remat
 from mom_jax.routing import Routing, stack
 from mom_jax.sharding import gather_tokens, gathered, own_key, size
 
 CAPTURES = ("hidden", "routing")
+LAYERS = ("bottom", "anchors", "top")  # the groups of layers that run once
 
 
 @jax.tree_util.register_dataclass
@@ -24,13 +25,24 @@ CAPTURES = ("hidden", "routing")
 class Cache:
     """Keys and values of everything seen so far: one pair per anchor, one per (chunk, step).
 
-    kv: for each of `bottom`, `chunks`, `anchors`, `top` a list of KV [B, M, D]; a chunk's has a leading axis H.
-    valid: [B, M] bool, the slots that hold a real token. length: int32, the slots in use.
+    kv: for each of `bottom`, `chunks`, `anchors`, `top` a list of KV [B, h, M, d]; for a chunk, a list of H of them.
+    valid: [B, M] bool, the slots that hold a real token. length: int32, the slots in use; the number 0 in a new cache,
+    so that a call that begins with it knows that there is nothing to attend to but its own tokens.
     """
 
-    kv: dict[str, list[KV]]
+    kv: dict[str, list[Any]]
     valid: jax.Array
-    length: jax.Array
+    length: jax.Array | int
+
+
+class Weights(NamedTuple):
+    """All sublayers' weights, made ready for many calls (`MoM.prepared`): what a forward pass else does anew.
+
+    layers: for each of `bottom`, `anchors`, `top` a list. chunks: the chunks'.
+    """
+
+    layers: dict[str, list[LayerWeights]]
+    chunks: list[Prepared]
 
 
 @jax.tree_util.register_dataclass
@@ -128,6 +140,7 @@ class MoM(nnx.Module):
         exchange_key: jax.Array | None = None,
         cache: Cache | None = None,
         capture: tuple[str, ...] = (),
+        weights: Weights | None = None,
     ) -> Output:
         """Runs the model on token ids [B, L].
 
@@ -141,6 +154,7 @@ class MoM(nnx.Module):
         cache: from `init_cache` or a previous output; `ids` are the tokens that follow.
         capture: `hidden` ([B, L, D] after the embedding and every layer, [H, B, L, D] per chunk) and/or `routing`
             (per side [S, H, B, L, ...]: scores, index, weight, state).
+        weights: what `prepared` made; then the sublayers' and the routers' parameters are not read.
 
         Raises ValueError where lengths do not fit or the routers need noise that is not there.
         """
@@ -163,15 +177,16 @@ class MoM(nnx.Module):
         tokens, places = (table[...].astype(config.dtype) for table in (embed.tokens, embed.positions))
         x = dropout(tokens[ids] + places[positions], config.dropout.embedding, next_key())
         captured = {"embed": x} if "hidden" in capture else {}
-        new_kv: dict[str, list[Any]] = {"bottom": [], "chunks": [], "anchors": [], "top": []}
+        kvs: dict[str, list[Any]] = {"bottom": [], "chunks": [], "anchors": [], "top": []}
         routing, traces = [], []
 
         def run(group: str, index: int, x: jax.Array) -> jax.Array:
             layer: Layer = getattr(self, group)[index]
             old = None if cache is None else cache.kv[group][index]
-            call = remat(lambda x, key, old: layer(x, view, key=key, cache=old), config, scanned=False)
+            own = None if weights is None else weights.layers[group][index]
+            call = remat(lambda x, key, old: layer(x, view, key=key, cache=old, weights=own), config, scanned=False)
             x, kv = call(x, next_key(), old)
-            new_kv[group].append(kv)
+            kvs[group].append(kv)
             if "hidden" in capture:
                 captured[f"{group}/{index}"] = x
             return x
@@ -189,8 +204,9 @@ class MoM(nnx.Module):
                 exchange_key=None if exchange_key is None else jax.random.fold_in(exchange_key, i),
                 cache=None if cache is None else cache.kv["chunks"][i],
                 capture=capture,
+                weights=None if weights is None else weights.chunks[i],
             )
-            new_kv["chunks"].append(outputs.cache)
+            kvs["chunks"].append(outputs.cache)
             routing.append(outputs.routing)
             if "hidden" in capture:
                 captured[f"chunks/{i}"] = outputs.captured.pop("hidden")
@@ -203,7 +219,7 @@ class MoM(nnx.Module):
             captured |= jax.tree.map(lambda *leaves: jnp.stack(leaves), *traces)
         if "hidden" in capture:
             captured["pre_norm"] = x
-        cache = None if cache is None else Cache(new_kv, valid_slots, cache.length + length)
+        cache = None if cache is None else Cache(kvs, valid_slots, jnp.int32(cache.length + length))
         unembedding = embed.tokens if config.tie_embeddings else gathered(self.lm_head, config.dtype).kernel
         return Output(gathered(self.final_norm)(x), unembedding[...], stack(routing), cache, captured)
 
@@ -219,17 +235,21 @@ class MoM(nnx.Module):
         """An empty cache for `slots` tokens of each of `batch` sequences."""
         config = self.config
 
-        def kv(*lead: int) -> KV:
-            shape = (*lead, batch, slots, config.d_model)
-            return KV(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        def kvs(count: int) -> list[KV]:
+            return [new_kv(config, batch, slots) for _ in range(count)]
 
-        kvs = {
-            "bottom": [kv() for _ in self.bottom],
-            "chunks": [kv(config.num_steps) for _ in self.chunks],
-            "anchors": [kv() for _ in self.anchors],
-            "top": [kv() for _ in self.top],
-        }
-        return Cache(kvs, jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
+        kv: dict[str, list[Any]] = {group: kvs(len(getattr(self, group))) for group in LAYERS}
+        kv["chunks"] = [kvs(config.num_steps) for _ in self.chunks]
+        return Cache(kv, jnp.zeros((batch, slots), bool), 0)
+
+    def prepared(self, *, unstacked: bool = False) -> Weights:
+        """The weights in the compute dtype with the layer norms folded in, for many calls with `weights=`.
+
+        unstacked: every module's weights as arrays of their own, which a step reads without copying where the platform
+        has no grouped product for few rows; for calls with a cache.
+        """
+        layers = {group: [layer.weights() for layer in getattr(self, group)] for group in LAYERS}
+        return Weights(layers, [chunk.prepared(unstacked=unstacked) for chunk in self.chunks])
 
     def _check(self, length: int, segment_ids: Any, key: Any, noise: Any, cache: Any, capture: tuple[str, ...]) -> None:
         config = self.config
@@ -249,10 +269,14 @@ class MoM(nnx.Module):
             raise ValueError("router.noise_in_evaluation=True: pass noise= or key=")
 
 
+def _is_new(cache: Cache) -> bool:
+    return isinstance(cache.length, int) and cache.length == 0
+
+
 def _view(valid: jax.Array, masked: bool, segment_ids: jax.Array | None, cache: Cache | None) -> tuple[View, jax.Array]:
     """What the tokens of this call may see, and the cache's valid slots after it."""
     length = valid.shape[1]
-    if cache is None:
+    if cache is None or _is_new(cache):
         place = jnp.arange(length)
         visible = (place[None, :] <= place[:, None])[None] & valid[:, None, :]
         if segment_ids is not None:
@@ -260,11 +284,12 @@ def _view(valid: jax.Array, masked: bool, segment_ids: jax.Array | None, cache: 
         if masked or segment_ids is not None:
             # Padding is a segment of its own.
             segment_ids = jnp.where(valid, 0 if segment_ids is None else segment_ids, -1)
-        return View(visible, segment_ids=segment_ids), valid
+        unused = 0 if cache is None else cache.valid.shape[1] - length
+        return View(visible, segment_ids=segment_ids), jnp.pad(valid, ((0, 0), (0, unused)))
     slots = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
     place = cache.length + jnp.arange(length, dtype=jnp.int32)
     visible = (jnp.arange(slots.shape[1], dtype=jnp.int32)[None, :] <= place[:, None])[None] & slots[:, None, :]
-    return View(visible, cache.length), slots
+    return View(visible, jnp.asarray(cache.length, jnp.int32)), slots
 
 
 def _view_of_group(view: View) -> View:

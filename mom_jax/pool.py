@@ -20,9 +20,9 @@ from mom_jax.router import Selection, straight_through
 Pool = dict[str, Pooled]  # the parts of a pool that are used apart, by name
 
 
-def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side) -> Pool:
-    """Stacked float32 weights [N, ...], made ready for the steps of a scan."""
-    backend = dispatch.resolve(config)
+def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side, *, unstacked: bool = False) -> Pool:
+    """Stacked float32 weights [N, ...], made ready for the steps of a scan; unstacked: for steps without gradients."""
+    backend = "switched" if unstacked else dispatch.resolve(config)
     if side == "ffn":
         return {"ffn": dispatch.pooled(weights, backend)}
     parts = {"qkv": (weights.first_kernel, weights.first_bias), "out": (weights.last_kernel, weights.last_bias)}
@@ -39,17 +39,22 @@ def with_sinks(pool: Pool, carried: dict[str, Any]) -> Pool:
     return {name: part._replace(sink=carried[name]) for name, part in pool.items()}
 
 
-def make_plan(selection: Selection, valid_T: jax.Array, config: ModelConfig, side: Side) -> Plan:
+def _backend(pool: Pool, config: ModelConfig) -> str:
+    return "switched" if any(dispatch.is_unstacked(part) for part in pool.values()) else dispatch.resolve(config)
+
+
+def make_plan(pool: Pool, selection: Selection, valid_T: jax.Array, config: ModelConfig, side: Side) -> Plan:
     """The plan of a selection on one side: this device's modules and the tokens for which it computes.
 
-    valid_T: bool; where room is limited, the other tokens take none.
+    valid_T: bool; where room is limited, or each module's weights are read if any token takes it, the others take none.
     """
-    modules, factor = config.modules(side), config.capacity_factor
+    modules, factor, backend = config.modules(side), config.capacity_factor, _backend(pool, config)
     here = sharding.modules_here(modules)
-    if factor is not None:
+    if factor is not None or backend == "switched":
         selection = selection._replace(index_TxK=jnp.where(valid_T[:, None], selection.index_TxK, modules))
+    if factor is not None:
         factor = factor * here / modules  # a share of all choices, of which this device has some modules'
-    return dispatch.make_plan(_own_choices(selection, modules), here, dispatch.resolve(config), factor)
+    return dispatch.make_plan(_own_choices(selection, modules), here, backend, factor)
 
 
 def _own_choices(selection: Selection, modules: int) -> jax.Array:
@@ -98,7 +103,7 @@ def routed_attention(
     """
     length, d = x.shape[1:]
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
-    routed = functools.partial(dispatch.routed, plan=plan, backend=dispatch.resolve(config))
+    routed = functools.partial(dispatch.routed, plan=plan, backend=_backend(pool, config))
     rows = sharding.gather_tokens(normalise(x, config.layer_norm_epsilon).reshape(-1, d), *sharding.ROUTED)
     body = weighted_linear if config.weighted_qkv else _unweighted
     with jax.named_scope("routed_qkv"):
@@ -123,5 +128,5 @@ def routed_ffn(
     body = functools.partial(ffn, activation=config.activation)
     multiplier = _multiplier(selection, config)
     with jax.named_scope("routed_ffn"):
-        y, used = dispatch.routed(body, rows, pool["ffn"], multiplier, plan, dispatch.resolve(config))
+        y, used = dispatch.routed(body, rows, pool["ffn"], multiplier, plan, _backend(pool, config))
     return save(sharding.scatter_tokens(y, *sharding.ROUTED)).reshape(x.shape), {"ffn": used}

@@ -150,8 +150,9 @@ def test_dropout_and_caches_take_the_plain_way():
     dropped = attend(qkv, view, config, key=jax.random.key(0), cache=None)[0]
     want = plain(qkv, view.visible)
     assert np.abs(dropped - want).max() > 0.1
-    slots = jnp.zeros((1, 8, 12), jnp.float32)
+    slots = jnp.zeros((1, CONFIG.num_heads, 8, CONFIG.head_dim), jnp.float32)
     visible = jnp.pad(view.visible, ((0, 0), (0, 0), (0, 2)))
     y, cache = attend(qkv, View(visible, jnp.int32(0)), config, key=None, cache=KV(slots, slots))
     np.testing.assert_allclose(y, want, atol=2e-6)
-    np.testing.assert_array_equal(cache.key[:, :6], qkv[:, :, 12:24])
+    keys = qkv[:, :, 12:24].reshape(1, 6, CONFIG.num_heads, CONFIG.head_dim)
+    np.testing.assert_array_equal(cache.key[:, :, :6], keys.swapaxes(1, 2))

@@ -27,7 +27,7 @@ LAYERS = (
     {"model"},
     {"losses", "generate", "interop", "analysis"},
 )
-WITHIN = {"dispatch", "interop", "analysis", "sharding"}  # folders, whose files may import each other
+WITHIN = {"dispatch", "generate", "interop", "analysis", "sharding"}  # folders, whose files may import each other
 
 
 def imported(text):

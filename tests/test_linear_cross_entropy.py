@@ -71,3 +71,19 @@ def test_the_logits_of_all_tokens_never_exist(monkeypatch):
     assert f"{2 * B}x{V}xf32" in text
     assert f"{B * L}x{V}xf32" not in text
     assert f"{B}x{L}x{V}xf32" not in text
+
+
+@pytest.mark.parametrize("chunk", [1, V, 4 * B * V, 1 << 20])
+def test_scores_of_labels(chunk, monkeypatch):
+    monkeypatch.setitem(module.CHUNK_LOGITS, "cpu", chunk)
+    hidden, kernel, labels = arrays()
+    labels = labels.at[:, :2].set(IGNORE)  # with one token at a time, chunks that are not computed
+    logits = np.einsum("bld,vd->blv", np.asarray(hidden), np.asarray(kernel))
+    labels = labels.at[1, 5].set(int(logits[1, 5].argmax()))
+    values, greedy = jax.jit(module.label_scores)(hidden, kernel, labels)
+    real = np.asarray(labels) != IGNORE
+    want = np.take_along_axis(logits, np.where(real, labels, 0)[..., None], -1)[..., 0] - np.log(np.exp(logits).sum(-1))
+    np.testing.assert_allclose(values, np.where(real, want, 0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(greedy, np.where(real, logits.argmax(-1) == labels, True))
+    assert greedy[1, 5]
+    assert not greedy.all()

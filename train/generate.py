@@ -1,8 +1,9 @@
 """Continues a text: `python -m train.generate --checkpoint RUN --prompt "def"`."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -11,14 +12,24 @@ from train.cli import run_program
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Continue a text.
+    """Continue a text, shown as it is made.
 
     Attributes:
         checkpoint: a run's folder, RUN/checkpoints/PHASE, or RUN/checkpoints/PHASE/STEP.
         prompt: the text to continue.
         tokens: at most so many new tokens; fewer where the text ends or the model's context is full.
-        temperature: 0 always takes the most probable token.
-        top_k: draw among the k most probable tokens; 0 among all.
+        temperature: 0 always takes the most probable token; 0.8 if not given.
+        top_k: draw among the k most probable tokens, 0 among all; 40 if not given.
+        top_p: draw among the most probable tokens that together have this probability.
+        repetition_penalty: above 1 makes tokens that the text already has less probable.
+        beams: search with so many beams for the most probable text; nothing is drawn.
+        length_penalty: with beams: a text's log probability is divided by its length to this power.
+        early_stopping: with beams: `yes` ends with as many finished texts as beams; `no` when a better one is unlikely;
+            `never` when it is impossible.
+        stop: texts at which the continuation ends; they are not shown.
+        eos: whether it also ends where the document does.
+        truncate: whether a prompt longer than the model's context loses its beginning; otherwise it is refused.
+        samples: continue the prompt so many times, each printed whole.
         seed: of what is drawn.
         best: of a phase take the step with the lowest validation loss, not the latest.
     """
@@ -26,8 +37,17 @@ class Arguments:
     checkpoint: str
     prompt: str = "def"
     tokens: int = 100
-    temperature: float = 0.8
-    top_k: int = 40
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: Literal["no", "yes", "never"] = "no"
+    stop: tuple[str, ...] = ()
+    eos: bool = True
+    truncate: bool = True
+    samples: int = 1
     seed: int = 0
     best: bool = False
 
@@ -36,26 +56,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(Arguments, args=arguments, prog="python -m train.generate", description=__doc__)
 
     from mom_jax.fields import ConfigError, require
-    from mom_jax.generate import generate
+    from mom_jax.generate import Decoder
     from train.checkpoint import load
+    from train.text import continue_texts, encode_prompt, stream_text
 
-    require(flags.tokens >= 1, "tokens", flags.tokens, "must be at least 1")
-    require(flags.temperature >= 0, "temperature", flags.temperature, "must be at least 0")
-    require(flags.top_k >= 0, "top_k", flags.top_k, "must be at least 0")
+    for name in ("tokens", "beams", "samples"):
+        require(getattr(flags, name) >= 1, name, getattr(flags, name), "must be at least 1")
+    for name in ("temperature", "top_k"):
+        value = getattr(flags, name)
+        require(value is None or value >= 0, name, value, "must be at least 0")
+    require(flags.top_p is None or 0 < flags.top_p <= 1, "top_p", flags.top_p, "must lie above 0 and at most at 1")
+    positive = flags.repetition_penalty > 0
+    require(positive, "repetition_penalty", flags.repetition_penalty, "must be positive")
     require(flags.seed >= 0, "seed", flags.seed, "must be at least 0")
+    for name in ("temperature", "top_k", "top_p"):
+        value = getattr(flags, name)
+        require(flags.beams == 1 or value is None, name, value, f"has no meaning with beams={flags.beams}")
+    require(flags.beams == 1 or flags.samples == 1, "samples", flags.samples, f"are all alike with beams={flags.beams}")
     model, tokenizer = load(flags.checkpoint, best=flags.best)
     if tokenizer is None:
         raise ConfigError(f"checkpoint={flags.checkpoint!r}: has no tokenizer beside it")
-    # An empty prompt begins a document: what comes before one is the separator.
-    prompt = tokenizer.encode(flags.prompt) or [tokenizer.eos_id]
-    room = model.config.context_length - len(prompt)
-    allowed = f"must leave room in the model's context of {model.config.context_length} tokens"
-    require(room >= 1, "prompt", f"{flags.prompt[:20]}...", allowed)
-    top_k = min(flags.top_k, model.config.vocab_size) or None
-    settings: dict[str, Any] = {"temperature": flags.temperature, "top_k": top_k, "seed": flags.seed}
-    [tokens] = generate(model, [prompt], min(flags.tokens, room), eos_id=tokenizer.eos_id, **settings)
-    print(flags.prompt + tokenizer.decode([token for token in tokens if token < tokenizer.vocab_size]))
+    context, length = model.config.context_length, len(encode_prompt(tokenizer, flags.prompt))
+    require(context > 1, "checkpoint", flags.checkpoint, "this model's context has no room for a new token")
+    settings = _settings(flags, model.config.vocab_size)
+    settings |= {"stop": flags.stop, "eos": flags.eos, "truncate": flags.truncate}
+    settings["say"] = lambda text: print(text, file=sys.stderr)
+    given = tokenizer, min(flags.tokens, max(1, context - length))
+    decoder = Decoder(model)
+    try:
+        if flags.samples > 1:
+            texts = continue_texts(decoder, given[0], [flags.prompt] * flags.samples, given[1], **settings)
+        else:
+            pieces = stream_text(decoder, given[0], flags.prompt, given[1], **settings)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if flags.samples > 1:
+        for i, text in enumerate(texts):
+            print(f"--- {i + 1} of {flags.samples}\n{flags.prompt}{text}")
+        return 0
+    print(flags.prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
     return 0
+
+
+def _settings(flags: Arguments, vocab_size: int) -> dict[str, Any]:
+    """The flags as `Decoder.generate` has them."""
+    stopping = {"no": False, "yes": True, "never": "never"}[flags.early_stopping]
+    settings: dict[str, Any] = {"repetition_penalty": flags.repetition_penalty, "seed": flags.seed}
+    if flags.beams > 1:
+        return settings | {
+            "num_beams": flags.beams,
+            "length_penalty": flags.length_penalty,
+            "early_stopping": stopping,
+        }
+    top_k = 40 if flags.top_k is None else flags.top_k
+    settings["temperature"] = 0.8 if flags.temperature is None else flags.temperature
+    return settings | {"top_k": min(top_k, vocab_size) or None, "top_p": flags.top_p}
 
 
 if __name__ == "__main__":

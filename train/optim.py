@@ -62,7 +62,13 @@ def make_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW as in the paper's recipe. Frozen parameters have no moments and do not count in the clipped norm."""
+    """AdamW as in the paper's recipe, for a phase of `steps` steps."""
+    return with_schedule(optim, make_schedule(optim, steps))
+
+
+def with_schedule(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The same with another schedule of the learning rate than `optim` names. Frozen parameters have no moments and do
+    not count in the clipped norm."""
 
     def named(function: Any) -> Any:
         return lambda tree: jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path)), tree)
@@ -75,7 +81,7 @@ def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformati
         optax.scale_by_adam(optim.beta1, optim.beta2, optim.epsilon),
         optax.add_decayed_weights(optim.weight_decay, named(is_decayed)),
         optax.stateless(scale),
-        optax.scale_by_learning_rate(make_schedule(optim, steps)),
+        optax.scale_by_learning_rate(schedule),
     )
     if not optim.freeze:
         return trained

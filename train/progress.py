@@ -13,6 +13,8 @@ from rich.progress import Progress as Bar
 _FORMATS: dict[str, Callable[[float], str]] = {
     "loss": lambda x: f"loss {x:.4f} nats/token",
     "validation_loss": lambda x: f"validation loss {x:.4f} nats/token",
+    "example_loss": lambda x: f"loss {x:.4f} nats/example",
+    "squared_error": lambda x: f"squared error {x:.4f}/example",
     "tokens_per_s": lambda x: f"{x:,.0f} tokens/s",
     "examples_per_s": lambda x: f"{x:,.1f} examples/s",
     "mfu": lambda x: f"MFU {100 * x:.1f} %",

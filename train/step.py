@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mom_jax import sharding
 from mom_jax.config import ModelConfig
-from mom_jax.losses import IGNORE, Losses, LossSums, finish, next_token
+from mom_jax.losses import IGNORE, Losses, LossSums, cross_entropy, finish, next_token
 from mom_jax.model import MoM, parameters, with_parameters
 from mom_jax.routing import Routing
 
@@ -22,6 +22,8 @@ from mom_jax.routing import Routing
 # `mask`: true for the real tokens; the others are padding. `labels`: int32, instead of `tokens`; -100 does not count.
 # `segment_ids`: int32, 1, 2, ... for the documents that share a row, which are computed as if each were alone; 0 is
 # padding. `positions`: int32, from 0 on in every segment; without it positions count from the row's beginning.
+# With `classes`, int32 [B], or `targets`, float32 [B], and a mask the loss is the classification head's, of each row's
+# last real token; rows that are all padding do not count.
 Batch = Mapping[str, Any]
 BATCH, WHOLE = PartitionSpec(sharding.AXES), PartitionSpec()
 
@@ -153,6 +155,50 @@ def language_model_sums(
     return LossSums(nll, count, output.routing)
 
 
+def head_outputs(
+    params: dict[Any, Any],
+    batch: Batch,
+    config: ModelConfig,
+    *,
+    key: jax.Array | None = None,
+    step: jax.Array | int | None = None,
+) -> tuple[jax.Array, Routing]:
+    """(what the classification head says of each row's last real token, float32 [B, num_classes]; the routing)."""
+    mask = batch["mask"].astype(bool)
+    model = with_parameters(config, params)
+    output = model(batch["tokens"], mask=mask, key=key, step=step)
+    # Padding may lie on either side.
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return model.classify(output.hidden, last), output.routing
+
+
+def classification_sums(
+    params: dict[Any, Any],
+    batch: Batch,
+    config: ModelConfig,
+    *,
+    key: jax.Array | None = None,
+    step: jax.Array | int | None = None,
+) -> LossSums:
+    """The loss sums of a batch of labelled rows: -log p of `classes`, nats, or squared errors against `targets`, with a
+    head of one output. count: the rows that are not all padding."""
+    outputs, routing = head_outputs(params, batch, config, key=key, step=step)
+    rows = batch["mask"].astype(bool).any(1)
+    if "classes" in batch:
+        nll, count = cross_entropy(outputs, jnp.where(rows, batch["classes"], IGNORE))
+        return LossSums(nll, count, routing)
+    errors = jnp.where(rows, jnp.square(outputs[:, 0] - batch["targets"]), 0.0)
+    return LossSums(errors.sum(), rows.sum().astype(jnp.float32), routing)
+
+
+def batch_sums(
+    params: dict[Any, Any], batch: Batch, config: ModelConfig, *, key: jax.Array | None, step: jax.Array
+) -> LossSums:
+    """The loss sums of what the batch has labels for."""
+    sums = classification_sums if {"classes", "targets"} & set(batch) else language_model_sums
+    return sums(params, batch, config, key=key, step=step)
+
+
 def accumulated_sums(
     params: dict[Any, Any], batch: Batch, config: ModelConfig, accumulation: int, key: jax.Array | None, step: jax.Array
 ) -> LossSums:
@@ -162,13 +208,13 @@ def accumulated_sums(
     of means over the whole batch, is right too. Averaging micro-batches' losses or gradients would not do.
     """
     if accumulation == 1:
-        return language_model_sums(params, batch, config, key=key, step=step)
+        return batch_sums(params, batch, config, key=key, step=step)
 
     @jax.checkpoint
     def micro(inputs: tuple) -> LossSums:
         part, index = inputs
         micro_key = None if key is None else jax.random.fold_in(key, index)
-        return language_model_sums(params, part, config, key=micro_key, step=step)
+        return batch_sums(params, part, config, key=micro_key, step=step)
 
     parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
     sums = jax.lax.map(micro, (parts, jnp.arange(accumulation)))
@@ -188,7 +234,7 @@ def train_step(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
     accumulation: int,
-    seed: int,
+    seed: int | jax.Array,
     mesh: Mesh,
 ) -> tuple[TrainState, StepReport]:
     """One optimizer step."""
@@ -241,9 +287,7 @@ def evaluation_step(
 
     Routers that want noise in evaluation draw it from a fixed key.
     """
-    noisy = is_random(config) and config.router.kind == "gru_random" and config.router.noise_in_evaluation
-    config = dataclasses.replace(config, dropout=type(config.dropout)())
-    key = jax.random.key(0) if noisy else None
+    config, key = for_evaluation(config)
 
     def sums(params: dict[Any, Any], batch: Batch, step: jax.Array, exchange_key: jax.Array | None) -> LossSums:
         own = language_model_sums(params, batch, config, key=key, step=step, exchange_key=exchange_key)
@@ -251,3 +295,21 @@ def evaluation_step(
 
     in_specs = (param_specs(config, mesh), BATCH, WHOLE, WHOLE)
     return _on_devices(sums, mesh, in_specs=in_specs, out_specs=WHOLE)(params, batch, step, exchange_key)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh"))
+def head_step(params: dict[Any, Any], batch: Batch, *, config: ModelConfig, mesh: Mesh) -> jax.Array:
+    """`head_outputs` of a batch, as `evaluation_step` runs the model."""
+    config, key = for_evaluation(config)
+
+    def outputs(params: dict[Any, Any], batch: Batch) -> jax.Array:
+        return head_outputs(params, batch, config, key=key)[0]
+
+    return _on_devices(outputs, mesh, in_specs=(param_specs(config, mesh), BATCH), out_specs=BATCH)(params, batch)
+
+
+def for_evaluation(config: ModelConfig) -> tuple[ModelConfig, jax.Array | None]:
+    """(the model without dropout, the fixed key of routers that want noise in evaluation)."""
+    noisy = is_random(config) and config.router.kind == "gru_random" and config.router.noise_in_evaluation
+    config = dataclasses.replace(config, dropout=type(config.dropout)())
+    return config, jax.random.key(0) if noisy else None

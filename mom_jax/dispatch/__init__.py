@@ -9,6 +9,7 @@ ragged    `jax.lax.ragged_dot`
 megablox  JAX's Pallas kernel for TPUs; elsewhere interpreted, for tests
 tokamax   the library of that name, with kernels for GPUs, where it is installed
 capacity  one batched product with a fixed number of rows per module: drops what does not fit
+switched  a branch per module, weights that are arrays of their own: decoding on CPUs; without gradients
 """
 
 import importlib.util
@@ -17,15 +18,16 @@ from typing import Any
 import jax
 
 from mom_jax.config import ModelConfig
-from mom_jax.dispatch import blocked, grouped, megablox
+from mom_jax.dispatch import blocked, grouped, megablox, switched
 from mom_jax.dispatch.body import Body, Linear, Pooled, linear, weighted_linear, with_sink
 from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
+from mom_jax.dispatch.switched import is_unstacked
 from mom_jax.fields import require
 from mom_jax.platforms import platform
 
 BACKENDS = ("blocked", *grouped.PRODUCTS)
 
-__all__ = ["BACKENDS", "Body", "Linear", "Plan", "Pooled", "linear", "weighted_linear"]
+__all__ = ["BACKENDS", "Body", "Linear", "Plan", "Pooled", "is_unstacked", "linear", "weighted_linear"]
 
 
 def resolve(config: ModelConfig) -> str:
@@ -55,6 +57,8 @@ def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_fac
     if backend == "capacity":
         assert capacity_factor is not None
         return capacity_plan(index_TxK, num_modules, capacity_factor)
+    if backend == "switched":
+        return switched.plan(index_TxK, num_modules)
     if backend == "blocked":
         return sort_plan(index_TxK, num_modules, blocked.unit(index_TxK.size, num_modules))
     return sort_plan(index_TxK, num_modules, multiple=megablox.TILE)
@@ -65,6 +69,8 @@ def pooled(weights: Any, backend: str) -> Pooled:
 
     Products cast them to the dtype of the rows; their gradients are added up in float32.
     """
+    if backend == "switched":
+        return switched.unstack(weights)
     return with_sink(weights) if backend == "blocked" else Pooled(weights, None)
 
 
@@ -72,6 +78,8 @@ def routed(
     body: Body, x_TxD: jax.Array, pool: Pooled, multiplier_TxK: jax.Array, plan: Plan, backend: str
 ) -> tuple[jax.Array, Pooled]:
     """Each token's sum of `body` over the modules that it chose, [T, E], and the pool for its next use."""
+    if backend == "switched":
+        return switched.routed(body, x_TxD, pool, multiplier_TxK, plan)
     if backend == "blocked":
         return blocked.routed(body, x_TxD, pool, multiplier_TxK, plan)
     return grouped.routed(body, x_TxD, pool, multiplier_TxK, plan, backend)

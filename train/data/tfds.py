@@ -44,9 +44,7 @@ def open_tfds(source: str) -> Source:
     examples; its size and the documents' positions count them. Raises `ConfigError` naming `data.source` if the data
     set is unknown, not prepared, prepared in another format, damaged, or has no such feature.
     """
-    builder = _builder(source)
-    if not _is_prepared(source, builder):
-        raise _error(source, f"is not prepared in {data_dir()}; run: {_command(source)}")
+    builder = prepared_builder(source, f"run: {_command(source)}")
     key = _text_key(source, builder.info.features)
     splits = {side: builder.info.splits[side] for side in SIDES if side in builder.info.splits}
     require("train" in splits, "data.source", source, f"has no split 'train', only {', '.join(builder.info.splits)}")
@@ -72,6 +70,25 @@ def open_tfds(source: str) -> Source:
         },
     }
     return Source(source, tuple(parts), facts)
+
+
+def prepared_builder(source: str, hint: str) -> Any:
+    """The `tfds.core.DatasetBuilder` of a data set that is prepared. Raises `ConfigError` naming `data.source` if it is
+    unknown, not prepared (`hint` says what to do then), or prepared in another format."""
+    builder = _builder(source)
+    if not _is_prepared(source, builder):
+        raise _error(source, f"is not prepared in {data_dir()}; {hint}")
+    return builder
+
+
+def read_examples(source: str, builder: Any, split: str, limit: int = 0) -> Iterator[dict[str, Any]]:
+    """The examples of a split as TFDS gives them (texts are bytes), in its order: by the hash of their keys. limit: at
+    most so many; 0 for all. Raises `ConfigError` naming `data.source` for a split that is not there or is damaged."""
+    splits = builder.info.splits
+    require(split in splits, "data.source", source, f"has no split {split!r}, only {', '.join(splits)}")
+    count = splits[split].num_examples
+    examples = builder.as_data_source(split, file_format=_FORMAT)
+    return (example for _, example in _fetch(source, split, examples, 0, min(count, limit or count)))
 
 
 def _identities(source: str, split: str, folder: Path, files: list[Path]) -> list[list[Any]]:
@@ -213,6 +230,12 @@ def _text_keys(source: str, features: Any) -> list[str]:
 
 
 def _read(source: str, split: str, examples: Any, key: str, start: int, stop: int) -> Iterator[Document]:
+    for index, example in _fetch(source, split, examples, start, stop):
+        text = decoded(source, split, index, key, example[key])
+        yield Document(f"{split}/{index}", text, position=index + 1 - start)
+
+
+def _fetch(source: str, split: str, examples: Any, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
     folder = Path(examples.dataset_info.data_dir)
     for first in range(start, stop, _BATCH):
         indices = range(first, min(first + _BATCH, stop))
@@ -222,14 +245,18 @@ def _read(source: str, split: str, examples: Any, key: str, start: int, stop: in
             raise _damaged(source, split, folder, _line(error)) from error
         for index, example in zip(indices, batch, strict=True):
             # What array_record finds no more in a file that is cut off between two blocks, it gives out as empty.
-            if example[key] is None:
+            if all(value is None for value in example.values()):
                 raise _damaged(source, split, folder, f"example {index} is empty")
-            try:
-                text = example[key].decode("utf-8")
-            except UnicodeDecodeError as error:
-                problem = f"{key!r} of example {index} of {split!r} is not UTF-8 (byte {error.start})"
-                raise _error(source, problem) from None
-            yield Document(f"{split}/{index}", text, position=index + 1 - start)
+            yield index, example
+
+
+def decoded(source: str, split: str, index: int, key: str, text: bytes) -> str:
+    """The feature `key` of example `index`. Raises `ConfigError` naming `data.source` where it is not UTF-8."""
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"{key!r} of example {index} of {split!r} is not UTF-8 (byte {error.start})"
+        raise _error(source, problem) from None
 
 
 def _damaged(source: str, split: str, folder: Path, why: str) -> ConfigError:

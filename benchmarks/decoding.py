@@ -1,0 +1,219 @@
+"""Decoding with a KV cache: our vanilla GPT-2, MoM, and Hugging Face's `generate` on the vanilla model's weights.
+
+Shape of GPT-2 small, float32, random weights, greedy, in one process and in turn: `python -m benchmarks.decoding`. MoM
+has the same depth and modules: an anchor, a chunk of 10 steps over 10 + 10 modules without SKIP, an anchor; its routers
+are those of benchmarks/reference.py, ten times as large as initially so that routing spreads. Counted is the time from
+the first new token to the last one. A ratio is the median over the rounds of the two speeds' ratio in that round.
+Hugging Face's are null without the [torch] extra.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import reference, timing
+from mom_jax import Decoder, ModelConfig, RouterConfig, with_parameters
+from mom_jax.config import SIDES
+from mom_jax.interop.gpt2 import config_to_gpt2, params_to_gpt2
+from train.memory import keep_freed_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The model, and how many tokens are given and decoded."""
+
+    vocabulary: int = 50257
+    width: int = 768
+    heads: int = 12
+    layers: int = 12
+    router: int = 256
+    prompt: int = 32
+    new: int = 65
+    context: int = 1024
+
+
+FULL = Size()
+SMALL = Size(vocabulary=64, width=16, heads=2, layers=4, router=8, prompt=4, new=5, context=64)
+# Decodes, and returns the seconds from the first new token to the last one.
+Decoding = Callable[[], float]
+
+
+def config(size: Size, top_k: int = 1) -> ModelConfig:
+    """The MoM; `vanilla()` of it is the GPT-2."""
+    modules = size.layers - 2
+    return ModelConfig(
+        vocab_size=size.vocabulary,
+        context_length=size.context,
+        d_model=size.width,
+        num_heads=size.heads,
+        num_attn_modules=modules,
+        num_ffn_modules=modules,
+        num_steps=modules,
+        top_k=top_k,
+        skip=False,
+        router=RouterConfig(dim=size.router),
+    )
+
+
+def prompts(size: Size, batch: int) -> np.ndarray:
+    """[batch, prompt] tokens."""
+    return np.random.default_rng(0).integers(0, size.vocabulary, (batch, size.prompt), dtype=np.int32)
+
+
+def ours(decoder: Decoder, size: Size, batch: int) -> Decoding:
+    """A decoder of ours at work on a batch."""
+    given = prompts(size, batch).tolist()
+
+    def call() -> float:
+        times = [time.perf_counter() for _ in decoder.stream(given, size.new, temperature=0)]
+        return times[-1] - times[0]
+
+    return call
+
+
+def hugging_face(params: dict[Any, Any], vanilla: ModelConfig, size: Size) -> Callable[[int], Decoding] | None:
+    """The same of `transformers`, for any batch; None where it is not installed."""
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+        transformers.logging.set_verbosity_error()
+        torch.set_num_threads(timing.threads())
+        options = {key: value for key, value in config_to_gpt2(vanilla).items() if key != "model_type"}
+        gpt2 = transformers.GPT2Config(**options, bos_token_id=None, eos_token_id=None)
+        with torch.device("meta"):
+            model = transformers.GPT2LMHeadModel(gpt2)
+        state = params_to_gpt2(jax.tree.map(np.asarray, params), vanilla)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
+        model.load_state_dict(tensors, strict=False, assign=True)
+        model.tie_weights()
+        model.eval()
+
+    class Clock:
+        """What `generate` calls for the prompt, for every step's tokens, and at the end."""
+
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def put(self, tokens: Any) -> None:
+            self.times.append(time.perf_counter())
+
+        def end(self) -> None:
+            pass
+
+    def of(batch: int) -> Decoding:
+        ids = torch.from_numpy(prompts(size, batch)).long()
+        given = {"attention_mask": torch.ones_like(ids), "do_sample": False, "use_cache": True, "pad_token_id": 0}
+
+        def call() -> float:
+            clock = Clock()
+            with torch.inference_mode():
+                model.generate(ids, max_new_tokens=size.new, streamer=clock, **given)
+            assert len(clock.times) == 1 + size.new
+            return clock.times[-1] - clock.times[1]
+
+        return call
+
+    return of
+
+
+def touched(decoder: Decoder, model_config: ModelConfig, params: dict[Any, Any], size: Size, batch: int) -> int:
+    """Bytes of weights that a step reads at least, on average: all that are not routed, and every module that some row
+    chose, once."""
+    given = prompts(size, batch).tolist()
+    new = decoder.generate(given, size.new, temperature=0)
+    ids = jnp.asarray([a + b for a, b in zip(given, new, strict=True)], jnp.int32)
+    run = jax.jit(lambda params: with_parameters(model_config, params)(ids, capture=("routing",)).captured)
+    captured = run(params)
+    routed = [chunk[side] for chunk in params["chunks"].values() for side in SIDES if f"{side}_router" in chunk]
+    total = float(_bytes(params) - _bytes(params["embed"]["positions"]) - sum(map(_bytes, routed)))
+    for side in SIDES:
+        if f"{side}/index" not in captured:
+            continue
+        index = np.asarray(captured[f"{side}/index"])[..., size.prompt :, :]  # [S, H, B, L, K]
+        for chunk, of_chunk in zip(params["chunks"].values(), index, strict=True):
+            module = _bytes(chunk[side]) / model_config.modules(side)
+            for step in of_chunk:
+                counts = [len(np.unique(step[:, t][step[:, t] < model_config.modules(side)])) for t in range(size.new)]
+                total += module * float(np.mean(counts))
+    return round(total)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def in_turn(calls: Mapping[str, Decoding], rounds: int) -> timing.Seconds:
+    """Every call's own seconds once a round, in changing order (as `timing.interleaved` does, which times itself)."""
+    names, seconds = list(calls), timing.Seconds({name: [] for name in calls})
+    for turn in range(rounds):
+        start = turn % len(names)
+        order = names[start:] + names[:start]
+        for name in reversed(order) if turn % 2 else order:
+            seconds[name].append(calls[name]())
+    return seconds
+
+
+def measure(size: Size, rounds: int, top_ks: tuple[int, ...], batches: tuple[int, ...]) -> dict[str, Any]:
+    """Ratios of speeds, tokens per second, and the bytes of weights that a step touches."""
+    about = timing.machine()
+    configs = {"vanilla": config(size).vanilla(), **{f"mom_k{k}": config(size, k) for k in top_ks}}
+    params = {name: reference.params(model) for name, model in configs.items()}
+    decoders = {name: Decoder(with_parameters(configs[name], params[name])) for name in configs}
+    theirs = hugging_face(params["vanilla"], configs["vanilla"], size)
+    result: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    for batch in batches:
+        calls = {name: ours(decoder, size, batch) for name, decoder in decoders.items()}
+        if theirs is not None:
+            calls["hf"] = theirs(batch)
+        timing.progress(f"compiling {', '.join(calls)} at batch {batch}")
+        timing.warm_up(calls, 1)
+        timing.progress(f"{rounds} rounds")
+        seconds = in_turn(calls, rounds)
+        for fast, slow in (("vanilla", "hf"), *((f"mom_k{k}", "vanilla") for k in top_ks)):
+            # Speeds divide the other way round than seconds.
+            result[f"{fast}_over_{slow}_b{batch}"] = timing.ratio(seconds, slow, fast)
+            result.setdefault("quartiles", {})[f"{fast}_over_{slow}_b{batch}"] = timing.quartiles(
+                timing.ratios(seconds, slow, fast)
+            )
+        for name, middle in timing.medians(seconds).items():
+            model = "vanilla" if name == "hf" else name
+            rows[f"{name} b{batch}"] = {
+                "tokens_per_second": batch * (size.new - 1) / middle,
+                "step_seconds": middle / (size.new - 1),
+                "weight_bytes_per_step": touched(decoders[model], configs[model], params[model], size, batch),
+            }
+    result |= {"decoding": rows, "rounds": rounds, "small": size == SMALL}
+    return result | {"size": dataclasses.asdict(size), **about}
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(timing.positive(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers") from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = timing.parser("decoding", __doc__, rounds=7)
+    parser.add_argument("--top-k", type=_numbers, default=(1,), help="modules per step, with commas between")
+    parser.add_argument("--batch", type=_numbers, default=(1, 16), help="rows, with commas between")
+    flags = parser.parse_args(argv)
+    keep_freed_memory()  # for all competitors alike
+    size = SMALL if flags.small else FULL
+    timing.report(measure(size, flags.rounds, flags.top_k, flags.batch), flags.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What an evaluation leaves: a JSON file and a Markdown table, and the same on the screen."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from train.files import write_whole, writing
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """records: of each checkpoint, ready for JSON. table: Markdown, for the file. text: what is printed. documents: of
+    each document, if there are any."""
+
+    task: str
+    records: list[dict[str, Any]]
+    table: str
+    text: str
+    documents: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def finish(self, output: Path, *, as_json: bool) -> None:
+        """Writes `TASK.json`, `TASK.md` and, of documents, `TASK_documents.jsonl` into `output`; prints the text or, as
+        JSON, the record (a list where there are several). Raises ConfigError where files cannot be written."""
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)
+            write_whole(output / f"{self.task}.json", (json.dumps(self.records, indent=1) + "\n").encode())
+            write_whole(output / f"{self.task}.md", (self.table.rstrip() + "\n").encode())
+            if self.documents:
+                lines = "".join(json.dumps(document) + "\n" for document in self.documents)
+                write_whole(output / f"{self.task}_documents.jsonl", lines.encode())
+        records = self.records if len(self.records) > 1 else self.records[0]
+        print(json.dumps(records) if as_json else self.text.rstrip())
+        print(f"written: {output / self.task}.json and .md", file=sys.stderr)

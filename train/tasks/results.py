@@ -1,0 +1,49 @@
+"""Results on disk: one JSON file for each fine-tuning, whole or not there, so that work goes on where it ended."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mom_jax.fields import ConfigError
+from train.files import write_whole, writing
+
+VERSION = 1
+
+
+def read(file: Path) -> dict[str, Any] | None:
+    """What `write` wrote; None if there is no file. Raises ConfigError for one that is damaged or of another kind."""
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); delete it to do that part again") from None
+    if not isinstance(record, dict) or record.get("version") != VERSION:
+        raise ConfigError(f"{file}: is no result that this program wrote; delete it to do that part again")
+    return record
+
+
+def write(file: Path, record: Mapping[str, Any]) -> None:
+    """Writes a result, whole. Raises ConfigError where that cannot be."""
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, (json.dumps({"version": VERSION, **record}) + "\n").encode())
+
+
+def check_same(file: Path, have: Mapping[str, Any], want: Mapping[str, Any], prefix: str) -> None:
+    """Raises ConfigError naming the first field of the settings `want` that differs from those of a finished result."""
+    want = json.loads(json.dumps(want))  # tuples become lists
+    for name in {**want, **have}:
+        if have.get(name) != want.get(name):
+            theirs, ours = have.get(name), want.get(name)
+            problem = f"{file} was made with {theirs!r}; choose another --output, or delete that file"
+            raise ConfigError(f"{prefix}.{name}={ours!r}: {problem}")
+
+
+def statistics(values: list[float]) -> dict[str, Any]:
+    """Mean and standard deviation (of a sample, n - 1; None of one value)."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "deviation": deviation, "values": values}

@@ -1,0 +1,32 @@
+"""Tables as Markdown, with numbers as mean ± standard deviation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is left-aligned and whose others are right-aligned, columns of even width."""
+    widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *(line([_plain(cell) for cell in row]) for row in rows)]) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text that does not end a cell."""
+    return " ".join(text.replace("|", "/").split())
+
+
+def spread(statistics: Mapping[str, Any] | None) -> str:
+    """`84.12 ± 0.31`; only the mean where there is no deviation; a dash where there is nothing."""
+    if statistics is None:
+        return "-"
+    deviation = statistics["deviation"]
+    return f"{statistics['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")

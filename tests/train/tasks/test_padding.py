@@ -86,6 +86,7 @@ def test_the_loss_is_of_the_last_real_token():
     assert float(found.count) == 2
 
 
+@pytest.mark.slow
 def test_empty_rows_and_micro_batches_change_nothing():
     optimizer, config = optax.sgd(1.0), dataclasses.replace(CLASSES, dispatch="dense")
     params = small.random_params(config)

@@ -57,6 +57,7 @@ def evaluate(
     for finished results of other settings.
     """
     chosen, diagnostics = choose(tasks)
+    results.check_output(output)
     metrics.check_libraries(("sklearn.metrics", "scikit-learn"), ("scipy.stats", "scipy"))
     builders = {task.name: _builder(task, config) for task in (*chosen, *([DIAGNOSTICS] if diagnostics else []))}
     models = inspect(checkpoints, config.length, "glue.length", best, say)

@@ -1,13 +1,14 @@
 """Results on disk: one JSON file for each fine-tuning, whole or not there, so that work goes on where it ended."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mom_jax.fields import ConfigError
+from mom_jax.fields import ConfigError, require
 from train.files import write_whole, writing
 
 VERSION = 1
@@ -31,6 +32,13 @@ def write(file: Path, record: Mapping[str, Any]) -> None:
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, (json.dumps({"version": VERSION, **record}) + "\n").encode())
+
+
+def check_output(output: Path) -> None:
+    """Raises ConfigError unless files can be written below `output`, which need not be there yet."""
+    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    good = there.is_dir() and os.access(there, os.W_OK)
+    require(good, "output", str(output), f"cannot be written: {there} is {'read-only' if there.is_dir() else 'a file'}")
 
 
 def check_same(file: Path, have: Mapping[str, Any], want: Mapping[str, Any], prefix: str) -> None:

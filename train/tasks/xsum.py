@@ -93,6 +93,7 @@ def evaluate(checkpoints: Sequence[str], config: XsumConfig, output: Path, *, be
     validation loss. Raises ConfigError, mostly before anything is trained, for a model without a tokenizer, data that
     is not there, and for what is finished with other settings of the fine-tuning.
     """
+    results.check_output(output)
     metrics.check_libraries(("rouge_score.rouge_scorer", "rouge-score"))
     if config.download:
         download_tfds(SOURCE, say)

@@ -66,6 +66,14 @@ def test_a_missing_library_is_named(monkeypatch):
         metrics.check_libraries(("scipy.stats", "scipy"), ("rouge_score.rouge_scorer", "rouge-score"))
 
 
+def test_an_output_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^output='.*file/results': cannot be written: .*file is a file"):
+        results.check_output(tmp_path / "file" / "results")
+    results.check_output(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+
+
 def test_statistics_and_their_look():
     assert results.statistics([1.0, 3.0]) == {"mean": 2.0, "deviation": pytest.approx(2**0.5), "values": [1.0, 3.0]}
     assert tables.spread(results.statistics([1.0, 3.0])) == "2.00 ± 1.41"

@@ -84,7 +84,7 @@ def _options(folder: Path, field: str) -> dict[str, Any]:
     try:
         options = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{field}: {folder / CONFIG} cannot be read ({error})") from None
+        raise ConfigError(f"{field}: {folder / CONFIG}: cannot be read ({error})") from None
     if not isinstance(options, dict):
         raise ConfigError(f"{field}: {folder / CONFIG} must be a JSON object")
     return options

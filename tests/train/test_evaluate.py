@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from orbax.checkpoint.args import StandardSave
 from programs import call
 from small import random_params
 
@@ -35,7 +36,8 @@ def run(tmp_path_factory, corpus):
     tokenizer.save(folder)
     (folder / "config.json").write_bytes(to_json(config))
     checkpoints = Checkpoints(folder / "checkpoints" / "mom")
-    checkpoints.save_params(random_params(config.model), Meta(config, "mom", 6, 0, tokenizer.fingerprint))
+    params = StandardSave(random_params(config.model))
+    checkpoints.save_items(Meta(config, "mom", 6, 0, tokenizer.fingerprint), params=params)
     checkpoints.wait()
     checkpoints.close()
     return folder

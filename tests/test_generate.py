@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small import quick
 
 import mom_jax as mom
 from mom_jax.generate import programs, sampling
@@ -173,10 +174,10 @@ def test_noise_in_evaluation_is_drawn_by_row_and_position():
     )
     with pytest.raises(ValueError, match="noise_in_evaluation"):
         mom.MoM(config, rngs=nnx.Rngs(0))(jnp.zeros((1, 4), jnp.int32))
-    key, positions = jax.random.key(0), jnp.array([[0, 1, 2], [0, 0, 1]], jnp.int32)
-    noise = programs._noise(config, positions, key)
+    noise_of = quick(lambda positions: programs._noise(config, positions, jax.random.key(0)))
+    noise = noise_of(jnp.array([[0, 1, 2], [0, 0, 1]], jnp.int32))
     assert noise.ffn.shape == (1, 2, 2, 3, 8)
-    later = programs._noise(config, jnp.array([[2], [1]], jnp.int32), key)
+    later = noise_of(jnp.array([[2], [1]], jnp.int32))
     np.testing.assert_array_equal(later.attention[:, :, :, 0], noise.attention[:, :, :, 2])
     assert len(mom.generate(mom.MoM(config, rngs=nnx.Rngs(0)), [[1, 2]], 4)[0]) == 4
 

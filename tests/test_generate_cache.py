@@ -70,7 +70,7 @@ def check(config, *, sides=("left", "right"), unstacked=(True, False), atol=1e-4
 
 
 def test_two_chunks_with_anchors_and_skip():
-    captured = check(change(ROUTED, top_k=1))
+    captured = check(change(ROUTED, top_k=1), unstacked=(True,))
     for side in ("attention", "ffn"):
         assert (np.asarray(captured[f"{side}/index"]) == 3).any()  # SKIP: zero keys are in it
 
@@ -79,6 +79,7 @@ def test_two_chunks_with_anchors_and_skip():
     ("fields", "unstacked"),
     [
         ({"num_chunks": 1, "attention": ORDERED, "ffn": ORDERED, "tie_embeddings": False}, (True,)),
+        pytest.param({"top_k": 1}, (False,), marks=SLOW),
         pytest.param({"top_k": 2}, (True, False), marks=SLOW),
         pytest.param({"top_k": 3}, (True, False), marks=SLOW),
         pytest.param({"router": {"all_modules": True, "scoring": "raw"}}, (True, False), marks=SLOW),

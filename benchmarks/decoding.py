@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
         "--torch-threads",
         type=timing.positive,
         default=timing.threads(),
-        help="of Hugging Face's (as many as ours); beside other processes 1 is kinder to it, since its threads wait for each other",
+        help="of Hugging Face's (as many as ours); beside other processes its threads wait for each other",
     )
     flags = parser.parse_args(argv)
     keep_freed_memory()  # for all competitors alike

@@ -32,7 +32,8 @@ def decoded(config, params, ids, side, unstacked):
     places = [slice(width - n, None) if side == "left" else slice(0, n) for n in PROMPTS]
     for row, (place, n) in enumerate(zip(places, PROMPTS, strict=True)):
         given[row, place], mask[row, place] = ids[row, :n], True
-    weights = quick(lambda: model.prepared(unstacked=unstacked))()
+    backend = "switched" if unstacked else dispatch.resolve(config)
+    weights = quick(lambda: model.prepared(backend))()
 
     @quick
     def prompt(weights, ids, mask):

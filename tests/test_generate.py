@@ -110,8 +110,10 @@ def test_samples_follow_the_distribution(model):
     np.testing.assert_allclose(observed, expected, atol=4 * 0.5 / count**0.5)
 
 
-def test_top_k_and_top_p_as_defined():
+@pytest.mark.parametrize("few", [sampling.FEW, 12])
+def test_top_k_and_top_p_as_defined(monkeypatch, few):
     """Against the definition: the tokens in order of their probability, until the sum before one reaches top_p."""
+    monkeypatch.setattr(sampling, "FEW", few)
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4, 40)).astype(np.float32) * 2
     for top_k, top_p in [(None, 0.3), (None, 0.95), (7, 0.8), (7, None), (40, 0.5), (33, 1.0), (1, 0.9)]:

@@ -37,7 +37,7 @@ class Size:
     layers: int = 12
     router: int = 256
     prompt: int = 32
-    new: int = 65
+    new: int = 33
     context: int = 1024
 
 
@@ -80,7 +80,9 @@ def ours(decoder: Decoder, size: Size, batch: int) -> Decoding:
     return call
 
 
-def hugging_face(params: dict[Any, Any], vanilla: ModelConfig, size: Size) -> Callable[[int], Decoding] | None:
+def hugging_face(
+    params: dict[Any, Any], vanilla: ModelConfig, size: Size, threads: int
+) -> Callable[[int], Decoding] | None:
     """The same of `transformers`, for any batch; None where it is not installed."""
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         return None
@@ -88,7 +90,7 @@ def hugging_face(params: dict[Any, Any], vanilla: ModelConfig, size: Size) -> Ca
         warnings.simplefilter("ignore")
         torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
         transformers.logging.set_verbosity_error()
-        torch.set_num_threads(timing.threads())
+        torch.set_num_threads(threads)
         options = {key: value for key, value in config_to_gpt2(vanilla).items() if key != "model_type"}
         gpt2 = transformers.GPT2Config(**options, bos_token_id=None, eos_token_id=None)
         with torch.device("meta"):
@@ -164,13 +166,15 @@ def in_turn(calls: Mapping[str, Decoding], rounds: int) -> timing.Seconds:
     return seconds
 
 
-def measure(size: Size, rounds: int, top_ks: tuple[int, ...], batches: tuple[int, ...]) -> dict[str, Any]:
+def measure(
+    size: Size, rounds: int, top_ks: tuple[int, ...], batches: tuple[int, ...], torch_threads: int
+) -> dict[str, Any]:
     """Ratios of speeds, tokens per second, and the bytes of weights that a step touches."""
     about = timing.machine()
     configs = {"vanilla": config(size).vanilla(), **{f"mom_k{k}": config(size, k) for k in top_ks}}
     params = {name: reference.params(model) for name, model in configs.items()}
     decoders = {name: Decoder(with_parameters(configs[name], params[name])) for name in configs}
-    theirs = hugging_face(params["vanilla"], configs["vanilla"], size)
+    theirs = hugging_face(params["vanilla"], configs["vanilla"], size, torch_threads)
     result: dict[str, Any] = {}
     rows: dict[str, Any] = {}
     for batch in batches:
@@ -194,7 +198,7 @@ def measure(size: Size, rounds: int, top_ks: tuple[int, ...], batches: tuple[int
                 "step_seconds": middle / (size.new - 1),
                 "weight_bytes_per_step": touched(decoders[model], configs[model], params[model], size, batch),
             }
-    result |= {"decoding": rows, "rounds": rounds, "small": size == SMALL}
+    result |= {"decoding": rows, "torch_threads": torch_threads, "rounds": rounds, "small": size == SMALL}
     return result | {"size": dataclasses.asdict(size), **about}
 
 
@@ -209,10 +213,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = timing.parser("decoding", __doc__, rounds=7)
     parser.add_argument("--top-k", type=_numbers, default=(1,), help="modules per step, with commas between")
     parser.add_argument("--batch", type=_numbers, default=(1, 16), help="rows, with commas between")
+    parser.add_argument(
+        "--torch-threads",
+        type=timing.positive,
+        default=timing.threads(),
+        help="of Hugging Face's (as many as ours); beside other processes its threads wait for each other",
+    )
     flags = parser.parse_args(argv)
     keep_freed_memory()  # for all competitors alike
     size = SMALL if flags.small else FULL
-    timing.report(measure(size, flags.rounds, flags.top_k, flags.batch), flags.json)
+    timing.report(measure(size, flags.rounds, flags.top_k, flags.batch, flags.torch_threads), flags.json)
 
 
 if __name__ == "__main__":

@@ -124,8 +124,11 @@ class Chunk(nnx.Module):
 
         return regathered(prepare, assemble, state, (x, view, valid, inputs, cache))
 
-    def prepared(self, *, unstacked: bool = False) -> Prepared:
-        """The weights as the steps use them, gathered where devices divide them. unstacked: see `MoM.prepared`."""
+    def prepared(self, *, decoding: str | None = None) -> Prepared:
+        """The weights as the steps use them, gathered where devices divide them.
+
+        decoding: the pools' backend in steps without a scan and without gradients.
+        """
         config = self.config
         pools, routers, shared = {}, {}, {}
         ordered: dict[Side, Any] = {}
@@ -133,11 +136,13 @@ class Chunk(nnx.Module):
             sublayer: Sublayer = getattr(self, side)
             shards = sublayer.shards()
             if config.kind(side) == "routed":
-                pools[side] = pool.make_pool(sublayer.gathered(shards), config, side, unstacked=unstacked)
+                pools[side] = pool.make_pool(sublayer.gathered(shards), config, side, decoding)
+                if decoding:
+                    pools[side] = {name: part._replace(sink=None) for name, part in pools[side].items()}
                 routers[side] = nnx.state(gathered(getattr(self, f"{side}_router")))
             elif config.kind(side) == "ordered":
                 ordered[side] = shards  # used once each: gathered in the step that does
-                if unstacked:
+                if decoding:
                     modules = range(config.modules(side))
                     ordered[side] = [sublayer.gathered(jax.tree.map(lambda w, i=i: w[i], shards)) for i in modules]
             else:

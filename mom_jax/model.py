@@ -154,7 +154,7 @@ class MoM(nnx.Module):
         cache: from `init_cache` or a previous output; `ids` are the tokens that follow.
         capture: `hidden` ([B, L, D] after the embedding and every layer, [H, B, L, D] per chunk) and/or `routing`
             (per side [S, H, B, L, ...]: scores, index, weight, state).
-        weights: what `prepared` made; then the sublayers' and the routers' parameters are not read.
+        weights: what `prepared` made, for calls with a cache: the sublayers' and routers' own parameters are not read.
 
         Raises ValueError where lengths do not fit or the routers need noise that is not there.
         """
@@ -242,14 +242,14 @@ class MoM(nnx.Module):
         kv["chunks"] = [kvs(config.num_steps) for _ in self.chunks]
         return Cache(kv, jnp.zeros((batch, slots), bool), 0)
 
-    def prepared(self, *, unstacked: bool = False) -> Weights:
-        """The weights in the compute dtype with the layer norms folded in, for many calls with `weights=`.
+    def prepared(self, backend: str) -> Weights:
+        """The weights in the compute dtype with the layer norms folded in, for many calls with a cache and `weights=`.
 
-        unstacked: every module's weights as arrays of their own, which a step reads without copying where the platform
-        has no grouped product for few rows; for calls with a cache.
+        backend: of the routed computation (mom_jax/dispatch); with `switched` every module's weights are arrays of
+        their own.
         """
         layers = {group: [layer.weights() for layer in getattr(self, group)] for group in LAYERS}
-        return Weights(layers, [chunk.prepared(unstacked=unstacked) for chunk in self.chunks])
+        return Weights(layers, [chunk.prepared(decoding=backend) for chunk in self.chunks])
 
     def _check(self, length: int, segment_ids: Any, key: Any, noise: Any, cache: Any, capture: tuple[str, ...]) -> None:
         config = self.config

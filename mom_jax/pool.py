@@ -20,9 +20,9 @@ from mom_jax.router import Selection, straight_through
 Pool = dict[str, Pooled]  # the parts of a pool that are used apart, by name
 
 
-def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side, *, unstacked: bool = False) -> Pool:
-    """Stacked float32 weights [N, ...], made ready for the steps of a scan; unstacked: for steps without gradients."""
-    backend = "switched" if unstacked else dispatch.resolve(config)
+def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side, backend: str | None = None) -> Pool:
+    """Stacked float32 weights [N, ...], made ready for the steps of a scan. backend: if not the configuration's."""
+    backend = backend or dispatch.resolve(config)
     if side == "ffn":
         return {"ffn": dispatch.pooled(weights, backend)}
     parts = {"qkv": (weights.first_kernel, weights.first_bias), "out": (weights.last_kernel, weights.last_bias)}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import kernels, reference, scaling, step, timing
+from benchmarks import decoding, kernels, reference, scaling, step, timing
 from mom_jax import dispatch
 from mom_jax.config import ModelConfig
 
@@ -80,6 +80,19 @@ def test_kernels_compares_backends_that_run_here(capsys):
         assert all(positive(case[name]) if kernels.measurable(name) else case[name] is None for name in names)
 
 
+def test_decoding_prints_ratios_and_the_weights_that_a_step_reads(capsys, monkeypatch):
+    monkeypatch.setattr(decoding, "hugging_face", lambda *args: None)
+    result = printed(capsys, decoding, "--batch", "1,4")
+    assert all(positive(result[f"mom_k1_over_vanilla_b{batch}"]) for batch in (1, 4))
+    assert result["vanilla_over_hf_b1"] is None
+    rows = result["decoding"]
+    assert set(rows) == {"vanilla b1", "mom_k1 b1", "vanilla b4", "mom_k1 b4"}
+    assert all(positive(value) for row in rows.values() for value in row.values())
+    # Every row reads all of a vanilla model, and what it chose of a MoM.
+    read = {name: row["weight_bytes_per_step"] for name, row in rows.items()}
+    assert read["vanilla b1"] == read["vanilla b4"] < read["mom_k1 b1"] < read["mom_k1 b4"]
+
+
 def test_output_to_read(capsys):
     kernels.main(["--small", "--rounds", "1", "--backends", "dense"])
     text = capsys.readouterr().out
@@ -89,7 +102,7 @@ def test_output_to_read(capsys):
         json.loads(text)
 
 
-@pytest.mark.parametrize("program", [step, scaling, kernels], ids=lambda program: program.__name__)
+@pytest.mark.parametrize("program", [step, scaling, kernels, decoding], ids=lambda program: program.__name__)
 @pytest.mark.parametrize("flags", [["--rounds", "0"], ["--rounds", "x"], ["--jso"], ["extra"]], ids=" ".join)
 def test_wrong_flags_exit_with_2(program, flags, capsys):
     with pytest.raises(SystemExit) as stop:

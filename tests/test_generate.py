@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small import quick
 
 import mom_jax as mom
 from mom_jax.generate import programs, sampling
@@ -109,8 +110,10 @@ def test_samples_follow_the_distribution(model):
     np.testing.assert_allclose(observed, expected, atol=4 * 0.5 / count**0.5)
 
 
-def test_top_k_and_top_p_as_defined():
+@pytest.mark.parametrize("few", [sampling.FEW, 12])
+def test_top_k_and_top_p_as_defined(monkeypatch, few):
     """Against the definition: the tokens in order of their probability, until the sum before one reaches top_p."""
+    monkeypatch.setattr(sampling, "FEW", few)
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4, 40)).astype(np.float32) * 2
     for top_k, top_p in [(None, 0.3), (None, 0.95), (7, 0.8), (7, None), (40, 0.5), (33, 1.0), (1, 0.9)]:
@@ -173,10 +176,10 @@ def test_noise_in_evaluation_is_drawn_by_row_and_position():
     )
     with pytest.raises(ValueError, match="noise_in_evaluation"):
         mom.MoM(config, rngs=nnx.Rngs(0))(jnp.zeros((1, 4), jnp.int32))
-    key, positions = jax.random.key(0), jnp.array([[0, 1, 2], [0, 0, 1]], jnp.int32)
-    noise = programs._noise(config, positions, key)
+    noise_of = quick(lambda positions: programs._noise(config, positions, jax.random.key(0)))
+    noise = noise_of(jnp.array([[0, 1, 2], [0, 0, 1]], jnp.int32))
     assert noise.ffn.shape == (1, 2, 2, 3, 8)
-    later = programs._noise(config, jnp.array([[2], [1]], jnp.int32), key)
+    later = noise_of(jnp.array([[2], [1]], jnp.int32))
     np.testing.assert_array_equal(later.attention[:, :, :, 0], noise.attention[:, :, :, 2])
     assert len(mom.generate(mom.MoM(config, rngs=nnx.Rngs(0)), [[1, 2]], 4)[0]) == 4
 

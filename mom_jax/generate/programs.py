@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax import dispatch
 from mom_jax.assembly import Noise
 from mom_jax.config import ModelConfig
 from mom_jax.model import Cache, MoM, Output, Weights
@@ -39,7 +40,7 @@ def _merge(config: ModelConfig, params: dict[str, Any]) -> MoM:
 def prepare(params: dict[str, Any], *, config: ModelConfig) -> Prepared:
     """From a model's parameters. What needs no change is not copied."""
     # Accelerators have grouped products, which want the modules stacked.
-    weights = _merge(config, params).prepared(unstacked=platform() == "cpu")
+    weights = _merge(config, params).prepared("switched" if platform() == "cpu" else dispatch.resolve(config))
     raw = {name: params[name] for name in RAW if name in params}
     for name in ("embed", "lm_head"):
         if name in raw:

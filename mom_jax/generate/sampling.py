@@ -9,6 +9,8 @@ import numpy as np
 
 from mom_jax.generate.settings import Settings, bucket
 
+FEW = 1024  # candidates that are looked at first where all tokens may be drawn
+
 
 class Values(NamedTuple):
     """The settings as arrays; top_k is the vocabulary's size and top_p 1 where all tokens may be drawn."""
@@ -43,19 +45,34 @@ def restrict(logits: jax.Array, count: int, values: Values) -> jax.Array:
     Nucleus sampling (arXiv 1904.09751) as `transformers` has it: the token that reaches top_p is in. Equal logits are
     in or out together. count: top_k at most.
     """
-    largest = jax.lax.top_k(logits, count)[0]
-    place = jnp.arange(count, dtype=jnp.int32)
-    # Tokens beyond top_k as probable as the last one within stay.
-    least = jnp.take(largest, values.top_k - 1, axis=1, mode="clip")[:, None]
-    inside = jnp.where((place < values.top_k)[None], largest, -jnp.inf)
-    ties = (logits >= least).sum(-1, keepdims=True, dtype=jnp.int32) - jnp.minimum(values.top_k, count)
-    probability = jnp.exp(inside - largest[:, :1])
-    total = probability.sum(-1, keepdims=True) + ties.astype(jnp.float32) * jnp.exp(least - largest[:, :1])
-    probability /= total
+
+    def least() -> jax.Array:
+        """The smallest logit that stays [B, 1]."""
+        largest = jax.lax.top_k(logits, count)[0]
+        # Tokens beyond top_k as probable as the last one within stay.
+        last = jnp.take(largest, values.top_k - 1, axis=1, mode="clip")[:, None]
+        total = jnp.where(logits >= last, jnp.exp(logits - largest[:, :1]), 0.0).sum(-1, keepdims=True)
+        return jnp.maximum(last, _nucleus(largest, total, values.top_p))
+
+    if count == logits.shape[1] > FEW:
+        # Sorting a whole vocabulary takes as long as a small model's step, and is hardly ever needed.
+        largest = jax.lax.top_k(logits, FEW)[0]
+        total = jnp.exp(logits - largest[:, :1]).sum(-1, keepdims=True)
+        inside = jnp.exp(largest - largest[:, :1]).sum(-1, keepdims=True) >= values.top_p * total
+        enough = inside.all() & (values.top_k >= count)
+        smallest = jax.lax.cond(enough, lambda: _nucleus(largest, total, values.top_p), least)
+    else:
+        smallest = least()
+    return jnp.where(logits >= smallest, logits, -jnp.inf)
+
+
+def _nucleus(largest: jax.Array, total: jax.Array, top_p: Any) -> jax.Array:
+    """The smallest logit [B, 1] that is needed to reach top_p. largest: [B, count], descending. total: [B, 1], the sum
+    of all tokens' exponentials over the first one's."""
+    probability = jnp.exp(largest - largest[:, :1]) / total
     before = jnp.cumsum(probability, -1) - probability
-    kept = (before < values.top_p) & (place < values.top_k)[None]
-    last = jnp.where(kept, inside, jnp.inf).min(-1, keepdims=True)
-    return jnp.where(logits >= last, logits, -jnp.inf)
+    needed = (before < top_p) | (top_p >= 1)  # rounding must not drop what is improbable
+    return jnp.where(needed, largest, jnp.inf).min(-1, keepdims=True)
 
 
 @functools.partial(jax.jit, static_argnames=("greedy", "count"), donate_argnames="seen")

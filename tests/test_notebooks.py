@@ -128,3 +128,21 @@ def test_pictures_are_named_by_their_cells():
     text = {"output_type": "stream", "name": "stdout", "text": "hello"}
     code = {"id": "curves", "cell_type": "code", "outputs": [text, output]}
     assert run.pictures({"cells": [{"id": "title", "cell_type": "markdown"}, code]}) == {"curves_1": b"hello"}
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_fails_the_script(tmp_path, monkeypatch, capsys):
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    for name, source in (("bad", "import os\n\n1 / len(os.environ['MOM_NOTEBOOK_STEPS'][:0])"), ("good", "1")):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    assert run.main(["--output", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert "ZeroDivisionError" in captured.err
+    assert [line.split(" in ")[0] for line in captured.out.splitlines()] == ["bad: failed", "good: done, 0 pictures,"]
+    # What was stored stays as it was; what was executed has its outputs.
+    assert nbformat.read(tmp_path / "good.ipynb", as_version=4).cells[0].outputs == []
+    assert nbformat.read(tmp_path / "out" / "good.ipynb", as_version=4).cells[0].outputs[0].data == {"text/plain": "1"}

@@ -32,12 +32,10 @@ def execute(file: Path, steps: int, home: Path) -> tuple[Any, Exception | None]:
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-    from traitlets.config import Config
 
     notebook = nbformat.read(file, as_version=4)
     with tempfile.TemporaryDirectory() as work:
-        sockets = Config({"KernelManager": {"transport": "ipc"}})  # no ports, which others could listen to
-        client = NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": work}}, config=sockets)
+        client = NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": work}})
         try:
             client.execute(env=environment(steps, home))
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:

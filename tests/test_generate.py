@@ -12,6 +12,7 @@ from small import quick
 import mom_jax as mom
 from mom_jax.generate import programs, sampling
 from mom_jax.generate.settings import Settings, bucket
+from mom_jax.model import parameters
 
 CONFIG = mom.ModelConfig(
     vocab_size=50,
@@ -197,6 +198,8 @@ def test_noise_in_evaluation_is_drawn_by_row_and_position():
         ([[1]], {"top_p": 0.0}, "top_p=0.0"),
         ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
         ([[1]], {"num_beams": 0}, "num_beams=0"),
+        ([[1]], {"num_beams": 2, "length_penalty": 101.0}, "length_penalty=101.0: must lie between"),
+        ([[1]], {"seed": 2**63}, "seed=9223372036854775808: must have 64 bits"),
         ([[1]], {"num_beams": 26}, "num_beams=26: must be at most half"),
         ([[1]], {"num_beams": 2, "top_k": 4}, "num_beams=2: draws nothing"),
         ([[1]], {"num_beams": 2, "early_stopping": "maybe"}, "early_stopping=maybe"),
@@ -249,3 +252,10 @@ def test_a_capacity_drops_nothing_here(model):
     limited = mom.with_parameters(dataclasses.replace(CONFIG, capacity_factor=0.1), mom.parameters(model))
     decoder = mom.Decoder(limited)
     assert decoder.config == CONFIG
+
+
+def test_a_kernel_for_long_sequences_only_is_for_training(model, greedy):
+    """`splash` takes multiples of 128 tokens."""
+    config = dataclasses.replace(model.config, attention_kernel="splash")
+    decoder = mom.Decoder(mom.with_parameters(config, parameters(model)))
+    assert decoder.generate(PROMPTS, 8, temperature=0) == greedy

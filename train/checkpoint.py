@@ -206,7 +206,7 @@ def find(path: str | Path, *, field: str, best: bool = False) -> Found:
     if not path.is_dir():
         raise ConfigError(f"{field}={name!r}: no such folder")
     is_run = (path / CONFIG).is_file()
-    if not is_run and path.parents[1].name == FOLDER and path.name.isdecimal():
+    if not is_run and path.parent.parent.name == FOLDER and path.name.isdecimal():
         return Found(path.parents[2], path.parent, int(path.name))
     if not is_run and path.parent.name == FOLDER:
         phases, run = [path], path.parents[1]

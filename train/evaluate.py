@@ -131,7 +131,7 @@ def _output(flags: Arguments) -> Path:
         output = Path("evaluation")
     else:
         output = find(first, field="checkpoint", best=flags.best).run / "evaluation"
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    there = next(path for path in (output, *output.absolute().parents) if os.path.exists(path))
     good = there.is_dir() and os.access(there, os.W_OK)
     require(good, "output", str(output), f"must be a folder that can be written, and {there} is none")
     return output
@@ -195,8 +195,10 @@ def _perplexity(flags: Arguments, output: Path) -> None:
         require(not flags.exchange, "exchange", flags.exchange, "goes with a run's own windows, not with documents")
         _documents(flags).finish(output, as_json=flags.json)
         return
-    for name in ("length", "stride"):
-        require(getattr(flags, name) == 0, name, getattr(flags, name), "goes with --by-document or --data.source")
+    defaults = Arguments(())
+    for name in ("length", "stride", "tokenizer", "batch_size", "data"):
+        value = getattr(flags, name)
+        require(value == getattr(defaults, name), name, value, "goes with --by-document or --data.source")
     found = [
         held_out.evaluate(checkpoint, best=flags.best, limit=flags.limit, exchange=flags.exchange, say=_say)
         for checkpoint in flags.checkpoint

@@ -81,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = _settings(flags, model.config.vocab_size)
     settings |= {"stop": flags.stop, "eos": flags.eos, "truncate": flags.truncate}
     settings["say"] = lambda text: print(text, file=sys.stderr)
-    given = tokenizer, min(flags.tokens, max(1, context - length))
+    # A prompt that fits keeps its beginning: there may be fewer new tokens. Of one that does not, `train.text` tells.
+    room = context - length if length < context else context - 1
+    given = tokenizer, min(flags.tokens, room)
     decoder = Decoder(model)
     try:
         if flags.samples > 1:
@@ -90,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pieces = stream_text(decoder, given[0], flags.prompt, given[1], **settings)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if room < flags.tokens and length < context:
+        settings["say"](f"the context of {context} tokens has room for {room} after the prompt, not for {flags.tokens}")
     if flags.samples > 1:
         for i, text in enumerate(texts):
             print(f"--- {i + 1} of {flags.samples}\n{flags.prompt}{text}")

@@ -27,7 +27,7 @@ class Decoder:
     """
 
     def __init__(self, model: MoM):
-        self.config = programs.without_drops(model.config)
+        self.config = programs.for_inference(model.config)
         self._prepared = programs.prepare(parameters(model), config=self.config)
 
     def generate(

@@ -24,9 +24,10 @@ class Prepared(NamedTuple):
     weights: Weights
 
 
-def without_drops(config: ModelConfig) -> ModelConfig:
-    """The model as it decodes: no choice is dropped, whatever shares a batch with it."""
-    return dataclasses.replace(config, capacity_factor=None)
+def for_inference(config: ModelConfig) -> ModelConfig:
+    """The model as it decodes and is evaluated: no choice is dropped, whatever shares a batch with it, and attention
+    takes sequences of any length (`splash` does not)."""
+    return dataclasses.replace(config, capacity_factor=None, attention_kernel="auto")
 
 
 def _merge(config: ModelConfig, params: dict[str, Any]) -> MoM:

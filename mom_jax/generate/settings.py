@@ -36,6 +36,11 @@ class Settings:
         """Raises ValueError for an impossible value."""
         for name in ("temperature", "repetition_penalty", "length_penalty"):
             _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "must be finite")
+        # Beyond these, numbers overflow.
+        _require(
+            abs(self.length_penalty) <= 100, "length_penalty", self.length_penalty, "must lie between -100 and 100"
+        )
+        _require(-(2**63) <= self.seed < 2**63, "seed", self.seed, "must have 64 bits at most")
         _require(self.temperature >= 0, "temperature", self.temperature, "must be at least 0")
         allowed = f"must lie between 1 and vocab_size={config.vocab_size}"
         _require(self.top_k is None or 1 <= self.top_k <= config.vocab_size, "top_k", self.top_k, allowed)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 from programs import ROOT, environment
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from mom_jax.interop.gpt2 import config_from_gpt2, config_to_gpt2, params_to_gpt2
 from mom_jax.model import with_parameters
@@ -28,17 +28,24 @@ pytestmark = [
 
 
 def write_gpt2(folder, **options):
-    """A folder as Hugging Face's, of the given shape; returns the bytes of its weights."""
+    """A folder as Hugging Face's, of the given shape; returns the bytes of its weights. One array at a time: other
+    tests run beside this one, and the library for safetensors wants them all."""
     write_vocabulary(folder, ["def the model of all models"], 300)
     config = config_from_gpt2({"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024} | options)
+    nothing = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract_params(config))
+    shapes = {name: array.shape for name, array in params_to_gpt2(nothing, config).items()}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape, np.float32) * np.float32(0.02), abstract_params(config)
-    )
-    arrays = params_to_gpt2(params, config)
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for shape in shapes.values():
+            file.write(rng.standard_normal(shape, np.float32) * np.float32(0.02))
     (folder / "config.json").write_text(json.dumps(config_to_gpt2(config)))
-    return sum(array.nbytes for array in arrays.values())
+    return end
 
 
 # The most memory that a process has had, which it alone can tell: its parent hands down what it had itself.
@@ -82,8 +89,8 @@ def test_the_recipe_for_gpt2_starts_as_gpt2(tmp_path):
     peak = convert(
         tmp_path / "gpt2", tmp_path / "mom", "--to", "mom", "--config", ROOT / "configs" / "mom_gpt2_small.py"
     )
-    # The program itself, without a model, takes about 0.3 GB.
-    assert peak < 1.3 * size + 4e8
+    # The program itself, without a model, takes up to 0.5 GB, in which it compiles the routers' initialisation.
+    assert peak < 1.3 * size + 6e8
     ids = np.random.default_rng(1).integers(0, 50257, (1, 48)).astype(np.int32)
     logits = []
     for folder in ("gpt2", "mom"):

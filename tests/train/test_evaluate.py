@@ -85,20 +85,13 @@ def test_models_side_by_side_on_the_same_texts(run, gpt2, corpus, tmp_path, caps
     assert out.strip() == (tmp_path / "out" / "perplexity.md").read_text().strip()
 
     # A run's own held-out documents are those.
-    flags = (
-        "--checkpoint",
-        run,
-        "--by-document",
-        "--stride",
-        16,
-        "--length",
-        32,
-        "--output",
-        tmp_path / "own",
-        "--json",
-    )
-    code, out, _ = call(capsys, evaluate.main, *flags)
+    flags = ("--checkpoint", run, "--output", tmp_path / "own")
+    document = ("--by-document", "--stride", 16, "--length", 32, "--json")
+    code, out, _ = call(capsys, evaluate.main, *flags, *document)
     assert code == 0
+    assert (tmp_path / "own" / "perplexity_documents.jsonl").exists()
+    assert call(capsys, evaluate.main, *flags, "--limit", 1)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["perplexity.json", "perplexity.md"]
     same = {name: value for name, value in json.loads(out).items() if name != "checkpoint"}
     assert same == {name: value for name, value in ours.items() if name != "checkpoint"}
 

@@ -211,6 +211,9 @@ def test_a_prompt_longer_than_the_context(gpt2, capsys):
     assert code == 0
     assert out.startswith(prompt)
     assert "exceed the model's context of 32" in err
+    code, out, err = program(capsys, gpt2, "--prompt", "Q" * 30, "--tokens", 4, "--no-eos")
+    assert code == 0
+    assert err == "the context of 32 tokens has room for 2 after the prompt, not for 4\n"
     code, out, err = program(capsys, gpt2, "--prompt", prompt, "--no-truncate")
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1

@@ -318,3 +318,9 @@ def test_two_processes_cannot_train_in_one_folder(trained):
         result = run(file)
     assert result.returncode == 2
     assert "another process is training in this folder" in result.stderr
+
+
+@pytest.mark.parametrize("folder", ["/", "/tmp"])
+def test_a_folder_at_the_top_that_is_no_run(capsys, folder):
+    code, _, err = call(capsys, generate.main, "--checkpoint", folder)
+    assert (code, err) == (2, f"error: checkpoint={folder!r}: is not a run's folder (it has no config.json)\n")

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from mom_jax import sharding
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, check_types, require
+from mom_jax.generate.programs import for_inference
 from mom_jax.model import Head, parameters
 from train.config import OptimConfig
 from train.optim import with_schedule
@@ -154,6 +155,8 @@ def finetune(
 
     Raises ConfigError if the loss becomes infinite or no number.
     """
+    # Batches have lengths that not every kernel takes.
+    config = dataclasses.replace(config, attention_kernel="auto")
     start, step_function = compiled(config, dataclasses.replace(settings.optim, learning_rate=1.0), mesh)
     per_epoch = math.ceil(len(examples) / settings.batch_size)
     steps = per_epoch * settings.epochs
@@ -192,6 +195,7 @@ def predict(
     mesh: Mesh,
 ) -> np.ndarray:
     """What the head says of each example, float32 [N, num_classes]. Raises ConfigError if it says what is no number."""
+    config = for_inference(config)
     outputs = np.zeros((len(examples), config.num_classes or 0), np.float32)
     for indices in by_length([len(example.tokens) for example in examples], settings.batch_size):
         some = [Example(examples[i].tokens) for i in indices]

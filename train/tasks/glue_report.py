@@ -95,7 +95,8 @@ def median(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def write_submission(folder: Path, found: Results) -> None:
-    """Writes a file for each test split, as gluebenchmark.com wants them (in a zip): `index` and `prediction`."""
+    """Writes a file for each test split, as gluebenchmark.com wants them (in a zip): `index` and `prediction`; no
+    others of its files stay."""
     files = {}
     for name, records in found.items():
         for file, predictions in median(records)["test"].items():
@@ -107,6 +108,10 @@ def write_submission(folder: Path, found: Results) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for file, content in files.items():
         write_whole(folder / file, content.encode())
+    # What another call left would go into the same zip.
+    known = {file for task in (*TASKS.values(), DIAGNOSTICS) for file in task.submission}
+    for file in known - files.keys():
+        (folder / file).unlink(missing_ok=True)
 
 
 def _answer(task: Task, value: float) -> str:

@@ -26,7 +26,12 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window
+from lm_eval.utils import (
+    get_rolling_token_windows,
+    handle_non_serializable,
+    make_disjoint_window,
+    simple_parse_args_string,
+)
 from tqdm import tqdm
 
 from mom_jax.config import ModelConfig
@@ -178,7 +183,7 @@ class Harness(TemplateLM):
                 seed=seed,
                 **settings.sampling,
             )
-        except ValueError as error:  # a setting of the task's that cannot be
+        except (TypeError, ValueError) as error:  # a setting of the task's that cannot be
             raise ConfigError(f"generation_kwargs: {error}") from error
         return [settings.cut(self._decode(ids)) for ids in made]
 
@@ -204,6 +209,11 @@ class Settings:
         Raises ConfigError for what is unknown and for more tokens than the model's context has room for.
         """
         given = {name: value for name, value in kwargs.items() if value is not None}
+        numbers = {*_NEW_TOKENS_NAMES, "temperature", *_SETTINGS} - {"early_stopping"}
+        for name in sorted(numbers & given.keys()):
+            value = given[name]
+            good = isinstance(value, int | float) and not isinstance(value, bool)
+            require(good, f"generation_kwargs.{name}", value, "must be a number")
         until = given.pop("until", [])
         asked = [given.pop(name) for name in _NEW_TOKENS_NAMES if name in given]
         new_tokens = int(asked[0]) if asked else min(NEW_TOKENS, context // 2)
@@ -279,6 +289,8 @@ def evaluate(model: Harness, request: Request, found: tuple[TaskManager, list[st
     from datasets.exceptions import DatasetsError
 
     manager, names = found
+    if request.gen_kwargs:  # what cannot be is known before the model runs
+        Settings.read(simple_parse_args_string(request.gen_kwargs), model.max_length)
     # Otherwise it forks this process for its bootstraps, and JAX is multithreaded.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     logging.getLogger("lm_eval").setLevel(logging.WARNING)

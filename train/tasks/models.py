@@ -95,4 +95,7 @@ def _names(paths: Sequence[str]) -> list[str]:
         names = ["/".join(own[-count:]) for own in parts]
         if len(set(names)) == len(names):
             return names
+    whole = [str(Path(path).expanduser().resolve()) for path in paths]
+    if len(set(whole)) == len(whole):
+        return whole
     raise ConfigError(f"checkpoint={list(paths)!r}: names a model twice")

@@ -30,6 +30,8 @@ class Results:
             if self.documents:
                 lines = "".join(json.dumps(document) + "\n" for document in self.documents)
                 write_whole(output / f"{self.task}_documents.jsonl", lines.encode())
+            else:  # those of an evaluation before would not be these tables'
+                (output / f"{self.task}_documents.jsonl").unlink(missing_ok=True)
         records = self.records if len(self.records) > 1 else self.records[0]
         print(json.dumps(records) if as_json else self.text.rstrip())
         print(f"written: {output / self.task}.json and .md", file=sys.stderr)

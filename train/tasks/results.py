@@ -36,7 +36,7 @@ def write(file: Path, record: Mapping[str, Any]) -> None:
 
 def check_output(output: Path) -> None:
     """Raises ConfigError unless files can be written below `output`, which need not be there yet."""
-    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    there = next(folder for folder in (output.absolute(), *output.absolute().parents) if os.path.exists(folder))
     good = there.is_dir() and os.access(there, os.W_OK)
     require(good, "output", str(output), f"cannot be written: {there} is {'read-only' if there.is_dir() else 'a file'}")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -66,7 +65,8 @@ class XsumConfig(FineTuneConfig):
         allowed = f"must be at least 2 and below length={self.length}"
         require(2 <= self.summary_length < self.length, "summary_length", self.summary_length, allowed)
         require(self.beams >= 1, "beams", self.beams, "must be at least 1")
-        require(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "must be finite")
+        possible = abs(self.length_penalty) <= 100  # no number is not
+        require(possible, "length_penalty", self.length_penalty, "must lie between -100 and 100")
         require(self.generation_batch >= 1, "generation_batch", self.generation_batch, "must be at least 1")
         require(self.samples >= 0, "samples", self.samples, "must be at least 0")
 

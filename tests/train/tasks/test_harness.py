@@ -240,6 +240,11 @@ def test_the_program_runs_tasks_and_writes_tables(gpt2, tasks, tmp_path, capsys)
         (("--tasks", ""), "tasks='': must name tasks of the harness"),
         (("--tasks", "small_choice", "--include-path", "/no/such"), "include_path='/no/such': no such folder"),
         (("--tasks", "small_gone"), "tasks='small_gone': cannot be read (FileNotFoundError"),
+        (
+            ("--tasks", "small_gone", "--gen-kwargs", "temperature=warm"),
+            "generation_kwargs.temperature='warm': must be a",
+        ),
+        (("--tasks", "small_gone", "--gen-kwargs", "num_beems=2"), "did you mean 'num_beams'?"),
     ],
 )
 def test_wrong_input_is_one_line(gpt2, tasks, tmp_path, capsys, monkeypatch, flags, expected):

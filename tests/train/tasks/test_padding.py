@@ -14,7 +14,7 @@ from mom_jax.losses import finish
 from mom_jax.sharding import make_mesh
 from train.step import classification_sums, head_outputs, init_state, train_step
 from train.tasks.batches import Example, bucket, by_length, make_batch, training_batches
-from train.tasks.finetune import linear_schedule, with_head
+from train.tasks.finetune import FineTuneConfig, linear_schedule, predict, with_head
 from train.tasks.glue_data import join
 
 CLASSES = small.change(small.SMALL, context_length=64, num_classes=3, z_loss=0.1)
@@ -101,6 +101,17 @@ def test_empty_rows_and_micro_batches_change_nothing():
     small.assert_close(after(3, 3), whole, atol=1e-4, rtol=1e-4)  # one row each, the last one empty
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, whole)
     assert [name for name, value in jax.tree_util.tree_leaves_with_path(moved) if not value] == []
+
+
+def test_a_capacity_changes_no_prediction():
+    """What a model says of an example does not depend on the examples beside it."""
+    config = small.change(CLASSES, capacity_factor=0.5)
+    params, examples = small.random_params(config), [Example(tokens) for tokens in ids(5, 9, 3, 7)]
+
+    def outputs(*some):
+        return predict(config, params, some, FineTuneConfig(batch_size=4), make_mesh())
+
+    np.testing.assert_allclose(outputs(*examples)[-1:], outputs(examples[-1]), atol=1e-5)
 
 
 def test_lengths_are_few():

@@ -8,7 +8,7 @@ import scipy.stats
 import sklearn.metrics
 
 from mom_jax.fields import ConfigError
-from train.tasks import glue_report, metrics, results, tables
+from train.tasks import glue_report, metrics, models, results, tables
 from train.tasks.glue_tasks import AVERAGED, TASKS
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 1])
@@ -131,6 +131,10 @@ def test_the_submission_is_of_the_median_seed(tmp_path):
     assert (tmp_path / "RTE.tsv").read_text() == (
         "index\tprediction\n0\tnot_entailment\n1\tentailment\n2\tnot_entailment\n"
     )
+    (tmp_path / "mine.txt").touch()
+    glue_report.write_submission(tmp_path, {"stsb": [stsb]})  # of a call for this task only
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["STS-B.tsv", "mine.txt"]
+    glue_report.write_submission(tmp_path, {"rte": records, "stsb": [stsb], "mnli": [ax]})
     assert (tmp_path / "STS-B.tsv").read_text() == "index\tprediction\n0\t0.000\n1\t5.000\n"
     assert (tmp_path / "AX.tsv").read_text() == "index\tprediction\n0\tcontradiction\n1\tneutral\n"
     assert (tmp_path / "MNLI-mm.tsv").read_text() == "index\tprediction\n0\tneutral\n1\tentailment\n"
@@ -141,3 +145,12 @@ def test_a_damaged_result_is_told(tmp_path, text):
     (tmp_path / "seed-0.json").write_text(text)
     with pytest.raises(ConfigError, match=r"seed-0\.json: .*; delete it to do that part again"):
         results.read(tmp_path / "seed-0.json")
+
+
+def test_names_of_models():
+    assert models._names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert models._names(["one/run", "two/run.safetensors"]) == ["one/run", "two/run"]
+    alike = ["/runs/mom", "/runs/mom.safetensors", "/runs/checkpoints/mom"]
+    assert models._names(alike) == alike
+    with pytest.raises(ConfigError, match="names a model twice"):
+        models._names(["/runs/mom", "/runs/../runs/mom"])

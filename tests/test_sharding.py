@@ -392,7 +392,8 @@ def routed_rows(modules):
     index = np.stack([np.arange(tokens), np.arange(tokens) + 7], 1).astype(np.int32) % 16
 
     def rows(index):
-        plan = pool.make_plan(Selection(index, index.astype(np.float32)), np.ones(len(index), bool), config, "ffn")
+        chosen = Selection(index, index.astype(np.float32))
+        plan = pool.make_plan({}, chosen, np.ones(len(index), bool), config, "ffn")  # of a pool that is stacked
         size = blocked.unit(plan.slot_TxK.size, plan.sizes_N.shape[0])
         return (-(-plan.sizes_N // size) * size).sum()[None]
 

@@ -289,7 +289,8 @@ class PhaseLoop:
             "examples_seen": pending.examples_seen,
             "epoch": max(self.trainer.data.epochs(pending.examples_seen).values()),
             "seconds": seconds,
-            "data_wait": None if seconds is None else waited / seconds,
+            # Part of a wait may lie before the step that it was for.
+            "data_wait": None if seconds is None else min(1.0, waited / seconds),
         }
         self.trainer.log.write(record | ({"routers": routers} if routers else {}), offset=self._offset)
         progress.update(step, loss=float(losses.loss), tokens_per_s=tokens_per_s, mfu=mfu)

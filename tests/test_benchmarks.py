@@ -80,6 +80,7 @@ def test_kernels_compares_backends_that_run_here(capsys):
         assert all(positive(case[name]) if kernels.measurable(name) else case[name] is None for name in names)
 
 
+@pytest.mark.slow
 def test_decoding_prints_ratios_and_the_weights_that_a_step_reads(capsys, monkeypatch):
     monkeypatch.setattr(decoding, "hugging_face", lambda *args: None)
     result = printed(capsys, decoding, "--batch", "1,4")

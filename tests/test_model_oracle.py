@@ -104,6 +104,7 @@ SEEDS = dict.fromkeys(
         "attention-1-balanced",
         "ffn-ordered",
         "prior",
+        "preference-annealed",
         "mask",
     ),
     1,

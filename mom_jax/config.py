@@ -350,6 +350,11 @@ class ModelConfig:
         # K means nothing there: models that differ in it alone share phase 1.
         return dataclasses.replace(self, **sizes, top_k=1, attention=ordered, ffn=ordered)
 
+    def for_inference(self) -> "ModelConfig":
+        """The model as it decodes and is evaluated on tasks: no choice is dropped, whatever shares a batch with it, and
+        attention takes sequences of any length (`splash` does not)."""
+        return dataclasses.replace(self, capacity_factor=None, attention_kernel="auto")
+
     def at_step(self, step: int) -> "ModelConfig":
         """This model with its annealed preferences fixed at their strength after `step` training steps."""
 

@@ -306,7 +306,8 @@ def parameters(model: nnx.Module) -> dict[str, Any]:
 
 
 def with_parameters(config: ModelConfig, params: dict[str, Any]) -> MoM:
-    """A model with the given parameters (nested dictionaries as from `parameters`); nothing is initialised."""
+    """A model with the given parameters (nested dictionaries as from `parameters`); nothing is initialised, and what
+    is not given has no value."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: MoM(config, rngs=nnx.Rngs(0))))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)

@@ -27,7 +27,7 @@ class Decoder:
     """
 
     def __init__(self, model: MoM):
-        self.config = programs.for_inference(model.config)
+        self.config = model.config.for_inference()
         self._prepared = programs.prepare(parameters(model), config=self.config)
 
     def generate(

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from mom_jax import dispatch
 from mom_jax.assembly import Noise
 from mom_jax.config import ModelConfig
-from mom_jax.model import Cache, MoM, Output, Weights
+from mom_jax.model import Cache, Output, Weights, with_parameters
 from mom_jax.platforms import platform
 
 RAW = ("embed", "final_norm", "lm_head")  # parameters that are read as they are
@@ -24,24 +23,11 @@ class Prepared(NamedTuple):
     weights: Weights
 
 
-def for_inference(config: ModelConfig) -> ModelConfig:
-    """The model as it decodes and is evaluated: no choice is dropped, whatever shares a batch with it, and attention
-    takes sequences of any length (`splash` does not)."""
-    return dataclasses.replace(config, capacity_factor=None, attention_kernel="auto")
-
-
-def _merge(config: ModelConfig, params: dict[str, Any]) -> MoM:
-    """A model with some of its parameters; the others have no values."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: MoM(config, rngs=nnx.Rngs(0))))
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graphdef, state)
-
-
 @functools.partial(jax.jit, static_argnames="config")
 def prepare(params: dict[str, Any], *, config: ModelConfig) -> Prepared:
     """From a model's parameters. What needs no change is not copied."""
     # Accelerators have grouped products, which want the modules stacked.
-    weights = _merge(config, params).prepared("switched" if platform() == "cpu" else dispatch.resolve(config))
+    weights = with_parameters(config, params).prepared("switched" if platform() == "cpu" else dispatch.resolve(config))
     raw = {name: params[name] for name in RAW if name in params}
     for name in ("embed", "lm_head"):
         if name in raw:
@@ -55,7 +41,7 @@ def prefill(
 ) -> tuple[jax.Array, Cache]:
     """Left-padded ids [B, L] -> logits of what follows [B, V], and a cache of `slots` with their keys and values."""
     positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), 1) - 1, 0)
-    model = _merge(config, prepared.raw)
+    model = with_parameters(config, prepared.raw)
     cache = model.init_cache(ids.shape[0], slots)
     noise = _noise(config, positions, key)
     return _last(model(ids, mask=mask, positions=positions, cache=cache, noise=noise, weights=prepared.weights))
@@ -76,7 +62,7 @@ def step(
 
     active: [B] bool; the other rows choose no modules, and their logits mean nothing.
     """
-    model, noise = _merge(config, prepared.raw), _noise(config, positions[:, None], key)
+    model, noise = with_parameters(config, prepared.raw), _noise(config, positions[:, None], key)
     given: dict[str, Any] = {"mask": active[:, None], "positions": positions[:, None], "noise": noise}
     return _last(model(tokens[:, None], cache=cache, weights=prepared.weights, **given))
 

@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from mom_jax import sharding
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, check_types, require
-from mom_jax.generate.programs import for_inference
 from mom_jax.model import Head, parameters
 from train.config import OptimConfig
 from train.optim import with_schedule
@@ -195,7 +194,7 @@ def predict(
     mesh: Mesh,
 ) -> np.ndarray:
     """What the head says of each example, float32 [N, num_classes]. Raises ConfigError if it says what is no number."""
-    config = for_inference(config)
+    config = config.for_inference()
     outputs = np.zeros((len(examples), config.num_classes or 0), np.float32)
     for indices in by_length([len(example.tokens) for example in examples], settings.batch_size):
         some = [Example(examples[i].tokens) for i in indices]

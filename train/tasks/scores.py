@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.config import ModelConfig
-from mom_jax.generate.programs import for_inference
 from mom_jax.linear_cross_entropy import label_scores
 from mom_jax.losses import IGNORE
 from mom_jax.model import with_parameters
@@ -47,7 +46,7 @@ class Scorer:
 
     def __init__(self, config: ModelConfig, params: dict[Any, Any], batch_size: int = 8) -> None:
         # Without drops: what a window scores may not depend on those that share its batch.
-        self.config, self.batch_size = for_inference(config), batch_size
+        self.config, self.batch_size = config.for_inference(), batch_size
         self.params = jax.tree.map(jnp.asarray, params)
 
     def score(

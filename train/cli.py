@@ -34,6 +34,11 @@ def run_program(main: Callable[[], int]) -> None:
     sys.exit(code)
 
 
+def say(text: str) -> None:
+    """To stderr at once: what is no result."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def load_config(path: str) -> Config:
     """`get_config()` of a Python file. Raises ConfigError where there is none."""
     file = Path(path)

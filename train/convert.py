@@ -11,14 +11,13 @@ safetensors  a single file: --output FILE.safetensors
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from train.cli import load_config, run_program
+from train.cli import load_config, run_program, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require(output.suffix == ".safetensors", "output", flags.output, "must end with .safetensors")
     target = None if flags.config is None else load_config(flags.config)
     model = open_model(flags.input, field="input", best=flags.best)
-    print(f"{flags.input}: {model.description}", file=sys.stderr)
+    say(f"{flags.input}: {model.description}")
     tokenizer = model.tokenizer if flags.tokenizer is None else tokenizers.load(flags.tokenizer, field="tokenizer")
     if tokenizer is not None:
         vocabulary, ids = model.config.vocab_size, tokenizer.vocab_size
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             params, dropped = from_vanilla(config, params, mom, abstract_params(mom))
             config, params = mom, completed(params, mom, target.seed)
             for message in dropped:
-                print(message, file=sys.stderr)
+                say(message)
         write_run(output, flags.to, config, params, tokenizer)
     elif flags.to == "safetensors":
         fingerprint = model.fingerprint if tokenizer is None else tokenizer.fingerprint

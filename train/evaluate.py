@@ -11,15 +11,13 @@ Several checkpoints stand side by side. Tables go to FOLDER/TASK.json and .md, F
 """
 
 import dataclasses
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from train.cli import run_program
+from train.cli import run_program, say
 from train.tasks.glue import GlueConfig
 from train.tasks.output import Results
 from train.tasks.xsum import XsumConfig
@@ -121,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _output(flags: Arguments) -> Path:
     """The folder for the tables. Raises ConfigError, before any work, where it cannot be written."""
-    from mom_jax.fields import require
     from train.checkpoint import find
+    from train.tasks.results import check_output
 
     [first, *more] = flags.checkpoint
     if flags.output is not None:
@@ -131,9 +129,7 @@ def _output(flags: Arguments) -> Path:
         output = Path("evaluation")
     else:
         output = find(first, field="checkpoint", best=flags.best).run / "evaluation"
-    there = next(path for path in (output, *output.absolute().parents) if os.path.exists(path))
-    good = there.is_dir() and os.access(there, os.W_OK)
-    require(good, "output", str(output), f"must be a folder that can be written, and {there} is none")
+    check_output(output)
     return output
 
 
@@ -178,7 +174,7 @@ def _opened(flags: Arguments) -> Iterator[tuple[str, Any, Any]]:
             _open(flags, checkpoint)
     for checkpoint in flags.checkpoint:
         model, tokenizer = _open(flags, checkpoint)
-        _say(f"{checkpoint}: {model.description}")
+        say(f"{checkpoint}: {model.description}")
         yield checkpoint, model, tokenizer
 
 
@@ -200,7 +196,7 @@ def _perplexity(flags: Arguments, output: Path) -> None:
         value = getattr(flags, name)
         require(value == getattr(defaults, name), name, value, "goes with --by-document or --data.source")
     found = [
-        held_out.evaluate(checkpoint, best=flags.best, limit=flags.limit, exchange=flags.exchange, say=_say)
+        held_out.evaluate(checkpoint, best=flags.best, limit=flags.limit, exchange=flags.exchange, say=say)
         for checkpoint in flags.checkpoint
     ]
     records = [record for record, _ in found]
@@ -284,11 +280,7 @@ class _Lines:
     def __call__(self, tokens: int) -> None:
         if self._clock() - self._last >= 30:
             self._last = self._clock()
-            _say(f"{self._label}: {tokens:,} tokens scored")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+            say(f"{self._label}: {tokens:,} tokens scored")
 
 
 if __name__ == "__main__":

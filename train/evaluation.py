@@ -22,6 +22,11 @@ from train.step import Batch, evaluation_step, place_rows
 EXCHANGE_SEEDS = (0, 1, 2)
 
 
+def exp(value: float) -> float:
+    """e to the power of it, infinite where that overflows."""
+    return math.exp(value) if value < 700 else math.inf
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """loss: nats per token over `tokens` predicted tokens. routers: `mom_jax.analysis.routing.summary`."""
@@ -33,7 +38,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(loss), infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return exp(self.loss)
 
     def record(self) -> dict[str, Any]:
         """For the metrics log."""

@@ -1,13 +1,12 @@
 """Continues a text: `python -m train.generate --checkpoint RUN --prompt "def"`."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import tyro
 
-from train.cli import run_program
+from train.cli import run_program, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     context, length = model.config.context_length, len(encode_prompt(tokenizer, flags.prompt))
     require(context > 1, "checkpoint", flags.checkpoint, "this model's context has no room for a new token")
     settings = _settings(flags, model.config.vocab_size)
-    settings |= {"stop": flags.stop, "eos": flags.eos, "truncate": flags.truncate}
-    settings["say"] = lambda text: print(text, file=sys.stderr)
+    settings |= {"stop": flags.stop, "eos": flags.eos, "truncate": flags.truncate, "say": say}
     # A prompt that fits keeps its beginning: there may be fewer new tokens. Of one that does not, `train.text` tells.
     room = context - length if length < context else context - 1
     given = tokenizer, min(flags.tokens, room)
@@ -93,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if room < flags.tokens and length < context:
-        settings["say"](f"the context of {context} tokens has room for {room} after the prompt, not for {flags.tokens}")
+        say(f"the context of {context} tokens has room for {room} after the prompt, not for {flags.tokens}")
     if flags.samples > 1:
         for i, text in enumerate(texts):
             print(f"--- {i + 1} of {flags.samples}\n{flags.prompt}{text}")

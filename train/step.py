@@ -25,6 +25,7 @@ from mom_jax.routing import Routing
 # With `classes`, int32 [B], or `targets`, float32 [B], and a mask the loss is the classification head's, of each row's
 # last real token; rows that are all padding do not count.
 Batch = Mapping[str, Any]
+Rows = dict[str, np.ndarray]  # a batch that is still on the host
 BATCH, WHOLE = PartitionSpec(sharding.AXES), PartitionSpec()
 
 

@@ -57,6 +57,11 @@ class Source:
             yield from part.read()
 
 
+def side_of(own: Side | None, name: str, fraction: float) -> Side:
+    """The side of the document `name`: its part's own, or the one that its name gives it."""
+    return own or ("validation" if is_held_out(name, fraction) else "train")
+
+
 def is_held_out(name: str, fraction: float) -> bool:
     """Whether the document `name` is for validation; about `fraction` of all names are.
 

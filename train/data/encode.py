@@ -16,7 +16,7 @@ import numpy as np
 
 from mom_jax.fields import ConfigError
 from train.data.cache import META, STEMS, build_folder, write_json
-from train.data.documents import SIDES, Document, Side, Source, is_held_out
+from train.data.documents import SIDES, Document, Side, Source, side_of
 from train.data.tokenizer import Tokenizer
 
 JOURNAL = "journal.json"
@@ -164,7 +164,7 @@ class _Batch:
 
     def results(self, fraction: float, eos_id: int) -> Iterator[tuple[Document, Side, np.ndarray]]:
         for document, ids in zip(self.documents, self.ids.result(), strict=True):
-            side = self.side or ("validation" if is_held_out(document.name, fraction) else "train")
+            side = side_of(self.side, document.name, fraction)
             yield document, side, np.append(ids, eos_id) if document.last else np.asarray(ids, np.int64)
 
 

@@ -16,8 +16,7 @@ from train.config import DataConfig
 from train.data.cache import TokenCache
 from train.data.packing import Packing, pack
 from train.data.prepared import Prepared
-
-Rows = dict[str, np.ndarray]
+from train.step import Rows
 
 # Elements are whole batches from memory or a memory map: a short queue hides the reading, more threads only compete.
 _PREFETCH = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import jax
 from jax.sharding import Mesh
 
-from train.data.pipeline import Rows
-from train.step import place_share
+from train.step import Rows, place_share
 
 AHEAD = 2
 

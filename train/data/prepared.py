@@ -13,7 +13,7 @@ from mom_jax.fields import ConfigError, require
 from train.config import DataConfig
 from train.data import token_files
 from train.data.cache import FORMAT, TokenCache, build_folder, digest
-from train.data.documents import SIDES, Source, is_held_out
+from train.data.documents import SIDES, Source, side_of
 from train.data.encode import Report, encode
 from train.data.ids import IdsTokenizer
 from train.data.sources import open_source
@@ -135,7 +135,7 @@ def _sample(source: Source, config: DataConfig, characters: int) -> Iterator[str
     for part in source.parts:
         left = quota
         for document in part.read() if part.side != "validation" else ():
-            if part.side is None and is_held_out(document.name, config.validation_fraction):
+            if side_of(part.side, document.name, config.validation_fraction) != "train":
                 continue
             yield document.text[:left]
             left -= len(document.text)

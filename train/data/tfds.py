@@ -88,7 +88,8 @@ def read_examples(source: str, builder: Any, split: str, limit: int = 0) -> Iter
     require(split in splits, "data.source", source, f"has no split {split!r}, only {', '.join(splits)}")
     count = splits[split].num_examples
     examples = builder.as_data_source(split, file_format=_FORMAT)
-    return (example for _, example in _fetch(source, split, examples, 0, min(count, limit or count)))
+    found = _fetch(source, split, examples, tuple(builder.info.features), 0, min(count, limit or count))
+    return (example for _, example in found)
 
 
 def _identities(source: str, split: str, folder: Path, files: list[Path]) -> list[list[Any]]:
@@ -230,12 +231,15 @@ def _text_keys(source: str, features: Any) -> list[str]:
 
 
 def _read(source: str, split: str, examples: Any, key: str, start: int, stop: int) -> Iterator[Document]:
-    for index, example in _fetch(source, split, examples, start, stop):
+    for index, example in _fetch(source, split, examples, (key,), start, stop):
         text = decoded(source, split, index, key, example[key])
         yield Document(f"{split}/{index}", text, position=index + 1 - start)
 
 
-def _fetch(source: str, split: str, examples: Any, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _fetch(
+    source: str, split: str, examples: Any, keys: tuple[str, ...], start: int, stop: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Examples with their indices; `keys` are the features that must be there."""
     folder = Path(examples.dataset_info.data_dir)
     for first in range(start, stop, _BATCH):
         indices = range(first, min(first + _BATCH, stop))
@@ -245,7 +249,7 @@ def _fetch(source: str, split: str, examples: Any, start: int, stop: int) -> Ite
             raise _damaged(source, split, folder, _line(error)) from error
         for index, example in zip(indices, batch, strict=True):
             # What array_record finds no more in a file that is cut off between two blocks, it gives out as empty.
-            if all(value is None for value in example.values()):
+            if any(example[key] is None for key in keys):
                 raise _damaged(source, split, folder, f"example {index} is empty")
             yield index, example
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mom_jax.losses import IGNORE
-from train.data.pipeline import Rows
+from train.step import Rows
 
 SHORTEST = 32  # tokens; the lengths are this, its double, and so on up to the longest
 

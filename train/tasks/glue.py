@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from mom_jax.fields import require
 from mom_jax.sharding import make_mesh
+from train.cli import say
 from train.data.tfds import download_tfds, prepared_builder
 from train.files import write_whole, writing
 from train.tasks import glue_report, metrics, results
@@ -78,10 +78,6 @@ def evaluate(
         write_whole(output / "glue.md", text.encode())
     print(text)
     say(f"written: {output / 'glue.json'}, {output / 'glue.md'}, {output / 'submission'}")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def result_file(output: Path, model: Model, task: Task, seed: int) -> Path:

@@ -30,10 +30,11 @@ from typing import Any
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, check_types, require
-from train.data.documents import Part, is_held_out
+from train.data.documents import Part, side_of
 from train.data.prepared import components
 from train.data.sources import open_source
 from train.data.tokenizer import Tokenizer
+from train.evaluation import exp
 from train.tasks.scores import Scorer, Window
 from train.tasks.tables import markdown
 
@@ -125,11 +126,6 @@ class Perplexity:
         }
 
 
-def exp(value: float) -> float:
-    """e to the power of it, infinite where that overflows."""
-    return math.exp(value) if value < 700 else math.inf
-
-
 def windows(tokens: Sequence[int], separator: int, length: int, stride: int) -> Iterator[Window]:
     """The windows of one document's tokens, in order; together they score every token once."""
     whole = [separator, *tokens]
@@ -202,16 +198,12 @@ def documents_of(source: str, *, held_out: float | None = None, limit: int = 0) 
     for name, _ in components(source):
         for part in open_source(name, held_out or 0.0).parts:
             for text in _whole(part):
-                if held_out is not None and not _held_out(part, text.name, held_out):
+                if held_out is not None and side_of(part.side, text.name, held_out) != "validation":
                     continue
                 yield text
                 count += 1
                 if count == limit:
                     return
-
-
-def _held_out(part: Part, name: str, fraction: float) -> bool:
-    return part.side == "validation" if part.side is not None else is_held_out(name, fraction)
 
 
 def _whole(part: Part) -> Iterator[Text]:

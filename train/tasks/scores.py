@@ -17,7 +17,7 @@ from mom_jax.linear_cross_entropy import label_scores
 from mom_jax.losses import IGNORE
 from mom_jax.model import with_parameters
 from train.step import for_evaluation
-from train.tasks.batches import bucket
+from train.tasks.batches import Example, make_batch
 
 
 class Window(NamedTuple):
@@ -74,17 +74,19 @@ class Scorer:
         return [score for score in scores if score is not None]
 
     def _batch(self, windows: list[Window], rows: int) -> list[Scores]:
-        length = bucket(max(len(window.tokens) for window in windows) - 1, self.config.context_length)
-        ids, labels = np.zeros((rows, length), np.int32), np.full((rows, length), IGNORE, np.int32)
-        mask = np.zeros((rows, length), np.bool_)
-        for row, (tokens, scored) in enumerate(windows):
-            inputs = len(tokens) - 1
-            ids[row, :inputs], mask[row, :inputs] = tokens[:-1], True
-            labels[row, inputs - scored : inputs] = tokens[-scored:]
-        value, first = jax.device_get(_scores(self.params, ids, mask, labels, config=self.config))
+        batch = make_batch([_example(window) for window in windows], rows, self.config.context_length)
+        given = batch["tokens"], batch["mask"], batch["labels"]
+        value, first = jax.device_get(_scores(self.params, *given, config=self.config))
         # Added in float64: float32 would lose digits in long windows.
         sums, greedy = value.astype(np.float64).sum(1), first.all(1)
         return [Scores(float(sums[row]), bool(greedy[row])) for row in range(len(windows))]
+
+
+def _example(window: Window) -> Example:
+    """The inputs, each labelled with the token after it where that is scored."""
+    tokens = np.asarray(window.tokens, np.int32)
+    label = np.where(np.arange(1, len(tokens)) < len(tokens) - window.scored, IGNORE, tokens[1:])
+    return Example(tokens[:-1], label)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from mom_jax.generate import Decoder
 from mom_jax.model import with_parameters
 from mom_jax.sharding import make_mesh
 from train import single_file
+from train.cli import say
 from train.data.tfds import download_tfds, prepared_builder
 from train.files import whole_folder, write_whole, writing
 from train.progress import Progress
@@ -120,10 +120,6 @@ def evaluate(checkpoints: Sequence[str], config: XsumConfig, output: Path, *, be
         write_whole(output / "xsum.md", text.encode())
     print(text)
     say(f"written: {output / 'xsum.json'}, {output / 'xsum.md'}")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def result_file(output: Path, model: Model, seed: int) -> Path:

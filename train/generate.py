@@ -56,28 +56,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from mom_jax.fields import ConfigError, require
     from mom_jax.generate import Decoder
+    from mom_jax.generate.settings import Settings
     from train.checkpoint import load
     from train.text import continue_texts, encode_prompt, stream_text
 
     for name in ("tokens", "beams", "samples"):
         require(getattr(flags, name) >= 1, name, getattr(flags, name), "must be at least 1")
-    for name in ("temperature", "top_k"):
-        value = getattr(flags, name)
-        require(value is None or value >= 0, name, value, "must be at least 0")
-    require(flags.top_p is None or 0 < flags.top_p <= 1, "top_p", flags.top_p, "must lie above 0 and at most at 1")
-    positive = flags.repetition_penalty > 0
-    require(positive, "repetition_penalty", flags.repetition_penalty, "must be positive")
+    require(flags.top_k is None or flags.top_k >= 0, "top_k", flags.top_k, "must be at least 0")
     require(flags.seed >= 0, "seed", flags.seed, "must be at least 0")
     for name in ("temperature", "top_k", "top_p"):
         value = getattr(flags, name)
         require(flags.beams == 1 or value is None, name, value, f"has no meaning with beams={flags.beams}")
     require(flags.beams == 1 or flags.samples == 1, "samples", flags.samples, f"are all alike with beams={flags.beams}")
+    settings = _settings(flags)
+    try:
+        Settings(**settings)  # before the model is read
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     model, tokenizer = load(flags.checkpoint, best=flags.best)
     if tokenizer is None:
         raise ConfigError(f"checkpoint={flags.checkpoint!r}: has no tokenizer beside it")
     context, length = model.config.context_length, len(encode_prompt(tokenizer, flags.prompt))
     require(context > 1, "checkpoint", flags.checkpoint, "this model's context has no room for a new token")
-    settings = _settings(flags, model.config.vocab_size)
+    if settings.get("top_k"):
+        settings["top_k"] = min(settings["top_k"], model.config.vocab_size)
     settings |= {"stop": flags.stop, "eos": flags.eos, "truncate": flags.truncate, "say": say}
     # A prompt that fits keeps its beginning: there may be fewer new tokens. Of one that does not, `train.text` tells.
     room = context - length if length < context else context - 1
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _settings(flags: Arguments, vocab_size: int) -> dict[str, Any]:
+def _settings(flags: Arguments) -> dict[str, Any]:
     """The flags as `Decoder.generate` has them."""
     stopping = {"no": False, "yes": True, "never": "never"}[flags.early_stopping]
     settings: dict[str, Any] = {"repetition_penalty": flags.repetition_penalty, "seed": flags.seed}
@@ -115,7 +117,7 @@ def _settings(flags: Arguments, vocab_size: int) -> dict[str, Any]:
         }
     top_k = 40 if flags.top_k is None else flags.top_k
     settings["temperature"] = 0.8 if flags.temperature is None else flags.temperature
-    return settings | {"top_k": min(top_k, vocab_size) or None, "top_p": flags.top_p}
+    return settings | {"top_k": top_k or None, "top_p": flags.top_p}
 
 
 if __name__ == "__main__":

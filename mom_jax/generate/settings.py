@@ -20,7 +20,7 @@ class Settings:
     They act in the order penalty, temperature, top_k, top_p. num_beams: more than 1 searches with so many beams and
     draws nothing. length_penalty: a hypothesis's log probability is divided by its length to this power.
     early_stopping: True ends the search at num_beams finished hypotheses, False when a better one is unlikely, "never"
-    when it is impossible. seed: row i's draws depend on it and on i only.
+    when it is impossible. seed: row i's draws depend on it and on i only. Raises ValueError for an impossible value.
     """
 
     temperature: float = 1.0
@@ -32,29 +32,29 @@ class Settings:
     early_stopping: bool | str = False
     seed: int = 0
 
-    def check(self, config: ModelConfig) -> None:
-        """Raises ValueError for an impossible value."""
+    def __post_init__(self) -> None:
         for name in ("temperature", "repetition_penalty", "length_penalty"):
             _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "must be finite")
         # Beyond these, numbers overflow.
-        _require(
-            abs(self.length_penalty) <= 100, "length_penalty", self.length_penalty, "must lie between -100 and 100"
-        )
+        small = abs(self.length_penalty) <= 100
+        _require(small, "length_penalty", self.length_penalty, "must lie between -100 and 100")
         _require(-(2**63) <= self.seed < 2**63, "seed", self.seed, "must have 64 bits at most")
         _require(self.temperature >= 0, "temperature", self.temperature, "must be at least 0")
-        allowed = f"must lie between 1 and vocab_size={config.vocab_size}"
-        _require(self.top_k is None or 1 <= self.top_k <= config.vocab_size, "top_k", self.top_k, allowed)
         _require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "must lie above 0 and at most at 1")
         _require(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "must be positive")
         _require(self.num_beams >= 1, "num_beams", self.num_beams, "must be at least 1")
-        enough = self.num_beams == 1 or 2 * self.num_beams <= config.vocab_size
-        _require(enough, "num_beams", self.num_beams, f"must be at most half of vocab_size={config.vocab_size}")
         known = self.early_stopping in (True, False, "never")
         _require(known, "early_stopping", self.early_stopping, "must be True, False or 'never'")
-        if self.num_beams > 1:
-            drawing = self.temperature not in (0, 1) or self.top_k is not None or self.top_p is not None
-            allowed = "draws nothing: leave temperature, top_k and top_p at their defaults"
-            _require(not drawing, "num_beams", self.num_beams, allowed)
+        drawing = self.temperature not in (0, 1) or self.top_k is not None or self.top_p is not None
+        allowed = "draws nothing: leave temperature, top_k and top_p at their defaults"
+        _require(self.num_beams == 1 or not drawing, "num_beams", self.num_beams, allowed)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ValueError for what this model cannot do."""
+        allowed = f"must lie between 1 and vocab_size={config.vocab_size}"
+        _require(self.top_k is None or 1 <= self.top_k <= config.vocab_size, "top_k", self.top_k, allowed)
+        enough = self.num_beams == 1 or 2 * self.num_beams <= config.vocab_size
+        _require(enough, "num_beams", self.num_beams, f"must be at most half of vocab_size={config.vocab_size}")
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, config: ModelConfig) -> None:

@@ -8,18 +8,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
 from programs import call
 from safetensors.numpy import load_file, save_file
 from small import random_params
 
 from mom_jax.config import ModelConfig
-from mom_jax.interop.gpt2 import config_from_gpt2, config_to_gpt2, params_to_gpt2
 from train import checkpoint, convert, generate, main, metrics
 from train.checkpoint import load
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
-from small_gpt2 import write_vocabulary
+from small_gpt2 import write_gpt2
 
 STORED = Path(__file__).parents[1] / "goldens" / "gpt2"
 OPTIONS = {"model_type": "gpt2", "n_positions": 32, "n_embd": 16, "n_head": 2, "n_layer": 4}
@@ -28,15 +26,7 @@ IDS = np.random.default_rng(0).integers(0, 256, (2, 8)).astype(np.int32)
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
-    """A folder as `save_pretrained` of model and tokenizer leaves it."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    write_vocabulary(folder, [" ".join(tiny.WORDS) * 20], 300)
-    size = len(json.loads((folder / "vocab.json").read_text()))
-    config = config_from_gpt2(OPTIONS | {"vocab_size": size})
-    arrays = params_to_gpt2(jax.tree.map(np.asarray, random_params(config)), config)
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config_to_gpt2(config)))
-    return folder
+    return write_gpt2(tmp_path_factory.mktemp("gpt2"), OPTIONS)
 
 
 def converted(capsys, source, target, to, *flags):

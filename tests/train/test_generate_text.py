@@ -1,27 +1,22 @@
 """Texts in, texts out: stop strings, half characters, truncation; and the program."""
 
 import itertools
-import json
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 from programs import call
-from safetensors.numpy import save_file
-from small import random_params
 
 import mom_jax as mom
 from mom_jax.fields import ConfigError
-from mom_jax.interop.gpt2 import config_from_gpt2, config_to_gpt2, params_to_gpt2
 from train import generate
 from train.text import continue_texts, stream_text
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
-from small_gpt2 import write_vocabulary
+from small_gpt2 import write_gpt2
 
 EOS = 255  # no byte of UTF-8
 TEXT = "Aé€𝄞b. XYz\n"  # characters of one to four bytes, all bytes different
@@ -161,16 +156,10 @@ def test_no_prompts(decoder):
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
-    """A folder as `save_pretrained` of model and tokenizer leaves it."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    write_vocabulary(folder, [" ".join(tiny.WORDS) * 20], 300)
-    size = len(json.loads((folder / "vocab.json").read_text()))
-    options = {"model_type": "gpt2", "n_positions": 32, "n_embd": 16, "n_head": 2, "n_layer": 2}
-    config = config_from_gpt2(options | {"vocab_size": size})
-    arrays = params_to_gpt2(jax.tree.map(np.asarray, random_params(config)), config)
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config_to_gpt2(config)))
-    return folder
+    return write_gpt2(
+        tmp_path_factory.mktemp("gpt2"),
+        {"model_type": "gpt2", "n_positions": 32, "n_embd": 16, "n_head": 2, "n_layer": 2},
+    )
 
 
 def program(capsys, folder, *flags):

@@ -3,21 +3,43 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 
-_TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+Capability = tuple[int, int]  # an NVIDIA GPU's compute capability: (9, 0) is Hopper
+
+
+class _Target(NamedTuple):
+    platform: str
+    capability: Capability | None
+
+
+_TARGET: contextvars.ContextVar[_Target | None] = contextvars.ContextVar("target", default=None)
 
 
 def platform() -> str:
     """`cpu`, `gpu` or `tpu`."""
-    return _TARGET.get() or jax.default_backend()
+    target = _TARGET.get()
+    return jax.default_backend() if target is None else target.platform
+
+
+def compute_capability() -> Capability | None:
+    """The GPU's compute capability; None where the platform is another one, or a GPU that has none (AMD's)."""
+    target = _TARGET.get()
+    if target is not None:
+        return target.capability
+    if jax.default_backend() != "gpu":
+        return None
+    major, _, minor = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
 
 
 @contextlib.contextmanager
-def building_for(name: str) -> Iterator[None]:
-    """What is traced within is for the platform `name`. A function that was traced before is not traced again."""
-    token = _TARGET.set(name)
+def building_for(name: str, capability: Capability | None = None) -> Iterator[None]:
+    """What is traced within is for the platform `name`, and for a GPU of that compute capability. A function that was
+    traced before is not traced again."""
+    token = _TARGET.set(_Target(name, capability))
     try:
         yield
     finally:

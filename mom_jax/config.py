@@ -209,7 +209,7 @@ class ModelConfig:
     dropout: DropoutConfig = DropoutConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "dots"
-    dispatch: Literal["auto", "dense", "blocked", "ragged", "megablox", "tokamax"] = "auto"
+    dispatch: Literal["auto", "dense", "blocked", "ragged", "megablox", "triton", "mosaic"] = "auto"
     capacity_factor: float | None = None
     attention_kernel: Literal["auto", "plain", "blocked", "splash", "cudnn"] = "auto"
 

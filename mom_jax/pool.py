@@ -24,9 +24,9 @@ def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side, backend
     """Stacked float32 weights [N, ...], made ready for the steps of a scan. backend: if not the configuration's."""
     backend = backend or dispatch.resolve(config)
     if side == "ffn":
-        return {"ffn": dispatch.pooled(weights, backend)}
+        return {"ffn": dispatch.pooled(weights, backend, config.dtype)}
     parts = {"qkv": (weights.first_kernel, weights.first_bias), "out": (weights.last_kernel, weights.last_bias)}
-    return {name: dispatch.pooled(part, backend) for name, part in parts.items()}
+    return {name: dispatch.pooled(part, backend, config.dtype) for name, part in parts.items()}
 
 
 def sinks(pool: Pool) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The routed matmul against a plain loop over tokens and choices, values and gradients."""
 
-import dataclasses
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from jax.test_util import check_grads
 from mom_jax import ModelConfig, dispatch
 from mom_jax.dispatch import blocked, plan
 from mom_jax.fields import ConfigError
+from mom_jax.platforms import building_for
 from mom_jax.products import product
 
 D, E = 5, 4
@@ -121,7 +120,7 @@ def test_gradients_of_a_pool_that_a_scan_uses_again(backend, steps):
     weight = jnp.asarray(rng.normal(size=index.shape), jnp.float32)
 
     def scanned(x, weights, weight):
-        plan, pool = make_plan(index, modules, backend), dispatch.pooled(weights, backend)
+        plan, pool = make_plan(index, modules, backend), dispatch.pooled(weights, backend, x.dtype)
 
         def body(carry, _):
             x, sink = carry
@@ -171,7 +170,11 @@ def test_a_plan_puts_every_choice_in_a_row_of_its_module(name, backend):
     # Within a module rows are adjacent and in the order of the tokens.
     for m in range(modules):
         assert (np.diff(slot[flat == m]) == 1).all()
-    if backend in ("ragged", "megablox", "tokamax"):
+    if backend in ("triton", "mosaic"):
+        assert (slot[real] // 128 * 128 < rows).all()
+        for tile in range(0, rows, 128):
+            assert len(set(flat[real][(slot[real] // 128) * 128 == tile])) <= 1
+    if backend in ("ragged", "megablox"):
         np.testing.assert_array_equal(np.sort(slot[real]), np.arange(real.sum()))
 
 
@@ -290,23 +293,40 @@ def test_capacity_drops_what_does_not_fit_the_later_tokens_first(factor, kept):
     np.testing.assert_array_equal(y[:, 0], [2.0 * (t in kept) for t in range(6)])
 
 
-def test_auto_goes_by_platform(monkeypatch):
-    config = ModelConfig()
-    assert dispatch.resolve(config) == "blocked"
-    assert dispatch.resolve(dataclasses.replace(config, dispatch="ragged")) == "ragged"
-    assert dispatch.resolve(dataclasses.replace(config, capacity_factor=1.5)) == "capacity"
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert dispatch.resolve(config) == "megablox"
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for installed, want in ((True, "tokamax"), (False, "ragged")):
-        monkeypatch.setattr(dispatch, "runs_here", lambda name, installed=installed: installed)
-        assert dispatch.resolve(config) == want
+@pytest.mark.parametrize(
+    ("name", "capability", "dtype", "want"),
+    [
+        ("cpu", None, "float32", "blocked"),
+        ("tpu", None, "bfloat16", "megablox"),
+        ("gpu", (9, 0), "bfloat16", "mosaic"),
+        ("gpu", (9, 0), "float32", "triton"),
+        ("gpu", (8, 0), "bfloat16", "triton"),
+        ("gpu", (10, 0), "bfloat16", "triton"),
+        ("gpu", (7, 5), "bfloat16", "blocked"),
+        ("gpu", None, "float32", "blocked"),
+    ],
+)
+def test_auto_goes_by_platform(name, capability, dtype, want):
+    with building_for(name, capability):
+        assert dispatch.resolve(ModelConfig(dtype=dtype)) == want
+        assert dispatch.resolve(ModelConfig(dtype=dtype, dispatch="ragged")) == "ragged"
+        assert dispatch.resolve(ModelConfig(dtype=dtype, capacity_factor=1.5)) == "capacity"
 
 
-def test_a_package_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(dispatch, "runs_here", lambda name: False)
-    with pytest.raises(ConfigError, match="dispatch='tokamax': the package of that name is not installed"):
-        dispatch.resolve(ModelConfig(dispatch="tokamax"))
+@pytest.mark.parametrize(
+    ("backend", "capability", "said"),
+    [
+        ("triton", (7, 5), "dispatch='triton': needs an NVIDIA GPU of compute capability 8.0 or higher.* has 7.5"),
+        ("triton", None, "dispatch='triton': needs an NVIDIA GPU of compute capability 8.0 or higher.* has none"),
+        ("mosaic", (8, 0), "dispatch='mosaic': needs an NVIDIA GPU of compute capability 9.0.* has 8.0"),
+        ("mosaic", (10, 0), "dispatch='mosaic': needs an NVIDIA GPU of compute capability 9.0.* has 10.0"),
+    ],
+)
+def test_a_backend_that_a_gpu_cannot_run_is_refused(backend, capability, said):
+    with building_for("gpu", capability):
+        assert not dispatch.runs_here(backend)
+        with pytest.raises(ConfigError, match=said):
+            dispatch.resolve(ModelConfig(dispatch=backend))
 
 
 @BACKENDS
@@ -315,7 +335,7 @@ def test_the_gradients_of_a_scans_steps_are_added_in_float32(backend):
     index = jnp.zeros((1, 1), jnp.int32)
 
     def loss(kernel):
-        plan, pool = make_plan(index, 1, backend), dispatch.pooled((kernel, jnp.zeros((1, 1))), backend)
+        plan, pool = make_plan(index, 1, backend), dispatch.pooled((kernel, jnp.zeros((1, 1))), backend, jnp.bfloat16)
 
         def body(sink, x):
             used = dispatch.Pooled(pool.weights, sink)

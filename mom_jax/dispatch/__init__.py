@@ -6,24 +6,24 @@ the rows of a plan. Backends differ in how they multiply rows grouped by module:
 dense     every module for every row; the oracle of the others
 blocked   a loop over blocks of rows of one module: pays for the chosen rows only, on any platform; best on CPUs
 ragged    `jax.lax.ragged_dot`
-megablox  JAX's Pallas kernel for TPUs; elsewhere interpreted, for tests
-tokamax   the library of that name, with kernels for GPUs, where it is installed
+megablox  JAX's Pallas kernels for TPUs; elsewhere interpreted, for tests
+triton    Pallas kernels for GPUs; elsewhere interpreted, for tests
+mosaic    the same, with products for Hopper's own units; interpreted elsewhere by newer versions of JAX only
 capacity  one batched product with a fixed number of rows per module: drops what does not fit
 switched  a branch per module, weights that are arrays of their own: decoding on CPUs; without gradients
 """
 
-import importlib.util
 from typing import Any
 
 import jax
 
 from mom_jax.config import ModelConfig
-from mom_jax.dispatch import blocked, grouped, megablox, switched
+from mom_jax.dispatch import blocked, grouped, megablox, mosaic, switched, triton
 from mom_jax.dispatch.body import Body, Linear, Pooled, linear, weighted_linear, with_sink
 from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
 from mom_jax.dispatch.switched import is_unstacked
 from mom_jax.fields import require
-from mom_jax.platforms import platform
+from mom_jax.platforms import compute_capability, platform
 
 BACKENDS = ("blocked", *grouped.PRODUCTS)
 
@@ -31,22 +31,45 @@ __all__ = ["BACKENDS", "Body", "Linear", "Plan", "Pooled", "is_unstacked", "line
 
 
 def resolve(config: ModelConfig) -> str:
-    """The backend of a configuration; `auto` goes by platform.
+    """The backend of a configuration; `auto` goes by platform. Raises ConfigError where it does not run there.
 
     `ragged_dot` multiplies every row by every module on a CPU, on a GPU, and for the gradient of the weights on a TPU.
     """
     if config.capacity_factor is not None:
         return "capacity"
-    if config.dispatch != "auto":
-        require(runs_here(config.dispatch), "dispatch", config.dispatch, "the package of that name is not installed")
-        return config.dispatch
-    gpu = "tokamax" if runs_here("tokamax") else "ragged"
-    return {"cpu": "blocked", "tpu": "megablox"}.get(platform(), gpu)
+    if config.dispatch == "auto":
+        return {"cpu": "blocked", "tpu": "megablox"}.get(platform()) or _of_gpu(config)
+    reason = refusal(config.dispatch)
+    require(reason is None, "dispatch", config.dispatch, reason or "")
+    return config.dispatch
+
+
+def _of_gpu(config: ModelConfig) -> str:
+    capability = compute_capability() or (0, 0)
+    if config.dtype == "bfloat16" and capability == mosaic.CAPABILITY:
+        return "mosaic"
+    return "triton" if capability >= triton.CAPABILITY else "blocked"
+
+
+def refusal(backend: str) -> str | None:
+    """Why a backend does not run on the platform that the program is built for; None where it does."""
+    capability = compute_capability()
+    if backend == "triton" and platform() == "gpu" and (capability is None or capability < triton.CAPABILITY):
+        return f"needs an NVIDIA GPU of compute capability 8.0 or higher, and this one has {_said(capability)}"
+    if backend == "mosaic" and platform() == "gpu" and capability != mosaic.CAPABILITY:
+        return f"needs an NVIDIA GPU of compute capability 9.0, and this one has {_said(capability)}"
+    if backend == "mosaic" and platform() != "gpu" and not mosaic.is_interpreted():
+        return "needs an NVIDIA GPU of compute capability 9.0, or JAX's interpreter of such kernels"
+    return None
+
+
+def _said(capability: tuple[int, int] | None) -> str:
+    return "none" if capability is None else ".".join(map(str, capability))
 
 
 def runs_here(backend: str) -> bool:
-    """Whether what the backend needs is installed."""
-    return backend != "tokamax" or importlib.util.find_spec("tokamax") is not None
+    """Whether the backend runs on the platform that the program is built for, interpreted or not."""
+    return refusal(backend) is None
 
 
 def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_factor: float | None = None) -> Plan:
@@ -61,17 +84,19 @@ def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_fac
         return switched.plan(index_TxK, num_modules)
     if backend == "blocked":
         return sort_plan(index_TxK, num_modules, blocked.unit(index_TxK.size, num_modules))
+    if backend in ("triton", "mosaic"):
+        return sort_plan(index_TxK, num_modules, triton.TILE)
     return sort_plan(index_TxK, num_modules, multiple=megablox.TILE)
 
 
-def pooled(weights: Any, backend: str) -> Pooled:
+def pooled(weights: Any, backend: str, dtype: Any) -> Pooled:
     """A pool's float32 weights [N, ...], made ready for uses by `routed`; each use returns them for the next.
 
-    Products cast them to the dtype of the rows; their gradients are added up in float32.
+    Kernels are cast to `dtype`, that of the rows, once for all uses; their gradients are added up in float32.
     """
     if backend == "switched":
         return switched.unstack(weights)
-    return with_sink(weights) if backend == "blocked" else Pooled(weights, None)
+    return blocked.with_sink(weights, dtype) if backend == "blocked" else with_sink(weights, dtype)
 
 
 def routed(
@@ -94,5 +119,5 @@ def routed_linear(
     backend: str,
 ) -> jax.Array:
     """Each token's sum of multiplier · (x · kernel[module] + bias[module]) over its choices, [T, E]."""
-    pool = pooled((kernel_NxDxE, bias_NxE), backend)
+    pool = pooled((kernel_NxDxE, bias_NxE), backend, x_TxD.dtype)
     return routed(weighted_linear, x_TxD, pool, multiplier_TxK, plan, backend)[0]

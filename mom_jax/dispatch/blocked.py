@@ -13,11 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mom_jax.dispatch import body as shared
 from mom_jax.dispatch.body import Body, Pooled, linear
 from mom_jax.dispatch.plan import Plan, combine, take
 
 SMALLEST, LARGEST = 64, 128  # limits of the smallest block's rows
 SIZES = 2  # how many sizes of blocks there are; each makes the program longer
+
+
+def with_sink(weights: Any, dtype: Any) -> Pooled:
+    """Weights ready for uses, kernels that narrow transposed: [N, E, D] of a kernel [N, D, E] with D > E.
+
+    The gradient of a narrowing kernel is made as its transpose (`products.inner_product`). Were kernel and sink not
+    held the same way, every block would transpose what it adds.
+    """
+    weights = jax.tree.map(lambda w: w.swapaxes(1, 2) if w.ndim == 3 and w.shape[1] > w.shape[2] else w, weights)
+    return shared.with_sink(weights, dtype)
 
 
 def unit(choices: int, num_modules: int) -> int:
@@ -47,7 +58,9 @@ def _for_each(plan: Plan, x: jax.Array, multiplier: jax.Array, weights: Any, ste
 
     def visit_module(j: jax.Array, carry: Any) -> Any:
         module = busy[j]
+        # As float32, so that gradients are; a product's own cast makes that the kernel again.
         own = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, module, keepdims=False), weights)
+        own = jax.tree.map(lambda w: w.astype(jnp.float32), own)
         start, rest = first[module], padded[module]
         for size in sizes:
 

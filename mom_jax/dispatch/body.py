@@ -44,20 +44,26 @@ def biases(bias: jax.Array, multiplier: jax.Array | None) -> jax.Array:
 class Pooled(NamedTuple):
     """The stacked weights of a pool while the steps of a scan use them.
 
-    weights: what is multiplied with. sink: where the `blocked` backend leaves the weights' gradient: zeros of the same
-    shapes in float32 that each use hands on, so that in the backward pass one buffer goes through all uses and each
-    adds to it. None for other backends, whose gradient is the weights' own.
+    weights: what is multiplied with: kernels [N, D, E] in the compute dtype, cast once for all uses, biases [N, E] in
+    float32; constants as far as differentiation knows.
+    sink: where their gradient gathers: zeros of the same shapes in float32 that each use hands on, so that in the
+    backward pass one buffer goes through all uses and each adds to it in place. Were the weights differentiated
+    themselves, every step of a scan would make a gradient of the whole pool and add it to the sum. None where there
+    are no gradients.
     """
 
     weights: Any
     sink: Any
 
 
-def with_sink(weights: Any) -> Pooled:
-    """`weights`, constant, and the sink of their gradient."""
-    # Kernels that narrow are held transposed, so that no block has to transpose what it adds to their gradient.
-    weights = jax.tree.map(lambda w: w.swapaxes(1, 2) if w.ndim == 3 and w.shape[1] > w.shape[2] else w, weights)
-    return Pooled(jax.lax.stop_gradient(weights), _sink(weights))
+def with_sink(weights: Any, dtype: Any) -> Pooled:
+    """`weights`, float32, as constants with kernels in `dtype`, and the sink of their gradient."""
+    return Pooled(jax.lax.stop_gradient(cast_kernels(weights, dtype)), _sink(weights))
+
+
+def cast_kernels(weights: Any, dtype: Any) -> Any:
+    """`weights` with the kernels, [N, D, E], in `dtype`."""
+    return jax.tree.map(lambda w: w.astype(dtype) if w.ndim == 3 else w, weights)
 
 
 @jax.custom_vjp

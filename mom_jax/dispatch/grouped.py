@@ -1,68 +1,168 @@
-"""Backends that hold all rows at once and multiply each by its module's matrix in one grouped product."""
+"""Backends that hold all rows at once and multiply each by its module's matrix in one grouped product.
 
+A backend is three products: forward, and the gradients of the rows and of the matrices. The gradient of the matrices is
+added to the sink that the pool's uses hand on (`Pooled.sink`).
+"""
+
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mom_jax.dispatch import megablox, mosaic, triton
 from mom_jax.dispatch.body import Body, Pooled, biases, scale
-from mom_jax.dispatch.megablox import product as megablox
 from mom_jax.dispatch.plan import Plan, combine, gather, spread
+from mom_jax.platforms import platform
 
-# (rows [P, D], kernel [N, D, E], plan) -> rows · kernel[module of the row], [P, E] in float32, multiplied in the dtype
-# of the rows; what an empty row gets is not defined.
 Product = Callable[[jax.Array, jax.Array, Plan], jax.Array]
+
+
+class Products(NamedTuple):
+    """A backend's grouped products; matrices and rows have the compute dtype, sums are float32.
+
+    forward: (rows [P, D], kernel [N, D, E], plan) -> rows · kernel[module of the row], [P, E]
+    backward: (d [P, E], kernel [N, D, E], plan) -> d · kernel[module of the row]ᵀ, [P, D]
+    gradient: (sink [N, D, E] float32, rows [P, D], d [P, E], plan) -> sink + rowsᵀ · d, module by module
+
+    What an empty row gets is not defined. Empty rows of `d` are zeros, so that they add nothing to a gradient.
+    """
+
+    forward: Product
+    backward: Product
+    gradient: Callable[[jax.Array, jax.Array, jax.Array, Plan], jax.Array]
+
+
+class _Held:
+    """A weight while a `Body` uses it: its value, and the sink as its last use has left it."""
+
+    def __init__(self, value: jax.Array, sink: jax.Array | None):
+        self.value, self.sink = value, sink
 
 
 def routed(
     body: Body, x_TxD: jax.Array, pool: Pooled, multiplier_TxK: jax.Array, plan: Plan, backend: str
 ) -> tuple[jax.Array, Pooled]:
-    """Each token's sum of `body` over its choices, and the pool as it is."""
+    """Each token's sum of `body` over its choices, [T, E], and the pool for its next use."""
+    held = jax.tree.map(_Held, pool.weights, pool.sink or jax.tree.map(lambda _: None, pool.weights))
 
-    def linear(rows: jax.Array, kernel: jax.Array, bias: jax.Array, multiplier: jax.Array | None = None) -> jax.Array:
-        # A product with 0 and 1, whose gradient is one too, where indexing would scatter.
-        own = jax.nn.one_hot(plan.module_P, kernel.shape[0], dtype=jnp.float32)
-        bias = jnp.matmul(own, bias.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-        out = PRODUCTS[backend](scale(rows, multiplier), kernel, plan) + biases(bias, multiplier)
-        # Kernels leave empty rows unwritten, going back too: there could be NaN, which no factor of 0 would remove.
-        return jnp.where(real[:, None], out, 0).astype(rows.dtype)
+    def linear(rows: jax.Array, kernel: _Held, bias: _Held, multiplier: jax.Array | None = None) -> jax.Array:
+        sinks = kernel.sink, bias.sink
+        out, (kernel.sink, bias.sink) = _linear(
+            backend, scale(rows, multiplier), (kernel.value, bias.value), sinks, multiplier, plan
+        )
+        return out
 
-    real = plan.choice_P < plan.slot_TxK.size
     multiplier = spread(multiplier_TxK, plan)[:, None]
-    rows = body(linear, gather(x_TxD, plan), multiplier, pool.weights)
-    return combine(rows, plan), pool
+    rows = body(linear, gather(x_TxD, plan), multiplier, held)
+    sink = None if pool.sink is None else jax.tree.map(lambda weight: weight.sink, held)
+    return combine(rows, plan), Pooled(pool.weights, sink)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear(
+    backend: str, rows: jax.Array, weights: tuple, sinks: tuple, multiplier: jax.Array | None, plan: Plan
+) -> tuple[jax.Array, tuple]:
+    """(rows · kernel + multiplier · bias in the dtype of the rows, zeros in empty rows; the sinks as they are)."""
+    kernel, bias = weights
+    out = PRODUCTS[backend].forward(rows, kernel, plan).astype(jnp.float32)
+    out = out + biases(_of_rows(bias, plan), multiplier)
+    # Kernels leave empty rows unwritten: there could be NaN, which no factor of 0 would remove.
+    return _real(out.astype(rows.dtype), plan), sinks
+
+
+def _linear_forward(backend: str, rows: jax.Array, weights: tuple, sinks: tuple, *rest: Any) -> tuple:
+    return _linear(backend, rows, weights, sinks, *rest), (rows, weights, *rest)
+
+
+def _linear_backward(backend: str, residual: tuple, gradients: tuple) -> tuple:
+    rows, (kernel, bias), multiplier, plan = residual
+    d, (kernel_sink, bias_sink) = gradients
+    products, d = PRODUCTS[backend], _real(d, plan)
+    d_rows = products.backward(d, kernel, plan).astype(rows.dtype)
+    kernel_sink = products.gradient(kernel_sink, rows, d, plan)
+    d_multiplier, d_bias = None, d
+    if multiplier is not None:
+        wide = d.astype(jnp.float32)
+        d_multiplier = (wide * _of_rows(bias, plan)).sum(1, keepdims=True)
+        d_bias = wide * multiplier
+    bias_sink = bias_sink + _sum_of_rows(d_bias, plan)
+    return d_rows, None, (kernel_sink, bias_sink), d_multiplier, None
+
+
+_linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _real(rows: jax.Array, plan: Plan) -> jax.Array:
+    """The rows with zeros where they are empty."""
+    return jnp.where((plan.choice_P < plan.slot_TxK.size)[:, None], rows, 0)
+
+
+def _of_rows(bias: jax.Array, plan: Plan) -> jax.Array:
+    """The bias [N, E] of each row's module, [P, E] in float32."""
+    bias = bias.astype(jnp.float32)
+    if platform() == "gpu":
+        return bias[plan.module_P]
+    # TPUs are slow at indexing and fast at products: one with 0 and 1.
+    return jnp.matmul(_modules(plan), bias, precision=jax.lax.Precision.HIGHEST)
+
+
+def _sum_of_rows(d: jax.Array, plan: Plan) -> jax.Array:
+    """The sum of each module's rows of d [P, E], [N, E] in float32. A product with 0 and 1 is exact in any dtype."""
+    own = _modules(plan).astype(d.dtype)
+    numbers = (((0,), (0,)), ((), ()))
+    exact = jax.lax.Precision.HIGHEST
+    return jax.lax.dot_general(own, d, numbers, precision=exact, preferred_element_type=jnp.float32)
+
+
+def _modules(plan: Plan) -> jax.Array:
+    """[P, N] float32: 1 at each row's module."""
+    return jax.nn.one_hot(plan.module_P, plan.sizes_N.shape[0], dtype=jnp.float32)
 
 
 def _dense(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    own = jax.nn.one_hot(plan.module_P, kernel.shape[0], dtype=jnp.float32)
-    every = jnp.einsum("pd,nde->pne", rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
-    return jnp.einsum("pn,pne->pe", own, every, precision=jax.lax.Precision.HIGHEST)
+    every = jnp.einsum("pd,nde->pne", rows, kernel, preferred_element_type=jnp.float32)
+    return jnp.einsum("pn,pne->pe", _modules(plan), every, precision=jax.lax.Precision.HIGHEST)
+
+
+def _dense_gradient(sink: jax.Array, rows: jax.Array, d: jax.Array, plan: Plan) -> jax.Array:
+    own = _modules(plan).astype(rows.dtype)[:, :, None] * rows[:, None]
+    return sink + jnp.einsum("pnd,pe->nde", own, d, preferred_element_type=jnp.float32)
 
 
 def _ragged(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    return jax.lax.ragged_dot(rows, kernel.astype(rows.dtype), plan.sizes_N, preferred_element_type=jnp.float32)
+    return jax.lax.ragged_dot(rows, kernel, plan.sizes_N, preferred_element_type=jnp.float32)
 
 
-def _tokamax(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    import tokamax
-
-    return tokamax.ragged_dot(rows, kernel.astype(rows.dtype), plan.sizes_N, preferred_element_type=jnp.float32)
-
-
-def _megablox(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    return megablox(rows, kernel, plan.sizes_N)
+def _ragged_gradient(sink: jax.Array, rows: jax.Array, d: jax.Array, plan: Plan) -> jax.Array:
+    numbers = jax.lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
+    )
+    return sink + jax.lax.ragged_dot_general(rows, d, plan.sizes_N, numbers, preferred_element_type=jnp.float32)
 
 
 def _capacity(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
     blocks = rows.reshape(kernel.shape[0], -1, rows.shape[1])
-    product = jnp.einsum("ncd,nde->nce", blocks, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
+    product = jnp.einsum("ncd,nde->nce", blocks, kernel, preferred_element_type=jnp.float32)
     return product.reshape(rows.shape[0], -1)
 
 
-PRODUCTS: dict[str, Product] = {
-    "dense": _dense,
-    "ragged": _ragged,
-    "tokamax": _tokamax,
-    "megablox": _megablox,
-    "capacity": _capacity,
+def _capacity_gradient(sink: jax.Array, rows: jax.Array, d: jax.Array, plan: Plan) -> jax.Array:
+    rows, d = (x.reshape(sink.shape[0], -1, x.shape[1]) for x in (rows, d))
+    return sink + jnp.einsum("ncd,nce->nde", rows, d, preferred_element_type=jnp.float32)
+
+
+def _by_transposed_kernel(forward: Product) -> Product:
+    """The gradient of the rows by a `forward` that knows no transposed kernels."""
+    return lambda d, kernel, plan: forward(d, kernel.swapaxes(1, 2), plan)
+
+
+PRODUCTS = {
+    "dense": Products(_dense, _by_transposed_kernel(_dense), _dense_gradient),
+    "ragged": Products(_ragged, _by_transposed_kernel(_ragged), _ragged_gradient),
+    "megablox": Products(megablox.forward, megablox.backward, megablox.gradient),
+    "triton": Products(triton.forward, triton.backward, triton.gradient),
+    "mosaic": Products(mosaic.forward, mosaic.backward, triton.gradient),
+    "capacity": Products(_capacity, _by_transposed_kernel(_capacity), _capacity_gradient),
 }

@@ -114,11 +114,12 @@ def select(
         index = jnp.broadcast_to(jnp.arange(modules, dtype=jnp.int32)[None], (tokens, modules))
         weight = (scores if softmax else logits)[:, :modules]
     else:
-        weight, index = jax.lax.top_k(scores, config.top_k)
+        # Kept for the backward pass, which would sort again, and indexed by comparing, whose gradient scatters nothing.
+        index = save(jax.lax.top_k(jax.lax.stop_gradient(scores), config.top_k)[1])
+        chosen = index[:, :, None] == jnp.arange(scores.shape[1], dtype=index.dtype)[None, None]
+        weight = jnp.where(chosen, (logits if config.weights == "raw" else scores)[:, None], 0.0).sum(-1)
         if config.weights == "renormalised":
             weight = weight / weight.sum(-1, keepdims=True)
-        elif config.weights == "raw":
-            weight = jnp.take_along_axis(logits, index, -1)
     if prior_C is not None:
         forbidden = jnp.isneginf(prior_C)[index]
         index = jnp.where(forbidden, prior_C.shape[0], index)

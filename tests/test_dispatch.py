@@ -8,7 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from mom_jax import ModelConfig, dispatch
-from mom_jax.dispatch import blocked, plan
+from mom_jax.dispatch import blocked, grouped, plan
 from mom_jax.fields import ConfigError
 from mom_jax.platforms import building_for
 from mom_jax.products import product
@@ -327,6 +327,42 @@ def test_a_backend_that_a_gpu_cannot_run_is_refused(backend, capability, said):
         assert not dispatch.runs_here(backend)
         with pytest.raises(ConfigError, match=said):
             dispatch.resolve(ModelConfig(dispatch=backend))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("backend", ["triton", "mosaic"])
+@pytest.mark.parametrize("loads", [[130, 0, 128, 7], [0, 0, 0, 9]])
+def test_kernels_on_whole_tiles(backend, dtype, loads):
+    """Sizes that the kernels' blocks divide; a module without rows, one with a full tile, nulls: the four products by
+    float64's on the same numbers, and the sinks of modules without rows as they were."""
+    if not dispatch.runs_here(backend):
+        pytest.skip(f"{backend}: this version of JAX does not interpret such kernels")
+    index = np.random.default_rng(0).permutation(np.repeat(np.arange(4), loads))[:, None].astype(np.int32)
+    where, depth, width = make_plan(index, 3, backend), 128, 256
+    rng, rows = np.random.default_rng(1), len(where.choice_P)
+    real, module = np.asarray(where.choice_P) < index.size, np.asarray(where.module_P)
+    shapes = (rows, depth), (rows, width), (3, depth, width), (rows, 1)
+    x, d, kernel, multiplier = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    x, d, multiplier = (jnp.where(real[:, None], a, 0) for a in (x, d, multiplier.astype(jnp.float32)))
+    sinks = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, depth, width), (3, width)))
+    products = grouped.PRODUCTS[backend]
+    got = products.forward(x, kernel, where), products.backward(d, kernel, where)
+    got_sinks = products.gradient(sinks, x, d, multiplier, where)
+
+    wide = [np.asarray(a, np.float64) for a in (x, d, kernel, multiplier)]
+    own = wide[2][np.minimum(module, 2)]
+    want = np.einsum("pd,pde->pe", wide[0], own), np.einsum("pe,pde->pd", wide[1], own)
+    modules = np.eye(3)[np.minimum(module, 2)] * real[:, None]
+    added = (
+        np.einsum("pn,pd,pe->nde", modules, wide[0], wide[1]),
+        np.einsum("pn,pe->ne", modules * wide[3], wide[1]),
+    )
+    for have, expected in zip(got, want, strict=True):
+        error = np.abs(np.asarray(have, np.float64) - expected)[real].max(initial=0)
+        assert error <= (2**-8 if dtype == jnp.bfloat16 else 1e-5) * max(1, np.abs(expected).max())
+    for have, sink, more in zip(got_sinks, sinks, added, strict=True):
+        np.testing.assert_allclose(have, np.asarray(sink, np.float64) + more, rtol=1e-5, atol=1e-4)
+        np.testing.assert_array_equal(have[1], sink[1])
 
 
 @BACKENDS

@@ -24,14 +24,15 @@ class Products(NamedTuple):
 
     forward: (rows [P, D], kernel [N, D, E], plan) -> rows · kernel[module of the row], [P, E]
     backward: (d [P, E], kernel [N, D, E], plan) -> d · kernel[module of the row]ᵀ, [P, D]
-    gradient: (sink [N, D, E] float32, rows [P, D], d [P, E], plan) -> sink + rowsᵀ · d, module by module
+    gradient: (sinks, rows [P, D], d [P, E], multiplier [P, 1] or None, plan) -> the sinks of a kernel [N, D, E] and a
+        bias [N, E], float32, plus rowsᵀ · d and multiplierᵀ · d, module by module
 
     What an empty row gets is not defined. Empty rows of `d` are zeros, so that they add nothing to a gradient.
     """
 
     forward: Product
     backward: Product
-    gradient: Callable[[jax.Array, jax.Array, jax.Array, Plan], jax.Array]
+    gradient: Callable[..., tuple]
 
 
 class _Held:
@@ -78,17 +79,13 @@ def _linear_forward(backend: str, rows: jax.Array, weights: tuple, sinks: tuple,
 
 def _linear_backward(backend: str, residual: tuple, gradients: tuple) -> tuple:
     rows, (kernel, bias), multiplier, plan = residual
-    d, (kernel_sink, bias_sink) = gradients
+    d, sinks = gradients
     products, d = PRODUCTS[backend], _real(d, plan)
     d_rows = products.backward(d, kernel, plan).astype(rows.dtype)
-    kernel_sink = products.gradient(kernel_sink, rows, d, plan)
-    d_multiplier, d_bias = None, d
+    d_multiplier = None
     if multiplier is not None:
-        wide = d.astype(jnp.float32)
-        d_multiplier = (wide * _of_rows(bias, plan)).sum(1, keepdims=True)
-        d_bias = wide * multiplier
-    bias_sink = bias_sink + _sum_of_rows(d_bias, plan)
-    return d_rows, None, (kernel_sink, bias_sink), d_multiplier, None
+        d_multiplier = (d.astype(jnp.float32) * _of_rows(bias, plan)).sum(1, keepdims=True)
+    return d_rows, None, products.gradient(sinks, rows, d, multiplier, plan), d_multiplier, None
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
@@ -108,12 +105,16 @@ def _of_rows(bias: jax.Array, plan: Plan) -> jax.Array:
     return jnp.matmul(_modules(plan), bias, precision=jax.lax.Precision.HIGHEST)
 
 
-def _sum_of_rows(d: jax.Array, plan: Plan) -> jax.Array:
-    """The sum of each module's rows of d [P, E], [N, E] in float32. A product with 0 and 1 is exact in any dtype."""
-    own = _modules(plan).astype(d.dtype)
-    numbers = (((0,), (0,)), ((), ()))
-    exact = jax.lax.Precision.HIGHEST
-    return jax.lax.dot_general(own, d, numbers, precision=exact, preferred_element_type=jnp.float32)
+def _with_bias(gradient: Callable[[jax.Array, jax.Array, jax.Array, Plan], jax.Array]) -> Callable[..., tuple]:
+    """`Products.gradient` of a backend that knows kernels only: the bias's by a product with 0 and 1."""
+
+    def of_both(sinks: tuple, rows: jax.Array, d: jax.Array, multiplier: jax.Array | None, plan: Plan) -> tuple:
+        kernel_sink, bias_sink = sinks
+        wide = d.astype(jnp.float32) if multiplier is None else d.astype(jnp.float32) * multiplier
+        sums = jnp.einsum("pn,pe->ne", _modules(plan), wide, precision=jax.lax.Precision.HIGHEST)
+        return gradient(kernel_sink, rows, d, plan), bias_sink + sums
+
+    return of_both
 
 
 def _modules(plan: Plan) -> jax.Array:
@@ -159,10 +160,10 @@ def _by_transposed_kernel(forward: Product) -> Product:
 
 
 PRODUCTS = {
-    "dense": Products(_dense, _by_transposed_kernel(_dense), _dense_gradient),
-    "ragged": Products(_ragged, _by_transposed_kernel(_ragged), _ragged_gradient),
-    "megablox": Products(megablox.forward, megablox.backward, megablox.gradient),
+    "dense": Products(_dense, _by_transposed_kernel(_dense), _with_bias(_dense_gradient)),
+    "ragged": Products(_ragged, _by_transposed_kernel(_ragged), _with_bias(_ragged_gradient)),
+    "megablox": Products(megablox.forward, megablox.backward, _with_bias(megablox.gradient)),
     "triton": Products(triton.forward, triton.backward, triton.gradient),
     "mosaic": Products(mosaic.forward, mosaic.backward, triton.gradient),
-    "capacity": Products(_capacity, _by_transposed_kernel(_capacity), _capacity_gradient),
+    "capacity": Products(_capacity, _by_transposed_kernel(_capacity), _with_bias(_capacity_gradient)),
 }

@@ -45,7 +45,7 @@ def backward(d: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
 
 
 def gradient(sink: jax.Array, rows: jax.Array, d: jax.Array, plan: Plan) -> jax.Array:
-    """As `grouped.Products.gradient`; the sink is changed in place."""
+    """sink [N, D, E] + rowsᵀ · d, module by module; the sink is changed in place."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     def call(sink: jax.Array, rows: jax.Array, d: jax.Array, sizes: jax.Array, interpret: bool = False) -> jax.Array:

@@ -7,6 +7,7 @@ mom_jax/dispatch/triton.py wants them, which also does what `fits` excludes.
 
 import functools
 import importlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,10 @@ from jax.experimental import pallas as pl
 from mom_jax.dispatch import triton
 from mom_jax.dispatch.plan import Plan
 from mom_jax.dispatch.triton import TILE
+from mom_jax.platforms import platform
 
 CAPABILITY = (9, 0)  # `wgmma` is Hopper's alone
+INTERPRETER = "InterpretGPUParams"  # what the interpreter of such kernels is called in JAX
 
 
 class Blocks(NamedTuple):
@@ -59,8 +62,16 @@ def _product(rows: jax.Array, weights: jax.Array, plan: Plan, *, transpose: bool
     blocks = BLOCKS
     depth, width = weights.shape[1:][::-1] if transpose else weights.shape[1:]
     tiles, strips = rows.shape[0] // TILE, width // blocks.columns
-    swizzle = plgpu.SwizzleTransform(128)
-    transforms = (plgpu.TilingTransform((8, 64)), swizzle)
+    # As `wgmma` reads them: 128 bytes of 8 rows at a time.
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+
+    def brought(shape: tuple[int, int], place: Callable) -> Any:
+        return plgpu.BlockSpec(shape, place, delay_release=1, transforms=transforms)
+
+    def of_weights(strip: jax.Array) -> tuple[tuple[int, int], Callable]:
+        if transpose:
+            return (blocks.columns, blocks.depth), lambda k: (strip, k)
+        return (blocks.depth, blocks.columns), lambda k: (k, strip)
 
     def body(module_ref, used_ref, rows_ref, weights_ref, out_ref):  # type: ignore[no-untyped-def]
         @plgpu.nd_loop((tiles * strips,), collective_axes="multiprocessor")
@@ -70,34 +81,20 @@ def _product(rows: jax.Array, weights: jax.Array, plan: Plan, *, transpose: bool
 
             @pl.when(tile < used_ref[0])
             def _() -> None:
-                def multiply(_: Any, rows_block: Any, weights_block: Any) -> None:
-                    right = plgpu.transpose_ref(weights_block, (1, 0)) if transpose else weights_block
-                    plgpu.wgmma(total_ref, rows_block, right)
+                def sums(total_ref: Any) -> jax.Array:
+                    def multiply(_: Any, rows_block: Any, weights_block: Any) -> None:
+                        right = weights_block.transpose((1, 0)) if transpose else weights_block
+                        plgpu.wgmma(total_ref, rows_block, right)
 
-                def sums(total: Any) -> jax.Array:
-                    nonlocal total_ref
-                    total_ref = total
+                    pipeline = plgpu.emit_pipeline(
+                        multiply,
+                        grid=(depth // blocks.depth,),
+                        in_specs=[brought((TILE, blocks.depth), lambda k: (tile, k)), brought(*of_weights(strip))],
+                        max_concurrent_steps=blocks.stages,
+                    )
                     pipeline(rows_ref, weights_ref.at[module_ref[tile]])
-                    return total[...]
+                    return total_ref[...]
 
-                total_ref: Any = None
-                shape = (blocks.columns, blocks.depth) if transpose else (blocks.depth, blocks.columns)
-                pipeline = plgpu.emit_pipeline(
-                    multiply,
-                    grid=(depth // blocks.depth,),
-                    in_specs=[
-                        plgpu.BlockSpec(
-                            (TILE, blocks.depth), lambda k: (tile, k), delay_release=1, transforms=transforms
-                        ),
-                        plgpu.BlockSpec(
-                            shape,
-                            lambda k: (strip, k) if transpose else (k, strip),
-                            delay_release=1,
-                            transforms=transforms,
-                        ),
-                    ],
-                    max_concurrent_steps=blocks.stages,
-                )
                 result = pl.run_scoped(sums, plgpu.ACC((TILE, blocks.columns)))
 
                 def store(out_block: Any) -> None:
@@ -109,31 +106,23 @@ def _product(rows: jax.Array, weights: jax.Array, plan: Plan, *, transpose: bool
 
                 pl.run_scoped(store, plgpu.SMEM((TILE, blocks.columns), rows.dtype, transforms=transforms))
 
-    def call(
-        rows: jax.Array, weights: jax.Array, module: jax.Array, sizes: jax.Array, interpret: Any = None
-    ) -> jax.Array:
-        kernel = plgpu.kernel(
-            body,
-            out_type=jax.ShapeDtypeStruct((rows.shape[0], width), rows.dtype),
-            grid=(_multiprocessors() * blocks.programs,),
-            grid_names=("multiprocessor",),
-            compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-            interpret=interpret,
-        )
-        used = triton.padded(sizes).sum(keepdims=True) // TILE
-        with jax.named_scope("grouped_product_transposed" if transpose else "grouped_product"):
-            return kernel(module[::TILE], used, rows, weights)
-
-    arguments = rows, weights, plan.module_P, plan.sizes_N
-    if not is_interpreted():
-        return call(*arguments)
-    interpreted = functools.partial(call, interpret=plgpu.InterpretGPUParams())
-    return jax.lax.platform_dependent(*arguments, cuda=call, default=interpreted)
+    kernel = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((rows.shape[0], width), rows.dtype),
+        grid=(_multiprocessors() * blocks.programs,),
+        grid_names=("multiprocessor",),
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        # JAX cannot lower the interpreter as one of two branches, as other kernels choose.
+        interpret=None if platform() == "gpu" else getattr(plgpu, INTERPRETER)(),
+    )
+    used = triton.padded(plan.sizes_N).sum(keepdims=True) // TILE
+    with jax.named_scope("grouped_product_transposed" if transpose else "grouped_product"):
+        return kernel(plan.module_P[::TILE], used, rows, weights)
 
 
 def is_interpreted() -> bool:
     """Whether JAX can interpret such kernels on other platforms: from version 0.11 on."""
-    return hasattr(importlib.import_module("jax.experimental.pallas.mosaic_gpu"), "InterpretGPUParams")
+    return hasattr(importlib.import_module("jax.experimental.pallas.mosaic_gpu"), INTERPRETER)
 
 
 @functools.lru_cache

@@ -7,7 +7,7 @@ platforms than CUDA they are interpreted: slow, for tests.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,43 +46,62 @@ def backward(d: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
     return _product(d, kernel, plan, transpose=True)
 
 
-def gradient(sink: jax.Array, rows: jax.Array, d: jax.Array, plan: Plan) -> jax.Array:
-    """As `grouped.Products.gradient`; the sink is changed in place, and only where a module has rows."""
+def gradient(sinks: tuple, rows: jax.Array, d: jax.Array, multiplier: jax.Array | None, plan: Plan) -> tuple:
+    """As `grouped.Products.gradient`; the sinks are changed in place, and only where a module has rows."""
     blocks = GRADIENT[rows.dtype.itemsize]
-    depth, width = rows.shape[1], d.shape[1]
+    depth, width, modules = rows.shape[1], d.shape[1], plan.sizes_N.shape[0]
     tall, wide = _block(depth, blocks.columns), _block(width, blocks.columns)
 
-    def kernel(start_ref, end_ref, rows_ref, d_ref, _, sink_ref):  # type: ignore[no-untyped-def]
+    def kernel(start_ref, end_ref, rows_ref, d_ref, *rest):  # type: ignore[no-untyped-def]
+        multiplier_ref, (kernel_ref, bias_ref) = rest[0] if multiplier is not None else None, rest[-2:]
         column, row, module = (pl.program_id(i) for i in range(3))
         own_rows, own_columns = row * tall + jnp.arange(tall), column * wide + jnp.arange(wide)
         start, end = start_ref[module], end_ref[module]
 
+        def over_rows(add: Callable, begin: jax.Array) -> jax.Array:
+            def step(i: jax.Array, total: jax.Array) -> jax.Array:
+                return add(i * blocks.depth + jnp.arange(blocks.depth), total)
+
+            # Up to the last row alone: rows behind it in the tile are zeros.
+            return jax.lax.fori_loop(start // blocks.depth, pl.cdiv(end, blocks.depth), step, begin)
+
         @pl.when(end > start)
         def _() -> None:
-            def add(i: jax.Array, total: jax.Array) -> jax.Array:
-                at = i * blocks.depth + jnp.arange(blocks.depth)
+            def add(at: jax.Array, total: jax.Array) -> jax.Array:
                 a, b = _load(rows_ref, at, own_rows), _load(d_ref, at, own_columns)
                 return total + plgpu.dot(a, b, trans_a=True).astype(jnp.float32)
 
-            begin = _load(sink_ref, own_rows, own_columns, module)
-            total = jax.lax.fori_loop(start // blocks.depth, pl.cdiv(end, blocks.depth), add, begin)
-            _store(sink_ref, total, own_rows, own_columns, module)
+            begin = _load(kernel_ref, own_rows, own_columns, module)
+            _store(kernel_ref, over_rows(add, begin), own_rows, own_columns, module)
 
-    def call(sink: jax.Array, rows: jax.Array, d: jax.Array, sizes: jax.Array, interpret: bool = False) -> jax.Array:
+        @pl.when((end > start) & (row == 0))
+        def _() -> None:
+            def add(at: jax.Array, total: jax.Array) -> jax.Array:
+                block = _load(d_ref, at, own_columns).astype(jnp.float32)
+                return total + (block if multiplier_ref is None else block * multiplier_ref[at][:, None]).sum(0)
+
+            own_module = module + jnp.arange(1)
+            begin = _load(bias_ref, own_module, own_columns)
+            _store(bias_ref, over_rows(add, begin[0])[None], own_module, own_columns)
+
+    def call(sinks: tuple, sizes: jax.Array, *arrays: jax.Array, interpret: bool = False) -> tuple:
         room = padded(sizes)
         start = jnp.cumsum(room) - room
-        # Up to the last row alone: rows behind it in the tile are zeros.
-        return pl.pallas_call(
-            kernel,
-            out_shape=jax.ShapeDtypeStruct(sink.shape, sink.dtype),
-            grid=(pl.cdiv(width, wide), pl.cdiv(depth, tall), sink.shape[0]),
-            input_output_aliases={4: 0},
-            compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
-            interpret=interpret,
-            name="grouped_gradient",
-        )(start, start + sizes, rows, d, sink)
+        inputs = (start, start + sizes, *arrays, *sinks)
+        return tuple(
+            pl.pallas_call(
+                kernel,
+                out_shape=[jax.ShapeDtypeStruct(sink.shape, sink.dtype) for sink in sinks],
+                grid=(pl.cdiv(width, wide), pl.cdiv(depth, tall), modules),
+                input_output_aliases={len(inputs) - 2: 0, len(inputs) - 1: 1},
+                compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
+                interpret=interpret,
+                name="grouped_gradient",
+            )(*inputs)
+        )
 
-    return _by_platform(call, sink, rows, d, plan.sizes_N)
+    multipliers = () if multiplier is None else (multiplier[:, 0],)
+    return _by_platform(call, sinks, plan.sizes_N, rows, d, *multipliers)
 
 
 def _product(rows: jax.Array, weights: jax.Array, plan: Plan, *, transpose: bool) -> jax.Array:
@@ -102,11 +121,7 @@ def _product(rows: jax.Array, weights: jax.Array, plan: Plan, *, transpose: bool
             def add(i: jax.Array, total: jax.Array) -> jax.Array:
                 at = i * step + jnp.arange(step)
                 a = _load(rows_ref, own_rows, at)
-                b = (
-                    _load(weights_ref, own_columns, at, module)
-                    if transpose
-                    else _load(weights_ref, at, own_columns, module)
-                )
+                b = _load(weights_ref, *((own_columns, at) if transpose else (at, own_columns)), module)
                 return total + plgpu.dot(a, b, trans_b=transpose).astype(jnp.float32)
 
             zero = jnp.zeros((TILE, columns), jnp.float32)
@@ -156,5 +171,5 @@ def _store(ref, block: jax.Array, rows: jax.Array, columns: jax.Array, *at: jax.
     plgpu.store(ref.at[*at, rows[:, None], columns[None]], block, mask=_inside(rows, columns, *ref.shape[-2:]))
 
 
-def _by_platform(kernel: Callable, *arrays: jax.Array) -> jax.Array:
+def _by_platform(kernel: Callable, *arrays: Any) -> Any:
     return jax.lax.platform_dependent(*arrays, cuda=kernel, default=functools.partial(kernel, interpret=True))

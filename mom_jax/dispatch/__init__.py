@@ -25,7 +25,7 @@ from mom_jax.dispatch.switched import is_unstacked
 from mom_jax.fields import require
 from mom_jax.platforms import compute_capability, platform
 
-BACKENDS = ("blocked", *grouped.PRODUCTS)
+BACKENDS = tuple(grouped.PRODUCTS)
 
 __all__ = ["BACKENDS", "Body", "Linear", "Plan", "Pooled", "is_unstacked", "linear", "weighted_linear"]
 
@@ -83,7 +83,7 @@ def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_fac
     if backend == "switched":
         return switched.plan(index_TxK, num_modules)
     if backend == "blocked":
-        return sort_plan(index_TxK, num_modules, blocked.unit(index_TxK.size, num_modules))
+        return sort_plan(index_TxK, num_modules, blocked.UNIT)
     if backend in ("triton", "mosaic"):
         return sort_plan(index_TxK, num_modules, triton.TILE)
     return sort_plan(index_TxK, num_modules, multiple=megablox.TILE)
@@ -105,8 +105,6 @@ def routed(
     """Each token's sum of `body` over the modules that it chose, [T, E], and the pool for its next use."""
     if backend == "switched":
         return switched.routed(body, x_TxD, pool, multiplier_TxK, plan)
-    if backend == "blocked":
-        return blocked.routed(body, x_TxD, pool, multiplier_TxK, plan)
     return grouped.routed(body, x_TxD, pool, multiplier_TxK, plan, backend)
 
 

@@ -1,24 +1,23 @@
-"""The routed computation as loops over blocks of rows, each of one module: plain products, one module at a time.
+"""Grouped products as loops over blocks of rows, each of one module: plain products of one module's matrix at a time.
 
 The loops run over the blocks in use, so that null choices cost nothing. A module's rows are cut into few blocks, as
-large as they come, of sizes that are powers of two: products of many rows are more efficient, and each block reads its
-module's weights and, in the backward pass, adds to their gradient. That gradient goes into the one buffer that the pass
-hands on (`Pooled.sink`): in a scan over steps no gradient of a whole pool is made and added per step.
+large as they come: products of many rows are more efficient, and each block reads its module's matrix and, in the
+backward pass, adds to its gradient. Best on CPUs; a GPU would be asked before every block whether there is one more.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.dispatch import body as shared
-from mom_jax.dispatch.body import Body, Pooled, linear
-from mom_jax.dispatch.plan import Plan, combine, take
+from mom_jax.dispatch import body
+from mom_jax.dispatch.body import Pooled
+from mom_jax.dispatch.plan import Plan
+from mom_jax.products import inner_product, matmul, matmul_transposed
 
-SMALLEST, LARGEST = 64, 128  # limits of the smallest block's rows
-SIZES = 2  # how many sizes of blocks there are; each makes the program longer
+UNIT = 32  # a module's rows begin at a multiple of it
+SIZES = (256, 128, 96, 64, 32)  # rows of a block; each makes the program longer
 
 
 def with_sink(weights: Any, dtype: Any) -> Pooled:
@@ -28,88 +27,79 @@ def with_sink(weights: Any, dtype: Any) -> Pooled:
     held the same way, every block would transpose what it adds.
     """
     weights = jax.tree.map(lambda w: w.swapaxes(1, 2) if w.ndim == 3 and w.shape[1] > w.shape[2] else w, weights)
-    return shared.with_sink(weights, dtype)
+    return body.with_sink(weights, dtype)
 
 
-def unit(choices: int, num_modules: int) -> int:
-    """Rows of the smallest block: a quarter of a module's even share of the choices, as a power of two. A module's rows
-    begin at a multiple of it."""
-    share = max(1, choices // (4 * num_modules))
-    return min(LARGEST, max(SMALLEST, 1 << (share - 1).bit_length()))
+def forward(rows: jax.Array, kernel: jax.Array, bias: jax.Array, multiplier: jax.Array | None, plan: Plan) -> jax.Array:
+    """As `grouped.Products.forward`; the kernel may be held transposed."""
+    times = matmul if kernel.shape[1] == rows.shape[1] else matmul_transposed
+
+    def step(module: jax.Array, start: jax.Array, size: int, out: jax.Array) -> jax.Array:
+        own_bias = bias[module][None]
+        if multiplier is not None:
+            own_bias = own_bias * _block(multiplier, start, size)
+        result = times(_block(rows, start, size), kernel[module]) + own_bias
+        return jax.lax.dynamic_update_slice_in_dim(out, result.astype(rows.dtype), start, 0)
+
+    return _for_each_block(plan, step, jnp.zeros((rows.shape[0], bias.shape[1]), rows.dtype))
 
 
-def routed(body: Body, x_TxD: jax.Array, pool: Pooled, multiplier_TxK: jax.Array, plan: Plan) -> tuple:
-    """Each token's sum of `body` over its choices, and the pool for its next use."""
-    rows, sink = _rows(body, x_TxD, pool.weights, pool.sink, multiplier_TxK, plan)
-    return combine(rows, plan), Pooled(pool.weights, sink)
+def backward(d: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
+    """As `grouped.Products.backward`."""
+    is_transposed = kernel.shape[2] != d.shape[1]
+    times = matmul if is_transposed else matmul_transposed
+
+    def step(module: jax.Array, start: jax.Array, size: int, out: jax.Array) -> jax.Array:
+        result = times(_block(d, start, size), kernel[module])
+        return jax.lax.dynamic_update_slice_in_dim(out, result.astype(d.dtype), start, 0)
+
+    width = kernel.shape[2 if is_transposed else 1]
+    return _for_each_block(plan, step, jnp.zeros((d.shape[0], width), d.dtype))
 
 
-def _for_each(plan: Plan, x: jax.Array, multiplier: jax.Array, weights: Any, step: Callable, carry: Any) -> Any:
-    """carry = step(module, start, rows of x [G, D], multipliers [G, 1], the module's weights, carry) for all blocks.
+def gradient(sinks: tuple, rows: jax.Array, d: jax.Array, multiplier: jax.Array | None, plan: Plan) -> tuple:
+    """As `grouped.Products.gradient`; the sinks are changed in place."""
+    is_transposed = sinks[0].shape[2] != d.shape[1]
 
-    A module's blocks follow one another: as many of the largest size as fit, then the binary digits of the rest.
+    def step(module: jax.Array, start: jax.Array, size: int, sinks: tuple) -> tuple:
+        kernel_sink, bias_sink = sinks
+        own, own_d = _block(rows, start, size), _block(d, start, size)
+        kernel_sink = kernel_sink.at[module].add(
+            inner_product(own_d, own) if is_transposed else inner_product(own, own_d)
+        )
+        wide = own_d.astype(jnp.float32)
+        if multiplier is not None:
+            wide = wide * _block(multiplier, start, size)
+        return kernel_sink, bias_sink.at[module].add(wide.sum(0))
+
+    return _for_each_block(plan, step, sinks)
+
+
+def _block(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, size)
+
+
+def _for_each_block(plan: Plan, step: Callable[[jax.Array, jax.Array, int, Any], Any], carry: Any) -> Any:
+    """carry = step(module, first row, rows, carry) for blocks that cover all rows of every module.
+
+    A module's blocks follow one another: as many of the largest size as fit, then of the next one.
     """
-    choices, modules = plan.slot_TxK.size, plan.sizes_N.shape[0]
-    smallest = unit(choices, modules)
-    sizes = [smallest << i for i in range(min(SIZES, max(1, (choices // smallest).bit_length())))][::-1]
-    padded = -(-plan.sizes_N // smallest) * smallest
+    padded = -(-plan.sizes_N // UNIT) * UNIT
     first = jnp.cumsum(padded) - padded
     busy = jnp.argsort(padded == 0)  # those with rows before those without
 
     def visit_module(j: jax.Array, carry: Any) -> Any:
         module = busy[j]
-        # As float32, so that gradients are; a product's own cast makes that the kernel again.
-        own = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, module, keepdims=False), weights)
-        own = jax.tree.map(lambda w: w.astype(jnp.float32), own)
         start, rest = first[module], padded[module]
-        for size in sizes:
+        for size in SIZES:
+            if size > plan.choice_P.shape[0]:
+                continue
 
             def visit(i: jax.Array, carry: Any, size: int = size, start: jax.Array = start) -> Any:
-                at = start + i * size
-                choice = jax.lax.dynamic_slice_in_dim(plan.choice_P, at, size)
-                rows = take(x, choice // multiplier.shape[1])
-                return step(module, at, rows, take(multiplier.reshape(-1), choice)[:, None], own, carry)
+                return step(module, start + i * size, size, carry)
 
             carry = jax.lax.fori_loop(0, rest // size, visit, carry)
             start, rest = start + rest // size * size, rest % size
         return carry
 
     return jax.lax.fori_loop(0, jnp.count_nonzero(padded), visit_module, carry)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rows(body: Body, x: jax.Array, weights: Any, sink: Any, multiplier: jax.Array, plan: Plan) -> tuple:
-    """(`body` of every row [P, E], `sink` as it is)."""
-
-    def step(module: jax.Array, start: jax.Array, rows: jax.Array, weight: jax.Array, own: Any, out: jax.Array) -> Any:
-        return jax.lax.dynamic_update_slice_in_dim(out, body(linear, rows, weight, own), start, 0)
-
-    one = jax.tree.map(lambda w: w[0], weights)
-    like = jax.eval_shape(functools.partial(body, linear), x[:1], multiplier[:1, :1], one)
-    out = jnp.zeros((plan.choice_P.shape[0], like.shape[1]), like.dtype)
-    return _for_each(plan, x, multiplier, weights, step, out), sink
-
-
-def _forward(body: Body, x: jax.Array, weights: Any, sink: Any, multiplier: jax.Array, plan: Plan) -> tuple:
-    return _rows(body, x, weights, sink, multiplier, plan), (x, weights, multiplier, plan)
-
-
-def _backward(body: Body, residual: tuple, gradient: tuple) -> tuple:
-    x, weights, multiplier, plan = residual
-    d_out, sink = gradient
-
-    def step(module: jax.Array, start: jax.Array, rows: jax.Array, weight: jax.Array, own: Any, carry: Any) -> Any:
-        d_x, d_multiplier, sink = carry
-        _, pullback = jax.vjp(functools.partial(body, linear), rows, weight, own)
-        d_rows, d_weight, d_own = pullback(jax.lax.dynamic_slice_in_dim(d_out, start, rows.shape[0]))
-        d_x = jax.lax.dynamic_update_slice_in_dim(d_x, d_rows, start, 0)
-        d_multiplier = jax.lax.dynamic_update_slice_in_dim(d_multiplier, d_weight[:, 0], start, 0)
-        return d_x, d_multiplier, jax.tree.map(lambda s, d: s.at[module].add(d), sink, d_own)
-
-    rows = plan.choice_P.shape[0]
-    zero = jnp.zeros((rows, x.shape[1]), x.dtype), jnp.zeros(rows, multiplier.dtype), sink
-    d_x, d_multiplier, sink = _for_each(plan, x, multiplier, weights, step, zero)
-    return combine(d_x, plan), None, sink, take(d_multiplier, plan.slot_TxK), None
-
-
-_rows.defvjp(_forward, _backward)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mom_jax.dispatch import megablox, mosaic, triton
+from mom_jax.dispatch import blocked, megablox, mosaic, triton
 from mom_jax.dispatch.body import Body, Pooled, biases, scale
 from mom_jax.dispatch.plan import Plan, combine, gather, spread
 from mom_jax.platforms import platform
@@ -22,7 +22,8 @@ Product = Callable[[jax.Array, jax.Array, Plan], jax.Array]
 class Products(NamedTuple):
     """A backend's grouped products; matrices and rows have the compute dtype, sums are float32.
 
-    forward: (rows [P, D], kernel [N, D, E], plan) -> rows · kernel[module of the row], [P, E]
+    forward: (rows [P, D], kernel [N, D, E], bias [N, E] float32, multiplier [P, 1] float32 or None, plan) -> rows ·
+        kernel[module of the row] + multiplier · bias[module of the row], [P, E] in the dtype of the rows
     backward: (d [P, E], kernel [N, D, E], plan) -> d · kernel[module of the row]ᵀ, [P, D]
     gradient: (sinks, rows [P, D], d [P, E], multiplier [P, 1] or None, plan) -> the sinks of a kernel [N, D, E] and a
         bias [N, E], float32, plus rowsᵀ · d and multiplierᵀ · d, module by module
@@ -30,7 +31,7 @@ class Products(NamedTuple):
     What an empty row gets is not defined. Empty rows of `d` are zeros, so that they add nothing to a gradient.
     """
 
-    forward: Product
+    forward: Callable[..., jax.Array]
     backward: Product
     gradient: Callable[..., tuple]
 
@@ -67,10 +68,8 @@ def _linear(
 ) -> tuple[jax.Array, tuple]:
     """(rows · kernel + multiplier · bias in the dtype of the rows, zeros in empty rows; the sinks as they are)."""
     kernel, bias = weights
-    out = PRODUCTS[backend].forward(rows, kernel, plan).astype(jnp.float32)
-    out = out + biases(_of_rows(bias, plan), multiplier)
     # Kernels leave empty rows unwritten: there could be NaN, which no factor of 0 would remove.
-    return _real(out.astype(rows.dtype), plan), sinks
+    return _real(PRODUCTS[backend].forward(rows, kernel, bias, multiplier, plan), plan), sinks
 
 
 def _linear_forward(backend: str, rows: jax.Array, weights: tuple, sinks: tuple, *rest: Any) -> tuple:
@@ -82,9 +81,7 @@ def _linear_backward(backend: str, residual: tuple, gradients: tuple) -> tuple:
     d, sinks = gradients
     products, d = PRODUCTS[backend], _real(d, plan)
     d_rows = products.backward(d, kernel, plan).astype(rows.dtype)
-    d_multiplier = None
-    if multiplier is not None:
-        d_multiplier = (d.astype(jnp.float32) * _of_rows(bias, plan)).sum(1, keepdims=True)
+    d_multiplier = None if multiplier is None else _times_bias(d, bias, plan)
     return d_rows, None, products.gradient(sinks, rows, d, multiplier, plan), d_multiplier, None
 
 
@@ -96,17 +93,37 @@ def _real(rows: jax.Array, plan: Plan) -> jax.Array:
     return jnp.where((plan.choice_P < plan.slot_TxK.size)[:, None], rows, 0)
 
 
-def _of_rows(bias: jax.Array, plan: Plan) -> jax.Array:
-    """The bias [N, E] of each row's module, [P, E] in float32."""
-    bias = bias.astype(jnp.float32)
+def _indexed(x_N: jax.Array, plan: Plan) -> jax.Array:
+    """x[module of the row]. TPUs are slow at indexing and fast at products: one with 0 and 1."""
     if platform() == "gpu":
-        return bias[plan.module_P]
-    # TPUs are slow at indexing and fast at products: one with 0 and 1.
-    return jnp.matmul(_modules(plan), bias, precision=jax.lax.Precision.HIGHEST)
+        return x_N[plan.module_P]
+    return jnp.matmul(_modules(plan), x_N, precision=jax.lax.Precision.HIGHEST)
 
 
-def _with_bias(gradient: Callable[[jax.Array, jax.Array, jax.Array, Plan], jax.Array]) -> Callable[..., tuple]:
-    """`Products.gradient` of a backend that knows kernels only: the bias's by a product with 0 and 1."""
+def _times_bias(d: jax.Array, bias: jax.Array, plan: Plan) -> jax.Array:
+    """d [P, E] times the bias [N, E] of each row's module, [P, 1] in float32: the gradient of the multiplier by what
+    it multiplies beside the rows."""
+    wide = d.astype(jnp.float32)
+    if platform() == "gpu":
+        return (wide * _indexed(bias, plan)).sum(1, keepdims=True)
+    every = jnp.einsum("pe,ne->pn", wide, bias, precision=jax.lax.Precision.HIGHEST)
+    return (every * _modules(plan)).sum(1, keepdims=True)
+
+
+def _plus_bias(forward: Product) -> Callable[..., jax.Array]:
+    """`Products.forward` by a product that knows kernels only."""
+
+    def with_bias(
+        rows: jax.Array, kernel: jax.Array, bias: jax.Array, multiplier: jax.Array | None, plan: Plan
+    ) -> jax.Array:
+        out = forward(rows, kernel, plan).astype(jnp.float32) + biases(_indexed(bias, plan), multiplier)
+        return out.astype(rows.dtype)
+
+    return with_bias
+
+
+def _add_bias(gradient: Callable[[jax.Array, jax.Array, jax.Array, Plan], jax.Array]) -> Callable[..., tuple]:
+    """`Products.gradient` by a product that knows kernels only."""
 
     def of_both(sinks: tuple, rows: jax.Array, d: jax.Array, multiplier: jax.Array | None, plan: Plan) -> tuple:
         kernel_sink, bias_sink = sinks
@@ -160,10 +177,11 @@ def _by_transposed_kernel(forward: Product) -> Product:
 
 
 PRODUCTS = {
-    "dense": Products(_dense, _by_transposed_kernel(_dense), _with_bias(_dense_gradient)),
-    "ragged": Products(_ragged, _by_transposed_kernel(_ragged), _with_bias(_ragged_gradient)),
-    "megablox": Products(megablox.forward, megablox.backward, _with_bias(megablox.gradient)),
-    "triton": Products(triton.forward, triton.backward, triton.gradient),
-    "mosaic": Products(mosaic.forward, mosaic.backward, triton.gradient),
-    "capacity": Products(_capacity, _by_transposed_kernel(_capacity), _with_bias(_capacity_gradient)),
+    "blocked": Products(blocked.forward, blocked.backward, blocked.gradient),
+    "dense": Products(_plus_bias(_dense), _by_transposed_kernel(_dense), _add_bias(_dense_gradient)),
+    "ragged": Products(_plus_bias(_ragged), _by_transposed_kernel(_ragged), _add_bias(_ragged_gradient)),
+    "megablox": Products(_plus_bias(megablox.forward), megablox.backward, _add_bias(megablox.gradient)),
+    "triton": Products(_plus_bias(triton.forward), triton.backward, triton.gradient),
+    "mosaic": Products(_plus_bias(mosaic.forward), mosaic.backward, triton.gradient),
+    "capacity": Products(_plus_bias(_capacity), _by_transposed_kernel(_capacity), _add_bias(_capacity_gradient)),
 }

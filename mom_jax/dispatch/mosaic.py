@@ -43,7 +43,7 @@ def fits(dtype: Any, depth: int, width: int) -> bool:
 
 
 def forward(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    """As `grouped.Products.forward`, in the dtype of the rows."""
+    """As `triton.forward`."""
     if not fits(rows.dtype, *kernel.shape[1:]):
         return triton.forward(rows, kernel, plan)
     return _product(rows, kernel, plan, transpose=False)

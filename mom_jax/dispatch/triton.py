@@ -37,7 +37,8 @@ GRADIENT = {2: Blocks(128, 64, 8, 3), 4: Blocks(64, 32, 4, 3)}
 
 
 def forward(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    """As `grouped.Products.forward`, in the dtype of the rows; each module's rows begin at a multiple of `TILE`."""
+    """rows [P, D] · kernel[module of the row] [N, D, E], [P, E] in the dtype of the rows. Each module's rows begin at a
+    multiple of `TILE`."""
     return _product(rows, kernel, plan, transpose=False)
 
 

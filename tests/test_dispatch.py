@@ -87,7 +87,9 @@ def arrays(index, modules):
 
 @BACKENDS
 @CASES
-def test_values_and_gradients_are_a_plain_loops(name, backend):
+def test_values_and_gradients_are_a_plain_loops(name, backend, monkeypatch):
+    """What kernels leave unwritten is NaN here; interpreted ones see to that themselves."""
+    monkeypatch.setattr(jax.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
     index, modules = choices(name)
     *inputs, d_y = arrays(index, modules)
 
@@ -184,15 +186,11 @@ def test_blocks_cover_every_row_once_and_no_others(loads):
     where = make_plan(np.random.default_rng(0).permutation(index), 3, "blocked")
     seen = []  # (module, first row, rows) of each block
 
-    def step(module, start, rows, weight, own, count):
-        jax.debug.callback(lambda *block: seen.append(tuple(map(int, block))), module, start, rows.shape[0])
-        np.testing.assert_array_equal(own.shape, ())
+    def step(module, start, rows, count):
+        jax.debug.callback(lambda *block: seen.append(tuple(map(int, block))), module, start, rows)
         return count + 1
 
-    weight = jnp.ones(index.shape)
-    count = jax.jit(
-        lambda: blocked._for_each(where, jnp.ones((len(index), 1)), weight, jnp.zeros(3), step, jnp.int32(0))
-    )()
+    count = jax.jit(lambda: blocked._for_each_block(where, step, jnp.int32(0)))()
     jax.effects_barrier()
     assert len(seen) == count
     covered, module_P = np.zeros(len(where.choice_P), int), np.asarray(where.module_P)
@@ -204,7 +202,7 @@ def test_blocks_cover_every_row_once_and_no_others(loads):
     assert covered[used].all()
     # No module has as many rows to spare as the smallest block.
     spare = np.bincount(module_P[(covered == 1) & ~used], minlength=3)
-    assert (spare < blocked.unit(index.size, 3)).all()
+    assert (spare < blocked.UNIT).all()
 
 
 @BACKENDS
@@ -346,12 +344,14 @@ def test_kernels_on_whole_tiles(backend, dtype, loads):
     x, d, multiplier = (jnp.where(real[:, None], a, 0) for a in (x, d, multiplier.astype(jnp.float32)))
     sinks = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, depth, width), (3, width)))
     products = grouped.PRODUCTS[backend]
-    got = products.forward(x, kernel, where), products.backward(d, kernel, where)
-    got_sinks = products.gradient(sinks, x, d, multiplier, where)
+    bias = jnp.asarray(rng.normal(size=(3, width)), jnp.float32)
+    d_x, got_sinks = products.backward(x, d, kernel, multiplier, sinks, where)
+    got = products.forward(x, kernel, bias, multiplier, where), d_x
 
     wide = [np.asarray(a, np.float64) for a in (x, d, kernel, multiplier)]
     own = wide[2][np.minimum(module, 2)]
-    want = np.einsum("pd,pde->pe", wide[0], own), np.einsum("pe,pde->pd", wide[1], own)
+    own_bias = np.asarray(bias, np.float64)[np.minimum(module, 2)]
+    want = np.einsum("pd,pde->pe", wide[0], own) + wide[3] * own_bias, np.einsum("pe,pde->pd", wide[1], own)
     modules = np.eye(3)[np.minimum(module, 2)] * real[:, None]
     added = (
         np.einsum("pn,pd,pe->nde", modules, wide[0], wide[1]),
@@ -359,7 +359,7 @@ def test_kernels_on_whole_tiles(backend, dtype, loads):
     )
     for have, expected in zip(got, want, strict=True):
         error = np.abs(np.asarray(have, np.float64) - expected)[real].max(initial=0)
-        assert error <= (2**-8 if dtype == jnp.bfloat16 else 1e-5) * max(1, np.abs(expected).max())
+        assert error <= (2**-7 if dtype == jnp.bfloat16 else 1e-5) * max(1, np.abs(expected).max())
     for have, sink, more in zip(got_sinks, sinks, added, strict=True):
         np.testing.assert_allclose(have, np.asarray(sink, np.float64) + more, rtol=1e-5, atol=1e-4)
         np.testing.assert_array_equal(have[1], sink[1])

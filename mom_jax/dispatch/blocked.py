@@ -16,8 +16,8 @@ from mom_jax.dispatch.body import Pooled
 from mom_jax.dispatch.plan import Plan
 from mom_jax.products import inner_product, matmul, matmul_transposed
 
-UNIT = 32  # a module's rows begin at a multiple of it
-SIZES = (256, 128, 96, 64, 32)  # rows of a block; each makes the program longer
+UNIT = 16  # a module's rows begin at a multiple of it
+SIZES = (256, *range(128, 0, -UNIT))  # rows of a block: what is left of a module's rows is one block
 
 
 def with_sink(weights: Any, dtype: Any) -> Pooled:
@@ -35,44 +35,43 @@ def forward(rows: jax.Array, kernel: jax.Array, bias: jax.Array, multiplier: jax
     times = matmul if kernel.shape[1] == rows.shape[1] else matmul_transposed
 
     def step(module: jax.Array, start: jax.Array, size: int, out: jax.Array) -> jax.Array:
-        own_bias = bias[module][None]
+        own_bias = _of(bias, module)[None]
         if multiplier is not None:
             own_bias = own_bias * _block(multiplier, start, size)
-        result = times(_block(rows, start, size), kernel[module]) + own_bias
+        result = times(_block(rows, start, size), _of(kernel, module)) + own_bias
         return jax.lax.dynamic_update_slice_in_dim(out, result.astype(rows.dtype), start, 0)
 
-    return _for_each_block(plan, step, jnp.zeros((rows.shape[0], bias.shape[1]), rows.dtype))
+    return _for_each_block(plan, step, jax.lax.empty((rows.shape[0], bias.shape[1]), rows.dtype))
 
 
-def backward(d: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    """As `grouped.Products.backward`."""
-    is_transposed = kernel.shape[2] != d.shape[1]
+def backward(
+    rows: jax.Array, d: jax.Array, kernel: jax.Array, multiplier: jax.Array | None, sinks: tuple, plan: Plan
+) -> tuple[jax.Array, tuple]:
+    """As `grouped.Products.backward`; the sinks are changed in place. One loop does both, since a block's two products
+    can run at the same time."""
+    is_transposed = kernel.shape[1] != rows.shape[1]
     times = matmul if is_transposed else matmul_transposed
 
-    def step(module: jax.Array, start: jax.Array, size: int, out: jax.Array) -> jax.Array:
-        result = times(_block(d, start, size), kernel[module])
-        return jax.lax.dynamic_update_slice_in_dim(out, result.astype(d.dtype), start, 0)
-
-    width = kernel.shape[2 if is_transposed else 1]
-    return _for_each_block(plan, step, jnp.zeros((d.shape[0], width), d.dtype))
-
-
-def gradient(sinks: tuple, rows: jax.Array, d: jax.Array, multiplier: jax.Array | None, plan: Plan) -> tuple:
-    """As `grouped.Products.gradient`; the sinks are changed in place."""
-    is_transposed = sinks[0].shape[2] != d.shape[1]
-
-    def step(module: jax.Array, start: jax.Array, size: int, sinks: tuple) -> tuple:
-        kernel_sink, bias_sink = sinks
+    def step(module: jax.Array, start: jax.Array, size: int, carry: tuple) -> tuple:
+        d_rows, *sinks = carry
         own, own_d = _block(rows, start, size), _block(d, start, size)
-        kernel_sink = kernel_sink.at[module].add(
-            inner_product(own_d, own) if is_transposed else inner_product(own, own_d)
+        weight = jnp.ones((1, size)) if multiplier is None else _block(multiplier, start, size).T
+        added = (
+            inner_product(own_d, own) if is_transposed else inner_product(own, own_d),
+            matmul(weight, own_d.astype(jnp.float32))[0],
         )
-        wide = own_d.astype(jnp.float32)
-        if multiplier is not None:
-            wide = wide * _block(multiplier, start, size)
-        return kernel_sink, bias_sink.at[module].add(wide.sum(0))
+        own_d_rows = times(own_d, _of(kernel, module)).astype(d_rows.dtype)
+        d_rows = jax.lax.dynamic_update_slice_in_dim(d_rows, own_d_rows, start, 0)
+        # Known to be in bounds, XLA adds in one pass over the module's part of the sink.
+        added_to = (sink.at[module] for sink in sinks)
+        return d_rows, *(at.add(more, mode="promise_in_bounds") for at, more in zip(added_to, added, strict=True))
 
-    return _for_each_block(plan, step, sinks)
+    d_rows, *sinks = _for_each_block(plan, step, (jax.lax.empty(rows.shape, rows.dtype), *sinks))
+    return d_rows, tuple(sinks)
+
+
+def _of(x_N: jax.Array, module: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(x_N, module, keepdims=False, allow_negative_indices=False)
 
 
 def _block(x: jax.Array, start: jax.Array, size: int) -> jax.Array:

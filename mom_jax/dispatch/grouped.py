@@ -1,7 +1,7 @@
-"""Backends that hold all rows at once and multiply each by its module's matrix in one grouped product.
+"""The routed computation by grouped products: all rows, each multiplied by its module's matrix.
 
-A backend is three products: forward, and the gradients of the rows and of the matrices. The gradient of the matrices is
-added to the sink that the pool's uses hand on (`Pooled.sink`).
+A backend is such a product and its gradients. The gradient of the weights is added to the sink that the pool's uses
+hand on (`Pooled.sink`).
 """
 
 import functools
@@ -24,16 +24,16 @@ class Products(NamedTuple):
 
     forward: (rows [P, D], kernel [N, D, E], bias [N, E] float32, multiplier [P, 1] float32 or None, plan) -> rows ·
         kernel[module of the row] + multiplier · bias[module of the row], [P, E] in the dtype of the rows
-    backward: (d [P, E], kernel [N, D, E], plan) -> d · kernel[module of the row]ᵀ, [P, D]
-    gradient: (sinks, rows [P, D], d [P, E], multiplier [P, 1] or None, plan) -> the sinks of a kernel [N, D, E] and a
-        bias [N, E], float32, plus rowsᵀ · d and multiplierᵀ · d, module by module
+    backward: (rows [P, D], d [P, E], kernel [N, D, E], multiplier [P, 1] or None, sinks, plan) -> d · kernel[module of
+        the row]ᵀ, [P, D] in the dtype of the rows; and the sinks of a kernel [N, D, E] and a bias [N, E], float32, plus
+        rowsᵀ · d and multiplierᵀ · d, module by module
 
-    What an empty row gets is not defined. Empty rows of `d` are zeros, so that they add nothing to a gradient.
+    Rows that no choice has may be left unwritten where the backend's own products do not read them: there could be NaN,
+    which no factor of 0 would remove. Others come out finite, and with d of 0, so that they add nothing to a gradient.
     """
 
     forward: Callable[..., jax.Array]
-    backward: Product
-    gradient: Callable[..., tuple]
+    backward: Callable[..., tuple[jax.Array, tuple]]
 
 
 class _Held:
@@ -66,10 +66,8 @@ def routed(
 def _linear(
     backend: str, rows: jax.Array, weights: tuple, sinks: tuple, multiplier: jax.Array | None, plan: Plan
 ) -> tuple[jax.Array, tuple]:
-    """(rows · kernel + multiplier · bias in the dtype of the rows, zeros in empty rows; the sinks as they are)."""
-    kernel, bias = weights
-    # Kernels leave empty rows unwritten: there could be NaN, which no factor of 0 would remove.
-    return _real(PRODUCTS[backend].forward(rows, kernel, bias, multiplier, plan), plan), sinks
+    """(rows · kernel + multiplier · bias in the dtype of the rows; the sinks as they are)."""
+    return PRODUCTS[backend].forward(rows, *weights, multiplier, plan), sinks
 
 
 def _linear_forward(backend: str, rows: jax.Array, weights: tuple, sinks: tuple, *rest: Any) -> tuple:
@@ -79,18 +77,11 @@ def _linear_forward(backend: str, rows: jax.Array, weights: tuple, sinks: tuple,
 def _linear_backward(backend: str, residual: tuple, gradients: tuple) -> tuple:
     rows, (kernel, bias), multiplier, plan = residual
     d, sinks = gradients
-    products, d = PRODUCTS[backend], _real(d, plan)
-    d_rows = products.backward(d, kernel, plan).astype(rows.dtype)
-    d_multiplier = None if multiplier is None else _times_bias(d, bias, plan)
-    return d_rows, None, products.gradient(sinks, rows, d, multiplier, plan), d_multiplier, None
+    d_rows, sinks = PRODUCTS[backend].backward(rows, d, kernel, multiplier, sinks, plan)
+    return d_rows, None, sinks, None if multiplier is None else _times_bias(d, bias, plan), None
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
-
-
-def _real(rows: jax.Array, plan: Plan) -> jax.Array:
-    """The rows with zeros where they are empty."""
-    return jnp.where((plan.choice_P < plan.slot_TxK.size)[:, None], rows, 0)
 
 
 def _indexed(x_N: jax.Array, plan: Plan) -> jax.Array:
@@ -122,12 +113,25 @@ def _plus_bias(forward: Product) -> Callable[..., jax.Array]:
     return with_bias
 
 
+def _both(backward: Product, gradient: Callable[..., tuple]) -> Callable[..., tuple[jax.Array, tuple]]:
+    """`Products.backward` of a product for the gradient of the rows and one for that of the weights."""
+
+    def of_both(
+        rows: jax.Array, d: jax.Array, kernel: jax.Array, multiplier: jax.Array | None, sinks: tuple, plan: Plan
+    ) -> tuple[jax.Array, tuple]:
+        return backward(d, kernel, plan).astype(rows.dtype), gradient(sinks, rows, d, multiplier, plan)
+
+    return of_both
+
+
 def _add_bias(gradient: Callable[[jax.Array, jax.Array, jax.Array, Plan], jax.Array]) -> Callable[..., tuple]:
-    """`Products.gradient` by a product that knows kernels only."""
+    """The gradient of the weights by a product that knows kernels only."""
 
     def of_both(sinks: tuple, rows: jax.Array, d: jax.Array, multiplier: jax.Array | None, plan: Plan) -> tuple:
         kernel_sink, bias_sink = sinks
-        wide = d.astype(jnp.float32) if multiplier is None else d.astype(jnp.float32) * multiplier
+        # Rows that a kernel has left unwritten would not vanish in a product with 0.
+        wide = jnp.where((plan.choice_P < plan.slot_TxK.size)[:, None], d.astype(jnp.float32), 0)
+        wide = wide if multiplier is None else wide * multiplier
         sums = jnp.einsum("pn,pe->ne", _modules(plan), wide, precision=jax.lax.Precision.HIGHEST)
         return gradient(kernel_sink, rows, d, plan), bias_sink + sums
 
@@ -176,12 +180,17 @@ def _by_transposed_kernel(forward: Product) -> Product:
     return lambda d, kernel, plan: forward(d, kernel.swapaxes(1, 2), plan)
 
 
+def _products(forward: Product, backward: Product, gradient: Callable[..., jax.Array]) -> Products:
+    """Of products that know kernels only."""
+    return Products(_plus_bias(forward), _both(backward, _add_bias(gradient)))
+
+
 PRODUCTS = {
-    "blocked": Products(blocked.forward, blocked.backward, blocked.gradient),
-    "dense": Products(_plus_bias(_dense), _by_transposed_kernel(_dense), _add_bias(_dense_gradient)),
-    "ragged": Products(_plus_bias(_ragged), _by_transposed_kernel(_ragged), _add_bias(_ragged_gradient)),
-    "megablox": Products(_plus_bias(megablox.forward), megablox.backward, _add_bias(megablox.gradient)),
-    "triton": Products(_plus_bias(triton.forward), triton.backward, triton.gradient),
-    "mosaic": Products(_plus_bias(mosaic.forward), mosaic.backward, triton.gradient),
-    "capacity": Products(_plus_bias(_capacity), _by_transposed_kernel(_capacity), _add_bias(_capacity_gradient)),
+    "blocked": Products(blocked.forward, blocked.backward),
+    "dense": _products(_dense, _by_transposed_kernel(_dense), _dense_gradient),
+    "ragged": _products(_ragged, _by_transposed_kernel(_ragged), _ragged_gradient),
+    "megablox": _products(megablox.forward, megablox.backward, megablox.gradient),
+    "triton": Products(_plus_bias(triton.forward), _both(triton.backward, triton.gradient)),
+    "mosaic": Products(_plus_bias(mosaic.forward), _both(mosaic.backward, triton.gradient)),
+    "capacity": _products(_capacity, _by_transposed_kernel(_capacity), _capacity_gradient),
 }

@@ -35,13 +35,13 @@ def _gmm(rows: jax.Array, kernel: jax.Array, sizes: jax.Array, transpose: bool) 
 
 
 def forward(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    """rows [P, D] · kernel[module of the row] [N, D, E], [P, E] in float32. P must be a multiple of `TILE`, modules' rows
-    may begin anywhere."""
+    """rows [P, D] · kernel[module of the row] [N, D, E], [P, E] in float32. P must be a multiple of `TILE`; modules'
+    rows may begin anywhere."""
     return _gmm(rows, kernel, plan.sizes_N, transpose=False)
 
 
 def backward(d: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    """As `grouped.Products.backward`."""
+    """d [P, E] · kernel[module of the row]ᵀ [N, D, E], [P, D] in float32."""
     return _gmm(d, kernel, plan.sizes_N, transpose=True)
 
 

@@ -50,7 +50,7 @@ def forward(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
 
 
 def backward(d: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    """As `grouped.Products.backward`, in the dtype of d."""
+    """As `triton.backward`."""
     if not fits(d.dtype, *kernel.shape[1:]):
         return triton.backward(d, kernel, plan)
     return _product(d, kernel, plan, transpose=True)

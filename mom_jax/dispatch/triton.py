@@ -43,12 +43,13 @@ def forward(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
 
 
 def backward(d: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    """As `grouped.Products.backward`, in the dtype of d."""
+    """d [P, E] · kernel[module of the row]ᵀ [N, D, E], [P, D] in the dtype of d."""
     return _product(d, kernel, plan, transpose=True)
 
 
 def gradient(sinks: tuple, rows: jax.Array, d: jax.Array, multiplier: jax.Array | None, plan: Plan) -> tuple:
-    """As `grouped.Products.gradient`; the sinks are changed in place, and only where a module has rows."""
+    """The sinks of a kernel [N, D, E] and a bias [N, E], float32, plus rowsᵀ · d and multiplierᵀ · d, module by module:
+    of rows [P, D], d [P, E], multiplier [P, 1]. They are changed in place, and only where a module has rows."""
     blocks = GRADIENT[rows.dtype.itemsize]
     depth, width, modules = rows.shape[1], d.shape[1], plan.sizes_N.shape[0]
     tall, wide = _block(depth, blocks.columns), _block(width, blocks.columns)

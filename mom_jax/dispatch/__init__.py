@@ -96,7 +96,7 @@ def pooled(weights: Any, backend: str, dtype: Any) -> Pooled:
     """
     if backend == "switched":
         return switched.unstack(weights)
-    return blocked.with_sink(weights, dtype) if backend == "blocked" else with_sink(weights, dtype)
+    return with_sink(weights, dtype)
 
 
 def routed(

@@ -11,34 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mom_jax.dispatch import body
-from mom_jax.dispatch.body import Pooled
 from mom_jax.dispatch.plan import Plan
-from mom_jax.products import inner_product, matmul, matmul_transposed
+from mom_jax.products import matmul, matmul_transposed
 
 UNIT = 16  # a module's rows begin at a multiple of it
 SIZES = (256, *range(128, 0, -UNIT))  # rows of a block: what is left of a module's rows is one block
 
 
-def with_sink(weights: Any, dtype: Any) -> Pooled:
-    """Weights ready for uses, kernels that narrow transposed: [N, E, D] of a kernel [N, D, E] with D > E.
-
-    The gradient of a narrowing kernel is made as its transpose (`products.inner_product`). Were kernel and sink not
-    held the same way, every block would transpose what it adds.
-    """
-    weights = jax.tree.map(lambda w: w.swapaxes(1, 2) if w.ndim == 3 and w.shape[1] > w.shape[2] else w, weights)
-    return body.with_sink(weights, dtype)
-
-
 def forward(rows: jax.Array, kernel: jax.Array, bias: jax.Array, multiplier: jax.Array | None, plan: Plan) -> jax.Array:
-    """As `grouped.Products.forward`; the kernel may be held transposed."""
-    times = matmul if kernel.shape[1] == rows.shape[1] else matmul_transposed
+    """As `grouped.Products.forward`."""
 
     def step(module: jax.Array, start: jax.Array, size: int, out: jax.Array) -> jax.Array:
         own_bias = _of(bias, module)[None]
         if multiplier is not None:
             own_bias = own_bias * _block(multiplier, start, size)
-        result = times(_block(rows, start, size), _of(kernel, module)) + own_bias
+        result = matmul(_block(rows, start, size), _of(kernel, module)) + own_bias
         return jax.lax.dynamic_update_slice_in_dim(out, result.astype(rows.dtype), start, 0)
 
     return _for_each_block(plan, step, jax.lax.empty((rows.shape[0], bias.shape[1]), rows.dtype))
@@ -49,18 +36,13 @@ def backward(
 ) -> tuple[jax.Array, tuple]:
     """As `grouped.Products.backward`; the sinks are changed in place. One loop does both, since a block's two products
     can run at the same time."""
-    is_transposed = kernel.shape[1] != rows.shape[1]
-    times = matmul if is_transposed else matmul_transposed
 
     def step(module: jax.Array, start: jax.Array, size: int, carry: tuple) -> tuple:
         d_rows, *sinks = carry
         own, own_d = _block(rows, start, size), _block(d, start, size)
-        weight = jnp.ones((1, size)) if multiplier is None else _block(multiplier, start, size).T
-        added = (
-            inner_product(own_d, own) if is_transposed else inner_product(own, own_d),
-            matmul(weight, own_d.astype(jnp.float32))[0],
-        )
-        own_d_rows = times(own_d, _of(kernel, module)).astype(d_rows.dtype)
+        weight = jnp.ones((size, 1)) if multiplier is None else _block(multiplier, start, size)
+        added = _summed_over_rows(own, own_d), _summed_over_rows(weight, own_d.astype(jnp.float32))[0]
+        own_d_rows = matmul_transposed(own_d, _of(kernel, module)).astype(d_rows.dtype)
         d_rows = jax.lax.dynamic_update_slice_in_dim(d_rows, own_d_rows, start, 0)
         # Known to be in bounds, XLA adds in one pass over the module's part of the sink.
         added_to = (sink.at[module] for sink in sinks)
@@ -68,6 +50,11 @@ def backward(
 
     d_rows, *sinks = _for_each_block(plan, step, (jax.lax.empty(rows.shape, rows.dtype), *sinks))
     return d_rows, tuple(sinks)
+
+
+def _summed_over_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+    """aᵀ · b in float32. Of so few rows the plain product is as fast as `products.inner_product`, or faster."""
+    return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _of(x_N: jax.Array, module: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ Hugging Face's are null without the [torch] extra.
 import argparse
 import dataclasses
 import importlib
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -47,7 +46,7 @@ SMALL = Size(vocabulary=64, width=16, heads=2, layers=4, router=8, prompt=4, new
 Decoding = Callable[[], float]
 
 
-def config(size: Size, top_k: int = 1) -> ModelConfig:
+def config(size: Size, top_k: int = 1, dtype: Any = "float32") -> ModelConfig:
     """The MoM; `vanilla()` of it is the GPT-2."""
     modules = size.layers - 2
     return ModelConfig(
@@ -61,6 +60,7 @@ def config(size: Size, top_k: int = 1) -> ModelConfig:
         top_k=top_k,
         skip=False,
         router=RouterConfig(dim=size.router),
+        dtype=dtype,
     )
 
 
@@ -84,8 +84,9 @@ def hugging_face(
     params: dict[Any, Any], vanilla: ModelConfig, size: Size, threads: int
 ) -> Callable[[int], Decoding] | None:
     """The same of `transformers`, for any batch; None where it is not installed."""
-    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+    if (where := reference.torch_device()) is None:
         return None
+    device, dtype = where
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
@@ -99,7 +100,7 @@ def hugging_face(
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
         model.load_state_dict(tensors, strict=False, assign=True)
         model.tie_weights()
-        model.eval()
+        model.to(device, dtype).eval()
 
     class Clock:
         """What `generate` calls for the prompt, for every step's tokens, and at the end."""
@@ -108,13 +109,15 @@ def hugging_face(
             self.times: list[float] = []
 
         def put(self, tokens: Any) -> None:
+            if device == "cuda":  # the tokens are there when the device has done them
+                torch.cuda.synchronize()
             self.times.append(time.perf_counter())
 
         def end(self) -> None:
             pass
 
     def of(batch: int) -> Decoding:
-        ids = torch.from_numpy(prompts(size, batch)).long()
+        ids = torch.from_numpy(prompts(size, batch)).long().to(device)
         given = {"attention_mask": torch.ones_like(ids), "do_sample": False, "use_cache": True, "pad_token_id": 0}
 
         def call() -> float:
@@ -167,11 +170,19 @@ def in_turn(calls: Mapping[str, Decoding], rounds: int) -> timing.Seconds:
 
 
 def measure(
-    size: Size, rounds: int, top_ks: tuple[int, ...], batches: tuple[int, ...], torch_threads: int
+    size: Size,
+    rounds: int,
+    top_ks: tuple[int, ...],
+    batches: tuple[int, ...],
+    torch_threads: int,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
-    """Ratios of speeds, tokens per second, and the bytes of weights that a step touches."""
+    """Ratios of speeds, tokens per second, and the bytes of weights that a step touches. dtype: of the computation."""
     about = timing.machine()
-    configs = {"vanilla": config(size).vanilla(), **{f"mom_k{k}": config(size, k) for k in top_ks}}
+    configs = {
+        "vanilla": config(size, dtype=dtype).vanilla(),
+        **{f"mom_k{k}": config(size, k, dtype) for k in top_ks},
+    }
     params = {name: reference.params(model) for name, model in configs.items()}
     decoders = {name: Decoder(with_parameters(configs[name], params[name])) for name in configs}
     theirs = hugging_face(params["vanilla"], configs["vanilla"], size, torch_threads)

@@ -29,7 +29,8 @@ ROUTER_SCALE = 10
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """V, D, heads, R and the batch B x L; the inner width is 4·D. anchors: below the chunk, and above it."""
+    """V, D, heads, R and the batch B x L; the inner width is 4·D. anchors: below the chunk, and above it. modules: N of
+    both sides, and H."""
 
     vocabulary: int = 8192
     width: int = 256
@@ -38,9 +39,11 @@ class Size:
     batch: int = 8
     length: int = 256
     anchors: int = 1
+    modules: int = 8
 
 
 FULL = Size()
+GPT2_SMALL = Size(vocabulary=50257, width=768, heads=12, batch=2, length=512, modules=10)
 SMALL = Size(vocabulary=64, width=16, heads=2, router=8, batch=2, length=16, anchors=0)
 
 
@@ -60,8 +63,11 @@ class Work(NamedTuple):
         return self.call()[0][1]
 
 
-def config(size: Size = FULL, *, top_k: int = 1, modules: int = 8, steps: int = 8, **fields: Any) -> ModelConfig:
+def config(
+    size: Size = FULL, *, top_k: int = 1, modules: int | None = None, steps: int | None = None, **fields: Any
+) -> ModelConfig:
     """The reference model; `vanilla()` of it with modules == steps has the same depth. fields: of ModelConfig."""
+    modules, steps = modules or size.modules, steps or size.modules
     return ModelConfig(
         vocab_size=size.vocabulary,
         context_length=size.length,
@@ -129,14 +135,27 @@ def skip_share(routing: Routing) -> dict[str, float]:
     }
 
 
-def torch_gpt2(size: Size, layers: int, attention: str = "sdpa") -> timing.Call | None:
-    """Forward and backward pass of Hugging Face's GPT-2 on the same tokens; None where it is not installed.
-
-    It has as many threads as XLA and no dropout. A call returns the loss. attention: `sdpa`, PyTorch's fused one, or
-    `eager`.
-    """
+def torch_device() -> tuple[str, Any] | None:
+    """(device, dtype) of PyTorch beside JAX: a GPU with bfloat16 where JAX has one and PyTorch too, else the CPU with
+    float32; None where PyTorch or transformers are not installed."""
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         return None
+    torch = importlib.import_module("torch")
+    if jax.default_backend() == "gpu" and torch.cuda.is_available():
+        return "cuda", torch.bfloat16
+    return "cpu", torch.float32
+
+
+def torch_gpt2(size: Size, layers: int, attention: str = "sdpa", *, adamw: bool = False) -> timing.Call | None:
+    """Forward and backward pass of Hugging Face's GPT-2 on the same tokens; None where it is not installed.
+
+    On a CPU it has as many threads as XLA; on a GPU parameters are float32 and products bfloat16, as ours. It has no
+    dropout. A call returns the loss when all is done. attention: `sdpa`, PyTorch's fused one, or `eager`. adamw: with
+    a step of PyTorch's fused optimizer.
+    """
+    if (where := torch_device()) is None:
+        return None
+    device, dtype = where
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
@@ -156,14 +175,20 @@ def torch_gpt2(size: Size, layers: int, attention: str = "sdpa") -> timing.Call 
             **rates,
         )
         torch.manual_seed(0)
-        model = transformers.GPT2LMHeadModel(gpt2)
+        model = transformers.GPT2LMHeadModel(gpt2).to(device)
     model.train()
-    ids = torch.from_numpy(tokens(size)).long()
+    ids = torch.from_numpy(tokens(size)).long().to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda") if adamw else None
 
     def call() -> Any:
         model.zero_grad(set_to_none=True)
-        loss = model(ids, labels=ids).loss
+        with torch.autocast(device, dtype=dtype, enabled=device == "cuda"):
+            loss = model(ids, labels=ids).loss
         loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return loss.detach()
 
     return call

@@ -2,7 +2,8 @@
 
 All in one process, in turn, on the work of benchmarks/reference.py: `python -m benchmarks.step [--json]`. A ratio is
 the median over the rounds of the two seconds' ratio in that round; `quartiles` are those rounds'. Hugging Face's ratios
-are null without the [torch] extra. `--remat none,dots` also compares what the backward pass may recompute.
+are null without the [torch] extra. `flops_ratio_*`: what a MoM needs over vanilla. `--shape gpt2_small`: width 768, 12
+layers, R 256, vocabulary 50257, 2 x 512 tokens. `--remat none,dots` also compares what the backward pass may recompute.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from typing import Any
 from benchmarks import reference, timing
 from benchmarks.reference import Size, Work
 from mom_jax import ModelConfig
+from mom_jax.analysis.cost import train_flops_per_token
 from train.memory import keep_freed_memory
 
 TOP_KS = (1, 2, 3)
@@ -20,6 +22,7 @@ PAIRS = (
     *((f"mom_k{k}", "vanilla") for k in TOP_KS),
     ("vanilla", "hf_sdpa"),
 )
+SHAPES = {"reference": reference.FULL, "gpt2_small": reference.GPT2_SMALL}
 REMATS: tuple[str, ...] = typing.get_args(typing.get_type_hints(ModelConfig)["remat"])
 
 
@@ -37,6 +40,7 @@ def measure(size: Size, rounds: int, remats: tuple[str, ...] = ()) -> dict[str, 
     timing.progress(f"{rounds} rounds of {', '.join(calls)}")
     seconds = timing.interleaved(calls, rounds)
     result: dict[str, Any] = {f"{a}_over_{b}": timing.ratio(seconds, a, b) for a, b in PAIRS}
+    result |= flops_ratios(configs, size)
     result |= {
         "quartiles": {f"{a}_over_{b}": timing.quartiles(timing.ratios(seconds, a, b)) for a, b in PAIRS},
         "seconds": timing.medians(seconds),
@@ -47,6 +51,12 @@ def measure(size: Size, rounds: int, remats: tuple[str, ...] = ()) -> dict[str, 
         result["remat"] = measure_remat(size, rounds, remats)
     result |= {"rounds": rounds, "small": size == reference.SMALL, "layers": configs["vanilla"].num_layers}
     return result | {"size": dataclasses.asdict(size), **about}
+
+
+def flops_ratios(configs: dict[str, ModelConfig], size: Size) -> dict[str, float]:
+    """The FLOPs that each MoM needs over vanilla's, every choice a real module."""
+    needed = {name: train_flops_per_token(config, size.length) for name, config in configs.items()}
+    return {f"flops_ratio_k{k}": needed[f"mom_k{k}"] / needed["vanilla"] for k in TOP_KS}
 
 
 def measure_remat(size: Size, rounds: int, remats: tuple[str, ...]) -> dict[str, Any]:
@@ -84,9 +94,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--remat", type=timing.some_of(REMATS), default=(), help=f"also compare some of {','.join(REMATS)}"
     )
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="reference", help="of the models and the batch")
     flags = parser.parse_args(argv)
     keep_freed_memory()  # for all competitors alike
-    size = reference.SMALL if flags.small else reference.FULL
+    size = reference.SMALL if flags.small else SHAPES[flags.shape]
     timing.report(measure(size, flags.rounds, flags.remat), flags.json)
 
 

@@ -46,6 +46,25 @@ def interleaved(calls: Mapping[str, Call], rounds: int, *, limit: float = float(
     return seconds
 
 
+def seconds_of(run: Callable[..., Any], *args: Any, least: float = 0.2, rounds: int = 5) -> float:
+    """Seconds of a call of a function of JAX arrays, when calls follow one another without waiting for each: the least
+    of several rounds, each of as many calls as take `least` seconds or so."""
+    jax.block_until_ready(run(*args))
+    begin = time.perf_counter()
+    jax.block_until_ready(run(*args))
+    once = time.perf_counter() - begin
+    calls = min(1000, max(1, round(least / rounds / once)))
+
+    def one_round() -> float:
+        begin = time.perf_counter()
+        for _ in range(calls):
+            last = run(*args)
+        jax.block_until_ready(last)
+        return (time.perf_counter() - begin) / calls
+
+    return min(one_round() for _ in range(rounds))
+
+
 def warm_up(calls: Mapping[str, Call], times: int = 2) -> None:
     """Calls everything: the first calls fetch fresh memory."""
     for call in calls.values():

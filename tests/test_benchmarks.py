@@ -55,6 +55,7 @@ def test_step_prints_one_line_with_its_ratios(capsys, monkeypatch, without_torch
         set(STEP_KEYS) - {"mom_k1_over_vanilla"}
     )
     assert positive(result["mom_k1_over_vanilla"])
+    assert result["flops_ratio_k1"] > 1
     assert set(result["seconds"]) == set(result["temp_bytes"]) == {"vanilla", "mom_k1"}
     assert all(0 <= share < 1 for share in result["skip_share"]["mom_k1"].values())
 

@@ -5,10 +5,11 @@ the rows only: the gradient of the matrices contracts long columns of rows and i
 mom_jax/dispatch/triton.py wants them, which also does what `fits` excludes.
 """
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ CAPABILITY = (9, 0)  # `wgmma` is Hopper's alone
 INTERPRETER = "InterpretGPUParams"  # what the interpreter of such kernels is called in JAX
 
 
-class Blocks(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Blocks:
     """How a kernel is cut: columns of the result in a tile, how much of the contracted axis is brought at a time, how
     many such pieces are under way, and programs on each multiprocessor."""
 

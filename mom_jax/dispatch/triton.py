@@ -5,9 +5,10 @@ need no masks within tiles, and leave out the tiles behind the last row, so that
 platforms than CUDA they are interpreted: slow, for tests.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ TILE = 128  # rows of a tile
 CAPABILITY = (8, 0)  # the least compute capability: bfloat16 products
 
 
-class Blocks(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Blocks:
     """How a kernel is cut: columns of the result that a program computes, how much of the contracted axis it has at a
     time, and Triton's warps and stages of a program. A tile of the gradient has `columns` rows too."""
 

@@ -29,7 +29,7 @@ from mom_jax.fields import ConfigError
 from mom_jax.losses import finish
 from mom_jax.platforms import building_for
 from train.cli import run_program
-from train.planning.topology import devices_of, prepare_environment
+from train.planning.tpu import devices_of, prepare_environment
 from train.step import abstract_params, language_model_sums
 
 DISPATCH, ATTENTION = "megablox", "splash"  # what `auto` is on a TPU

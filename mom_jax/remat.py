@@ -14,8 +14,18 @@ from jax.ad_checkpoint import checkpoint_name
 from mom_jax.config import ModelConfig
 
 PRODUCT = "product"
+# What cuDNN's attention computes in the forward pass: JAX names none of it, so that only the operation can be told.
+CUDNN = "dot_product_attention_fwd_wrapper"
+
+
+def _is_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name == CUDNN
+
+
 POLICIES = {
-    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(PRODUCT), _is_cudnn
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

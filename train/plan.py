@@ -1,7 +1,7 @@
 """What a run needs on a pod, before one is paid for: `python -m train.plan --config FILE --topology v5e:4x4 [...]`.
 
-Compiles the real train step for TPUs on a machine without any, and reads memory, products and communication out of
-the program. `--search` ranks all meshes by arithmetic and compiles the best five. Exit code 3: nothing tried fits.
+Compiles the real train step for TPUs or GPUs on a machine without any, and reads memory, products and communication out
+of the program. `--search` ranks all meshes by arithmetic and compiles the best five. Exit code 3: nothing tried fits.
 """
 
 import argparse
@@ -29,7 +29,7 @@ COMPILED = 5  # meshes of a search
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m train.plan", description=__doc__, add_help=False, allow_abbrev=False)
-    parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="such as v5e:16x16 or v5p:2x2x2")
+    parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="such as v5e:16x16, h100:8 or h100:8x4")
     parser.add_argument("--phase", metavar="NAME", help="the phase to plan; default: the last")
     parser.add_argument("--search", action="store_true", help=f"rank all meshes, compile the best {COMPILED}")
     parser.add_argument("--json", action="store_true", help="one JSON object on the standard output")
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = names[-1] if own.phase is None else own.phase
     require(name in names, "phase", name, f"must be one of {names}")
     phase = config.phases[names.index(name)]
-    prepare_environment()
+    prepare_environment(own.topology)
     devices = devices_of(own.topology)
     device = chip(devices[0].device_kind)
     if device is None:

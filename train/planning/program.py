@@ -11,12 +11,12 @@ import jax
 
 from mom_jax.analysis import hlo
 from mom_jax.analysis.chips import Chip
-from mom_jax.platforms import building_for
 from mom_jax.sharding import MeshConfig, make_mesh
 from train.checkpoint import phase_model
 from train.compiled import check_sizes, peak_bytes, trace_step
 from train.config import Config, Phase
 from train.optim import make_optimizer
+from train.planning.topology import building
 from train.step import abstract_state
 
 # What XLA says of a program that does not fit: of its temporaries alone, or of all that it has assigned.
@@ -77,8 +77,8 @@ def compile_program(
     parameters, moments = _local_bytes(state.params), _local_bytes((state.step, state.opt_state))
     found: dict[str, Any] = {"mesh": dict(mesh.shape), "chips": mesh.size, "device": device}
     start = time.process_time()
-    with building_for("tpu"):
-        lowered = trace_step(config, phase, mesh).lower(lowering_platforms=("tpu",))
+    with building(mesh) as platforms:
+        lowered = trace_step(config, phase, mesh).lower(lowering_platforms=platforms)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

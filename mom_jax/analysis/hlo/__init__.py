@@ -8,12 +8,23 @@ depends on JAX.
 
 import collections
 import dataclasses
+import math
 import re
 
 from mom_jax.analysis.hlo.collectives import Collective, collective
 from mom_jax.analysis.hlo.kernels import CustomCall, custom_call
 from mom_jax.analysis.hlo.products import PRODUCTS
-from mom_jax.analysis.hlo.text import Computation, Instruction, called, devices, parse, shapes, size_bytes
+from mom_jax.analysis.hlo.text import (
+    Computation,
+    Instruction,
+    called,
+    devices,
+    op_name,
+    parse,
+    shapes,
+    size_bytes,
+    written,
+)
 from mom_jax.analysis.hlo.values import Value, Values
 
 _MAX_TRIPS = 1 << 17  # a loop that is still running then is an unknown one
@@ -46,7 +57,7 @@ class HloCost:
     @property
     def unknown_kernels(self) -> tuple[CustomCall, ...]:
         """Calls that may multiply matrices and are in no count."""
-        products = re.compile("tpu_custom_call|triton|gemm|matmul|dot|conv|attention|fmha", re.IGNORECASE)
+        products = re.compile("tpu_custom_call|triton|mosaic|gemm|matmul|dot|conv|attention|fmha", re.IGNORECASE)
         return tuple(call for call in self.custom_calls if call.flops is None and products.search(call.target))
 
 
@@ -62,6 +73,34 @@ def count(text: str) -> HloCost:
     calls = tuple(call.times(runs) for call, runs in tally.calls.items())
     sent = tuple(dataclasses.replace(one, count=runs) for one, runs in tally.collectives.items())
     return HloCost(tally.flops, calls, tuple(dict.fromkeys(tally.loops)), sent, tally.bytes)
+
+
+def large_in_loops(text: str, elements: int) -> list[tuple[str, str, str]]:
+    """(opcode, shape, op_name) of every instruction within loops that makes an array of at least so many elements:
+    casts, copies and sums of what loops only read should not be among them. Kernels that change an operand in place
+    make nothing."""
+    computations, _ = parse(text)
+    bodies = {
+        called(instruction.attributes)["body"][0]
+        for computation in computations.values()
+        for instruction in computation.instructions.values()
+        if instruction.opcode == "while"
+    }
+    found = []
+    for body in sorted(bodies):
+        for instruction in computations[body].instructions.values():
+            in_place = "output_to_operand_aliasing" in instruction.attributes
+            if instruction.opcode in _MOVES_NOTHING or in_place:
+                continue
+            found += [
+                (instruction.opcode, written([array])[0], op_name(instruction.attributes) or "")
+                for array in shapes(instruction.shape)
+                if math.prod(array[1]) >= elements
+            ]
+    return found
+
+
+_MOVES_NOTHING = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "opt-barrier"}
 
 
 @dataclasses.dataclass

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from mom_jax.analysis.hlo import gpu
 from mom_jax.analysis.hlo.text import Array, Instruction, op_name, shapes, size_bytes, written
 
 
@@ -43,10 +44,13 @@ def custom_call(call: Instruction, operand_shapes: list[str]) -> CustomCall:
     target = re.search(r'custom_call_target="([^"]*)"', call.attributes)
     name = op_name(call.attributes) or re.sub(r"[.\d]+$", "", call.name)
     operands, results = [array for shape in operand_shapes for array in shapes(shape)], shapes(call.shape)
-    kernel = target is not None and target[1] == "tpu_custom_call"
-    flops = _kernel_flops(name, operands, results, call.attributes) if kernel else None
-    names = target[1] if target else "", name
-    return CustomCall(*names, written(operands), written(results), 1, *(flops or (None, None)))
+    kind = target[1] if target else ""
+    flops = None
+    if kind == "tpu_custom_call":
+        flops = _kernel_flops(name, operands, results, call.attributes)
+    elif of_gpu := gpu.kernel_flops(kind, name, operands, results, call.attributes):
+        flops = of_gpu, of_gpu
+    return CustomCall(kind, name, written(operands), written(results), 1, *(flops or (None, None)))
 
 
 def _kernel_flops(name: str, operands: list[Array], results: list[Array], attributes: str) -> tuple[int, int] | None:

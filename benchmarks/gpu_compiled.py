@@ -14,6 +14,7 @@ card XLA tunes some choices by trying them.
 import argparse
 import dataclasses
 import json
+import re
 import sys
 import time
 from typing import Any
@@ -58,7 +59,9 @@ def measure(config: ModelConfig, kind: str) -> dict[str, Any]:
     counted = hlo.count(text)
     parts = cost.forward_flops_by_part(config, SIZE.length, causal=False)
     ideal = {name: 3 * SIZE.batch * SIZE.length * flops for name, flops in parts.items()}
-    if attention := sum(call.flops or 0 for call in counted.custom_calls if "fmha" in call.target):
+    if attention := sum(
+        call.flops or 0 for call in counted.custom_calls if re.search("fmha|mha_", f"{call.target} {call.name}")
+    ):
         ideal["scores"] = float(attention)
     flops, needed = counted.flops + counted.kernel_flops, sum(ideal.values())
     complete = not counted.unknown_loops and not counted.unknown_kernels and config.remat == "none"
@@ -96,10 +99,8 @@ def _calls(counted: hlo.HloCost) -> dict[str, int]:
     for call in counted.custom_calls:
         if call.flops is not None:
             name = call.name.split("/")[-1] if "fmha" in call.target else call.target
-            for part in ("grouped_product_transposed", "grouped_product", "grouped_gradient"):
-                if part in call.name:
-                    name = part
-                    break
+            if kernel := re.search(r"grouped_product_transposed|grouped_product|grouped_gradient|mha_\w+", call.name):
+                name = kernel[0]
             result[name] = result.get(name, 0) + call.count
     return dict(sorted(result.items()))
 

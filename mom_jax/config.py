@@ -211,7 +211,7 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "dots"
     dispatch: Literal["auto", "dense", "blocked", "ragged", "megablox", "triton", "mosaic"] = "auto"
     capacity_factor: float | None = None
-    attention_kernel: Literal["auto", "plain", "blocked", "splash", "cudnn"] = "auto"
+    attention_kernel: Literal["auto", "plain", "blocked", "splash", "cudnn", "triton"] = "auto"
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -14,17 +14,16 @@ from jax.ad_checkpoint import checkpoint_name
 from mom_jax.config import ModelConfig
 
 PRODUCT = "product"
-# What cuDNN's attention computes in the forward pass: JAX names none of it, so that only the operation can be told.
-CUDNN = "dot_product_attention_fwd_wrapper"
 
 
-def _is_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name == CUDNN
+def _is_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether it is the forward pass of cuDNN's attention, whose results JAX gives no names."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.save_only_these_names(PRODUCT), _is_cudnn
+        jax.checkpoint_policies.save_only_these_names(PRODUCT), _is_attention
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

@@ -12,6 +12,7 @@ from mom_jax import attention
 from mom_jax.attention import KV, View, attend
 from mom_jax.config import DropoutConfig, ModelConfig
 from mom_jax.fields import ConfigError
+from mom_jax.platforms import building_for
 
 CONFIG = ModelConfig(d_model=12, num_heads=3)
 # splash takes multiples of 128 only; it is interpreted here, which is slow.
@@ -121,16 +122,73 @@ def test_half_precision(backend):
     np.testing.assert_allclose(backward(d)[0].astype(jnp.float32), wide, atol=0.03 * float(jnp.abs(wide).max()))
 
 
-def test_auto_goes_by_platform_and_shape(monkeypatch):
-    config = ModelConfig(dtype="bfloat16")
-    assert attention.resolve(config, 256) == "blocked"
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert attention.resolve(config, 256) == "splash"
-    assert attention.resolve(config, 200) == "blocked"
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert attention.resolve(config, 200) == "cudnn"
-    assert attention.resolve(dataclasses.replace(config, dtype="float32"), 256) == "blocked"
-    assert attention.resolve(dataclasses.replace(config, attention_kernel="plain"), 256) == "plain"
+@pytest.mark.parametrize("name", ["causal", "padded", "segments", "both"])
+@pytest.mark.parametrize(
+    ("length", "width", "dtype"), [(33, 16, "float32"), (128, 24, "float32"), (130, 64, "bfloat16")]
+)
+def test_the_kernel_for_gpus_is_plain_attention(name, length, width, dtype):
+    """Interpreted: lengths that are no multiple of its blocks, heads whose width is no power of two."""
+    valid, segments = views(length)[name]
+    view = view_of(valid, segments)
+    rng = np.random.default_rng(1)
+    qkv = jnp.asarray(rng.normal(size=(2, length, 6 * width)), dtype)
+    d = jnp.asarray(rng.normal(size=(2, length, 2 * width)) * valid[..., None], dtype)
+
+    def run(backend):
+        config = ModelConfig(d_model=2 * width, num_heads=2, dtype=dtype, attention_kernel=backend)
+        y, pullback = jax.vjp(lambda qkv: attend(qkv, view, config, key=None, cache=None)[0], qkv)
+        return jnp.where(valid[..., None], y, 0), pullback(d)[0]
+
+    allowed = 1e-5 if dtype == "float32" else 0.03
+    for got, want in zip(jax.jit(lambda: run("triton"))(), run("plain"), strict=True):
+        got, want = (x.astype(jnp.float32) for x in (got, want))
+        np.testing.assert_allclose(got, want, atol=allowed * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize(
+    ("where", "fields", "length", "packed", "want"),
+    [
+        (("cpu", None), {}, 256, False, "blocked"),
+        (("tpu", None), {}, 256, False, "splash"),
+        (("tpu", None), {}, 200, False, "blocked"),
+        (("gpu", (9, 0)), {}, 200, False, "cudnn"),
+        (("gpu", (8, 0)), {}, 201, False, "cudnn"),
+        (("gpu", (9, 0)), {}, 200, True, "triton"),
+        (("gpu", (9, 0)), {"dtype": "float32"}, 200, False, "triton"),
+        (("gpu", (9, 0)), {"num_heads": 3}, 200, False, "triton"),
+        (("gpu", (9, 0)), {"num_heads": 2}, 200, False, "blocked"),
+        (("gpu", (7, 5)), {}, 200, False, "blocked"),
+        (("gpu", None), {"dtype": "float32"}, 200, True, "blocked"),
+        (("gpu", (9, 0)), {"attention_kernel": "plain"}, 200, False, "plain"),
+    ],
+)
+def test_auto_goes_by_platform_and_shape(where, fields, length, packed, want):
+    config = ModelConfig(**({"dtype": "bfloat16"} | fields))
+    with building_for(*where):
+        assert attention.resolve(config, length, packed=packed) == want
+
+
+@pytest.mark.parametrize(
+    ("where", "fields", "said"),
+    [
+        (("cpu", None), {"attention_kernel": "cudnn"}, "attention_kernel='cudnn': needs an NVIDIA GPU"),
+        (
+            ("gpu", (9, 0)),
+            {"attention_kernel": "cudnn", "dtype": "float32"},
+            "'cudnn': takes bfloat16 .* not float32 and 64",
+        ),
+        (("gpu", (9, 0)), {"attention_kernel": "cudnn", "num_heads": 3}, "'cudnn': .* not bfloat16 and 256"),
+        (("gpu", (7, 0)), {"attention_kernel": "triton"}, "attention_kernel='triton': needs an NVIDIA GPU"),
+        (
+            ("gpu", (9, 0)),
+            {"attention_kernel": "triton", "num_heads": 2},
+            "'triton': takes heads of 16 to 256 numbers, not 384",
+        ),
+    ],
+)
+def test_what_a_gpu_cannot_do_is_said(where, fields, said):
+    with building_for(*where), pytest.raises(ConfigError, match=said):
+        attention.resolve(ModelConfig(**({"dtype": "bfloat16"} | fields)), 200)
 
 
 def test_what_splash_cannot_do_is_said():

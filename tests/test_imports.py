@@ -27,7 +27,14 @@ LAYERS = (
     {"model"},
     {"losses", "generate", "interop", "analysis"},
 )
-WITHIN = {"dispatch", "generate", "interop", "analysis", "sharding"}  # folders, whose files may import each other
+WITHIN = {
+    "attention",
+    "dispatch",
+    "generate",
+    "interop",
+    "analysis",
+    "sharding",
+}  # folders, whose files may import each other
 
 
 def imported(text):

@@ -6,7 +6,6 @@ platforms than CUDA they are interpreted: slow, for tests.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mom_jax.dispatch.plan import Plan
+from mom_jax.platforms import platform
 
 TILE = 128  # rows of a tile
 CAPABILITY = (8, 0)  # the least compute capability: bfloat16 products
@@ -88,24 +88,20 @@ def gradient(sinks: tuple, rows: jax.Array, d: jax.Array, multiplier: jax.Array 
             begin = _load(bias_ref, own_module, own_columns)
             _store(bias_ref, over_rows(add, begin[0])[None], own_module, own_columns)
 
-    def call(sinks: tuple, sizes: jax.Array, *arrays: jax.Array, interpret: bool = False) -> tuple:
-        room = padded(sizes)
-        start = jnp.cumsum(room) - room
-        inputs = (start, start + sizes, *arrays, *sinks)
-        return tuple(
-            pl.pallas_call(
-                kernel,
-                out_shape=[jax.ShapeDtypeStruct(sink.shape, sink.dtype) for sink in sinks],
-                grid=(pl.cdiv(width, wide), pl.cdiv(depth, tall), modules),
-                input_output_aliases={len(inputs) - 2: 0, len(inputs) - 1: 1},
-                compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
-                interpret=interpret,
-                name="grouped_gradient",
-            )(*inputs)
-        )
-
+    room = padded(plan.sizes_N)
+    start = jnp.cumsum(room) - room
     multipliers = () if multiplier is None else (multiplier[:, 0],)
-    return _by_platform(call, sinks, plan.sizes_N, rows, d, *multipliers)
+    inputs = (start, start + plan.sizes_N, rows, d, *multipliers, *sinks)
+    return tuple(
+        pl.pallas_call(
+            kernel,
+            out_shape=[jax.ShapeDtypeStruct(sink.shape, sink.dtype) for sink in sinks],
+            grid=(pl.cdiv(width, wide), pl.cdiv(depth, tall), modules),
+            input_output_aliases={len(inputs) - 2: 0, len(inputs) - 1: 1},
+            name="grouped_gradient",
+            **_how(blocks),
+        )(*inputs)
+    )
 
 
 def _product(rows: jax.Array, weights: jax.Array, plan: Plan, *, transpose: bool) -> jax.Array:
@@ -132,20 +128,19 @@ def _product(rows: jax.Array, weights: jax.Array, plan: Plan, *, transpose: bool
             total = jax.lax.fori_loop(0, pl.cdiv(depth, step), add, zero)
             _store(out_ref, total.astype(out_ref.dtype), own_rows, own_columns)
 
-    def call(
-        rows: jax.Array, weights: jax.Array, module: jax.Array, sizes: jax.Array, interpret: bool = False
-    ) -> jax.Array:
-        used = padded(sizes).sum(keepdims=True) // TILE
-        return pl.pallas_call(
-            kernel,
-            out_shape=jax.ShapeDtypeStruct((rows.shape[0], width), rows.dtype),
-            grid=(pl.cdiv(width, columns), rows.shape[0] // TILE),
-            compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
-            interpret=interpret,
-            name="grouped_product_transposed" if transpose else "grouped_product",
-        )(module[::TILE], used, rows, weights)
+    used = padded(plan.sizes_N).sum(keepdims=True) // TILE
+    return pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((rows.shape[0], width), rows.dtype),
+        grid=(pl.cdiv(width, columns), rows.shape[0] // TILE),
+        name="grouped_product_transposed" if transpose else "grouped_product",
+        **_how(blocks),
+    )(plan.module_P[::TILE], used, rows, weights)
 
-    return _by_platform(call, rows, weights, plan.module_P, plan.sizes_N)
+
+def _how(blocks: Blocks) -> dict[str, Any]:
+    parameters = plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages)
+    return {"compiler_params": parameters, "interpret": platform() != "gpu"}
 
 
 def padded(sizes: jax.Array) -> jax.Array:
@@ -173,7 +168,3 @@ def _load(ref, rows: jax.Array, columns: jax.Array, *at: jax.Array) -> jax.Array
 
 def _store(ref, block: jax.Array, rows: jax.Array, columns: jax.Array, *at: jax.Array) -> None:  # type: ignore[no-untyped-def]
     plgpu.store(ref.at[*at, rows[:, None], columns[None]], block, mask=_inside(rows, columns, *ref.shape[-2:]))
-
-
-def _by_platform(kernel: Callable, *arrays: Any) -> Any:
-    return jax.lax.platform_dependent(*arrays, cuda=kernel, default=functools.partial(kernel, interpret=True))

@@ -1,4 +1,4 @@
-"""FLOPs of what a GPU's program calls: cuBLAS, cuDNN's attention, and this library's Pallas kernels."""
+"""FLOPs of what a GPU's program calls: cuBLAS, attention by cuDNN or JAX's kernel, and this library's kernels."""
 
 import math
 import re
@@ -18,8 +18,12 @@ def kernel_flops(target: str, name: str, operands: list[Array], results: list[Ar
         return _matmul(operands, results, attributes)
     if target.startswith("__cudnn$fmha"):
         return _attention(target, operands, attributes)
-    if target in PALLAS and (kernel := re.search(r"grouped_(product_transposed|product|gradient)", name)):
-        return _grouped(kernel[1], operands)
+    if target in PALLAS and re.search(r"grouped_(product|gradient)", name):
+        return _grouped(operands)
+    if target in PALLAS and (kernel := re.search(r"mha_(forward|backward|preprocess)", name)):
+        batch, length, heads, width = operands[0][1]
+        # Forward two products; backward the scores twice more, and two gradients of each product. Half of the square.
+        return {"forward": 2, "backward": 6, "preprocess": 0}[kernel[1]] * batch * heads * length**2 * width
     return None
 
 
@@ -42,7 +46,7 @@ def _attention(target: str, operands: list[Array], attributes: str) -> int | Non
     return 2 * products * pairs * operands[0][1][-1] // (2 if causal else 1)
 
 
-def _grouped(kernel: str, operands: list[Array]) -> int | None:
+def _grouped(operands: list[Array]) -> int | None:
     matrices = [dims for _, dims in operands if len(dims) == 2]
     stacks = [dims for _, dims in operands if len(dims) == 3]
     if not matrices or not stacks:

@@ -48,7 +48,7 @@ def custom_call(call: Instruction, operand_shapes: list[str]) -> CustomCall:
     flops = None
     if kind == "tpu_custom_call":
         flops = _kernel_flops(name, operands, results, call.attributes)
-    elif of_gpu := gpu.kernel_flops(kind, name, operands, results, call.attributes):
+    elif (of_gpu := gpu.kernel_flops(kind, name, operands, results, call.attributes)) is not None:
         flops = of_gpu, of_gpu
     return CustomCall(kind, name, written(operands), written(results), 1, *(flops or (None, None)))
 

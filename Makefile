@@ -11,6 +11,8 @@ RUN := .venv/bin/python -m
 WORKERS := -n 2 --dist loadfile
 # Compiles for TPUs, without one. In a folder of its own: where JAX finds it, every start looks for a TPU.
 LIBTPU := .venv/libtpu
+# Compiles for GPUs, without one or its driver.
+CUDA := .venv/cuda
 # The goldens for the slow tests: a folder with all of them where there is one, else tests/goldens.
 MOM_GOLDENS ?= $(abspath $(wildcard ../shared/goldens))
 
@@ -39,8 +41,9 @@ quickstart: setup ## trains the small demonstration
 test: setup ## the tests
 	@$(RUN) pytest $(WORKERS)
 
-test-slow: setup $(LIBTPU)/installed ## the slow tests, and parity with all goldens; MOM_GOLDENS=FOLDER says where they are
-	@$(if $(MOM_GOLDENS),MOM_GOLDENS=$(MOM_GOLDENS)) MOM_LIBTPU=$(abspath $(LIBTPU)) $(RUN) pytest $(WORKERS) -m 'slow or parity'
+test-slow: setup $(LIBTPU)/installed $(CUDA)/installed ## the slow tests, and parity with all goldens; MOM_GOLDENS=FOLDER says where they are
+	@$(if $(MOM_GOLDENS),MOM_GOLDENS=$(MOM_GOLDENS)) MOM_LIBTPU=$(abspath $(LIBTPU)) MOM_CUDA=$(abspath $(CUDA)) \
+		$(RUN) pytest $(WORKERS) -m 'slow or parity'
 
 lint: setup ## style, format and types
 	$(RUN) ruff check .
@@ -53,6 +56,14 @@ $(LIBTPU)/installed: $(INSTALLED)
 	@$(RUN) pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LIBTPU) \
 		"$$(.venv/bin/python -c 'import importlib.metadata as m; \
 		print(next(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))')"
+	@touch $@
+
+# JAX's plugin for CUDA, of the installed JAX's version; it is not looked for unless its folder is on the path.
+$(CUDA)/installed: $(INSTALLED)
+	@echo 'Installing the plugin for CUDA into $(CUDA).'
+	@$(RUN) pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(CUDA) \
+		$$(.venv/bin/python -c 'import importlib.metadata as m; \
+		print(*(f"jax-cuda13-{part}==" + m.version("jax") for part in ("plugin", "pjrt")))')
 	@touch $@
 
 clean: ## removes .venv and the caches; keeps runs/

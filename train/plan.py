@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -17,14 +18,26 @@ from mom_jax.fields import ConfigError, require
 from mom_jax.sharding import describe_mesh
 from train.checkpoint import phase_model
 from train.cli import parse_config, run_program
+from train.config import Config
 from train.data.prepared import expected_vocabulary
-from train.planning import advice
+from train.planning import advice, gpu
 from train.planning.program import compile_program
 from train.planning.roofline import ASSUMPTIONS, estimate
 from train.planning.search import candidates
 from train.planning.topology import devices_of, prepare_environment
 
 COMPILED = 5  # meshes of a search
+
+
+def compilable(config: Config, topology: str) -> tuple[Config, str]:
+    """The configuration with an attention that can be compiled here, and what to say about it."""
+    model = config.model
+    if model.attention_kernel != "auto" or not gpu.is_gpu(topology) or gpu.has_cudnn():
+        return config, ""
+    kernel: Any = "triton" if 16 <= model.head_dim <= 256 else "blocked"
+    changed = dataclasses.replace(model, attention_kernel=kernel)
+    note = f"cuDNN (nvidia-cudnn-cu13) is not installed: planned with attention_kernel={kernel!r}, which is slower"
+    return dataclasses.replace(config, model=changed), note
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,12 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require(name in names, "phase", name, f"must be one of {names}")
     phase = config.phases[names.index(name)]
     prepare_environment(own.topology)
+    config, note = compilable(config, own.topology)
     devices = devices_of(own.topology)
     device = chip(devices[0].device_kind)
     if device is None:
         raise ConfigError(f"topology={own.topology!r}: there are no figures for the chip {devices[0].device_kind!r}")
     console = Console(stderr=own.json, highlight=False, width=None if sys.stdout.isatty() else 120)
 
+    if note:
+        console.print(note)
     meshes, ranked = [config.mesh], []
     if own.search:
         ranked = candidates(config, phase, phase_model(config, name), len(devices), device)

@@ -15,7 +15,7 @@ from mom_jax.config import ModelConfig
 def device_peak(dtype: str) -> float:
     """FLOP/s of the device that trains: from the table of chips, or measured with matrix products (CPUs)."""
     device = jax.devices()[0]
-    peak = peak_flops(device.device_kind)
+    peak = peak_flops(device.device_kind, dtype)
     if peak is None:
         peak = _measured_peak(dtype)
     return peak

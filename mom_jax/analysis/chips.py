@@ -25,6 +25,10 @@ class Chip:
     link_bandwidth: bytes/s that the device can send to others of its slice or server, over all of its links (ICI,
         NVLink) together; it can receive as much at the same time. A v5e or v6e has four links and a v4, v5p or TPU7x
         six, for two directions of each axis of its torus: a ring over one axis uses two of them.
+    float32_share: the share of that peak at which float32 operands are multiplied at JAX's default precision: as
+        bfloat16 on TPUs, as TF32 on NVIDIA's GPUs.
+    network_bandwidth: bytes/s that the device can send to other servers, where servers have a network of their own
+        beside the links: InfiniBand as in NVIDIA's DGX systems, one adapter a GPU.
     """
 
     name: str
@@ -33,6 +37,12 @@ class Chip:
     memory_bandwidth: float
     link_bandwidth: float
     source: str
+    float32_share: float = 1.0
+    network_bandwidth: float | None = None
+
+    def flops(self, dtype: str) -> float:
+        """The peak FLOP/s of products of operands of this dtype at JAX's default precision."""
+        return self.peak_flops * (self.float32_share if dtype == "float32" else 1.0)
 
 
 # Google states links as the sum of both directions (v5e: 400 GB/s; older pages have one, 1,600 Gbit/s), and so does
@@ -46,12 +56,15 @@ _V6E = Chip("TPU v6e", 918e12, 32 * _GIB, 1638e9, 800e9 / 2, _TPU_DOCS + "v6e")
 _7X = Chip("TPU7x", 2307e12 / 2, 192 * _GIB // 2, 7380e9 / 2, 1200e9 / 2 / 2, _TPU_DOCS + "tpu7x")
 
 # NVIDIA's pages of the H series state twice these FLOPs: with sparsity. A PCIe card's NVLink joins two cards.
-_A100_40 = Chip("A100 40 GB", 312e12, 40 * _GIB, 1555e9, 600e9 / 2, _A100)
-_A100_SXM_80 = Chip("A100 SXM 80 GB", 312e12, 80 * _GIB, 2039e9, 600e9 / 2, _A100)
-_A100_PCIE_80 = Chip("A100 PCIe 80 GB", 312e12, 80 * _GIB, 1935e9, 600e9 / 2, _A100)
-_H100_SXM = Chip("H100 SXM", 989e12, 80 * _GIB, 3350e9, 900e9 / 2, _H100)
-_H100_PCIE = Chip("H100 PCIe", 756e12, 80 * _GIB, 2000e9, 600e9 / 2, _H100)
-_H200_SXM = Chip("H200 SXM", 989e12, 141 * _GIB, 4800e9, 900e9 / 2, _H200)
+# DGX A100 has eight adapters of 200 Gbit/s, DGX H100 and H200 eight of 400.
+_AMPERE = {"float32_share": 0.5, "network_bandwidth": 25e9}
+_HOPPER = {"float32_share": 0.5, "network_bandwidth": 50e9}
+_A100_40 = Chip("A100 40 GB", 312e12, 40 * _GIB, 1555e9, 600e9 / 2, _A100, **_AMPERE)
+_A100_SXM_80 = Chip("A100 SXM 80 GB", 312e12, 80 * _GIB, 2039e9, 600e9 / 2, _A100, **_AMPERE)
+_A100_PCIE_80 = Chip("A100 PCIe 80 GB", 312e12, 80 * _GIB, 1935e9, 600e9 / 2, _A100, **_AMPERE)
+_H100_SXM = Chip("H100 SXM", 989e12, 80 * _GIB, 3350e9, 900e9 / 2, _H100, **_HOPPER)
+_H100_PCIE = Chip("H100 PCIe", 756e12, 80 * _GIB, 2000e9, 600e9 / 2, _H100, **_HOPPER)
+_H200_SXM = Chip("H200 SXM", 989e12, 141 * _GIB, 4800e9, 900e9 / 2, _H200, **_HOPPER)
 
 # By JAX's `device_kind`. Names are matched exactly, since a longer one may be another board or a slice of one
 # (`... MIG 1g.10gb`). Of a TPU's two names, the first is what JAX says today.
@@ -80,7 +93,8 @@ def chip(device_kind: str) -> Chip | None:
     return CHIPS.get(device_kind)
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """The peak dense bfloat16 FLOP/s of one device of JAX's `device_kind`; None where it is not in the table."""
+def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+    """The peak FLOP/s of dense products of that dtype on one device of JAX's `device_kind`; None where it is not in the
+    table."""
     known = chip(device_kind)
-    return None if known is None else known.peak_flops
+    return None if known is None else known.flops(dtype)

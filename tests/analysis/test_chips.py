@@ -98,7 +98,7 @@ def test_rows_are_different_chips():
 NEEDS_TOO_MUCH = """
 import json, re, sys
 import jax
-from train.planning.topology import devices_of, prepare_environment
+from train.planning.tpu import devices_of, prepare_environment
 
 prepare_environment()
 result = {}
@@ -124,3 +124,10 @@ def test_names_and_memory_of_real_topologies():
     assert list(found) == topologies
     for kind, available in found.values():
         assert 0.95 < available * GIB / chip(kind).memory_bytes < 1.01, kind
+
+
+def test_float32_is_multiplied_as_the_platform_does():
+    """As TF32 on NVIDIA's GPUs, at half of bfloat16's rate; as bfloat16 on TPUs."""
+    assert peak_flops("NVIDIA H100 80GB HBM3", "float32") == peak_flops("NVIDIA H100 80GB HBM3") / 2
+    assert peak_flops("TPU v5 lite", "float32") == peak_flops("TPU v5 lite") == 197e12
+    assert peak_flops("a toaster", "float32") is None

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tpu_compiler import needs_libtpu
 
 from mom_jax.analysis import hlo
-from train.planning.topology import devices_of, prepare_environment
+from train.planning.tpu import devices_of, prepare_environment
 
 TOPOLOGY = "v5e:2x4"
 

@@ -7,11 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from cuda_compiler import environment as cuda_environment
+from cuda_compiler import needs_cuda_compiler
 from tpu_compiler import INSTALLED, ROOT, environment, needs_libtpu
 
 from configs import mom_large
 from mom_jax.analysis.chips import chip
 from mom_jax.analysis.cost import train_flops_per_token
+from mom_jax.analysis.hlo import Collective, HloCost
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import AXES
 from train.planning import advice, program, roofline
@@ -53,6 +56,31 @@ def test_a_step_takes_the_longest_of_its_parts_or_their_sum():
     needed = train_flops_per_token(CONFIG.model, 1024) * 512 * 1024
     assert guess.mfu_best == pytest.approx(needed / (256 * 197e12))
     assert guess.mfu_worst == pytest.approx(guess.mfu_best / 1.75)
+
+
+def test_servers_of_gpus_send_over_links_or_their_network_whichever_is_slower():
+    h100 = chip("NVIDIA H100 80GB HBM3")
+    sent = {"all-gather": int(0.5 * h100.link_bandwidth)}  # a second over half of the links
+    inside, across = (
+        roofline.estimate(CONFIG, PHASE, made(device=h100, sent=sent, sent_across=size)) for size in (0, int(80e9))
+    )
+    assert inside.communication == pytest.approx(1.0)
+    assert across.communication == pytest.approx(80e9 / (0.8 * 50e9))
+
+
+@pytest.mark.parametrize(
+    ("groups", "want"),
+    [
+        ("{{0,1,2,3}}", 50),  # two of each server's share what leaves it
+        ("[2,2]<=[4]", 0),  # within servers
+        ("[2,2]<=[2,2]T(1,0)", 100),  # one of each server
+        ("{}", 50),
+    ],
+)
+def test_what_leaves_a_server(groups, want):
+    collectives = (Collective("all-gather", 1, 0, (), (), 2, groups, 100, ""),)
+    counted = HloCost(0, (), (), collectives)
+    assert program._across(counted, [0, 0, 1, 1]) == want
 
 
 def test_no_estimate_of_what_was_not_compiled():
@@ -167,7 +195,13 @@ def test_a_batch_that_does_not_divide_leaves_no_mesh():
 # Topologies.
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:", "4x4", "v5e:4x", "v5e 4x4"])
+@pytest.mark.parametrize("name", ["h100:", "h100:0", "h100:8x", "a100:x2", "h100:8x2x2", "h200"])
+def test_what_is_no_topology_of_gpus_is_refused(name):
+    with pytest.raises(ConfigError, match=r"^topology=.*: must be KIND:GPUS or KIND:GPUSxNODES, such as h100:8"):
+        devices_of(name)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:", "4x4", "v5e:4x", "v5e 4x4", "b200:8"])
 def test_what_is_no_topology_is_refused(name):
     with pytest.raises(ConfigError, match=r"^topology=.*: must be KIND:SHAPE, such as"):
         devices_of(name)
@@ -205,6 +239,12 @@ def test_wrong_input_is_one_line(flags, message):
     assert len(run.stderr.splitlines()) == 1
 
 
+def test_without_the_plugin_for_cuda_it_says_so():
+    run = plan("--topology", "h100:8", code=2, PYTHONPATH=str(ROOT))
+    assert run.stderr.startswith("error: JAX's plugin for CUDA is not installed: pip install")
+    assert len(run.stderr.splitlines()) == 1
+
+
 SMALL = "--model.num-bottom 1 --model.num-top 1 --model.num-steps 2 --model.vocab-size 4096 --data.vocab-size 4096"
 SMALL += " --data.batch-size 8 --data.length 256 --model.num-attn-modules 4 --model.num-ffn-modules 4"
 
@@ -230,6 +270,24 @@ def test_a_plan_of_a_small_model():
     assert needed < found["flops"] < 1.4 * needed
     assert found["sent_bytes_in_loops"]["all-gather"] < found["sent_bytes"]["all-gather"]
     assert found["estimate"]["step_best"] <= found["estimate"]["step_worst"]
+
+
+@pytest.mark.slow
+@needs_cuda_compiler
+@pytest.mark.parametrize("topology", ["h100:4", "a100:2x2"])
+def test_a_plan_for_gpus(topology):
+    path = cuda_environment()["PYTHONPATH"]
+    run = plan(*SMALL.split(), "--topology", topology, "--mesh.fsdp", "4", "--json", PYTHONPATH=path)
+    [found] = json.loads(run.stdout)["plans"]
+    assert found["fits"]
+    assert not found["not_counted"]
+    assert found["chips"] == 4
+    assert found["flops"] > 0
+    assert found["sent_bytes"]["all-gather"] > 0
+    # Two servers of two: what leaves one goes over two adapters.
+    share = found["sent_bytes_across_servers"] / sum(found["sent_bytes"].values())
+    assert share == 0 if topology == "h100:4" else 0.4 < share <= 0.6
+    assert found["estimate"]["chip_hours_best"] > 0
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ def record(config: Config, phase: Phase, program: Program, estimate: Estimate | 
         "product_bytes": program.product_bytes,
         "sent_bytes": program.sent,
         "sent_bytes_in_loops": program.sent_in_loops,
+        "sent_bytes_across_servers": program.sent_across,
         "not_counted": list(program.uncounted),
         "compile_cpu_seconds": round(program.compile_seconds, 1),
         "estimate": None if estimate is None else _estimate(estimate, program),
@@ -92,6 +93,8 @@ def table(config: Config, phase: Phase, program: Program, estimate: Estimate | N
         for kind, size in program.sent.items():
             inner = program.sent_in_loops.get(kind, 0)
             rows.append((f"sent by {kind}", f"{size / 1e9:.3f} GB, {inner / 1e9:.3f} GB of it in loops"))
+        if program.sent_across:
+            rows.append(("sent by each adapter to other servers", f"{program.sent_across / 1e9:.3f} GB"))
         times = {"products": estimate.products, "memory": estimate.memory, "communication": estimate.communication}
         rows.append(("time at least", ", ".join(f"{name} {1e3 * t:.1f} ms" for name, t in times.items())))
         for name, seconds, mfu, hours in (

@@ -59,6 +59,11 @@ def prepare_environment() -> None:
         )
 
 
+def has_cudnn() -> bool:
+    """Whether cuDNN is there, without which XLA cannot compile its attention."""
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.cudnn") is not None
+
+
 def devices_of(topology: str) -> list[Any]:
     """The devices of a topology such as h100:8x4: GPUs of a node x nodes. Raises ConfigError for another form."""
     match = re.fullmatch(r"(\w+):([1-9]\d*)(?:x([1-9]\d*))?", topology)

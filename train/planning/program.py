@@ -1,5 +1,6 @@
 """A train step compiled for a topology, and what its program says: memory, products, communication."""
 
+import collections
 import dataclasses
 import math
 import re
@@ -49,7 +50,8 @@ class Program:
     flops: of products, routed ones as far as balanced routing leaves them to this chip. product_bytes: operands and
     results of products. Both are None where the program does not fit and was not compiled to its end. state_bytes: of
     what the step reads and writes beside. sent: bytes by kind of collective; in_loops: those of them that are sent
-    within loops. uncounted: loops and kernels that are in no figure.
+    within loops; across: what of it a device's own adapter sends to other servers of GPUs. uncounted: loops and kernels
+    that are in no figure.
     """
 
     mesh: dict[str, int]
@@ -62,6 +64,7 @@ class Program:
     state_bytes: int = 0
     sent: dict[str, int] = dataclasses.field(default_factory=dict)
     sent_in_loops: dict[str, int] = dataclasses.field(default_factory=dict)
+    sent_across: int = 0
     uncounted: tuple[str, ...] = ()
 
 
@@ -103,6 +106,7 @@ def compile_program(
         state_bytes=analysis.argument_size_in_bytes + analysis.output_size_in_bytes,
         sent=_by_kind(counted, in_loops=False),
         sent_in_loops=_by_kind(counted, in_loops=True),
+        sent_across=_across(counted, [d.process_index for d in mesh.devices.flat]) if device.network_bandwidth else 0,
         uncounted=(*counted.unknown_loops, *(call.name for call in counted.unknown_kernels)),
     )
 
@@ -125,6 +129,21 @@ def _by_kind(counted: hlo.HloCost, *, in_loops: bool) -> dict[str, int]:
         if one.bytes and (one.depth or not in_loops):
             result[one.kind] = result.get(one.kind, 0) + one.count * one.bytes
     return dict(sorted(result.items()))
+
+
+def _across(counted: hlo.HloCost, servers: list[int]) -> int:
+    """Bytes that a device's own adapter sends to other servers; servers: of each device of the mesh, in order.
+
+    The devices of a group that are in one server share what leaves it: NCCL makes a ring through each adapter.
+    """
+    total = 0.0
+    for one in counted.collectives:
+        for group in hlo.members(one.groups) or [list(range(len(servers)))]:
+            here = collections.Counter(servers[member] for member in group)
+            if servers[0] in here and len(here) > 1:
+                total += one.count * one.bytes / min(here.values())
+                break
+    return round(total)
 
 
 def _local_bytes(tree: Any) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 
-from mom_jax.analysis.hlo.collectives import Collective, collective
+from mom_jax.analysis.hlo.collectives import Collective, collective, members
 from mom_jax.analysis.hlo.kernels import CustomCall, custom_call
 from mom_jax.analysis.hlo.products import PRODUCTS
 from mom_jax.analysis.hlo.text import (
@@ -26,6 +26,8 @@ from mom_jax.analysis.hlo.text import (
     written,
 )
 from mom_jax.analysis.hlo.values import Value, Values
+
+__all__ = ["Collective", "CustomCall", "HloCost", "count", "large_in_loops", "members"]
 
 _MAX_TRIPS = 1 << 17  # a loop that is still running then is an unknown one
 

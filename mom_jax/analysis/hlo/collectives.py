@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 from mom_jax.analysis.hlo.text import Computation, Instruction, elements, op_name, shapes, size_bytes, written
 
 # How often the data goes round a ring of n devices, which send n - 1 of its n parts in a round.
@@ -122,6 +124,20 @@ def _group(kind: str, instruction: Instruction, devices: tuple[int, int]) -> tup
     flat = "use_global_device_ids=true" in instruction.attributes
     across = channel and not flat and kind in ("all-gather", "all-reduce", "reduce-scatter")
     return size * (partitions if across else 1), groups
+
+
+def members(groups: str) -> list[list[int]] | None:
+    """The devices of each group of a collective, `groups` as written; None where they are all devices together or are
+    written as axes of a mesh."""
+    if groups.startswith("["):
+        sizes, order = groups.split("<=")
+        shape = [int(size) for size in re.findall(r"\d+", order.split("T")[0])]
+        ids = np.arange(math.prod(shape)).reshape(shape)
+        if "T" in order:
+            ids = ids.transpose([int(axis) for axis in re.findall(r"\d+", order.split("T")[1])])
+        return ids.reshape([int(size) for size in re.findall(r"\d+", sizes)]).tolist()
+    listed = re.findall(r"\{([\d,]+)\}", groups)
+    return [[int(member) for member in group.split(",")] for group in listed] or None
 
 
 def _most_connected(pairs: list[set[str]]) -> int:

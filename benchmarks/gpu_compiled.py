@@ -27,6 +27,8 @@ from benchmarks import reference
 from benchmarks.step import REMATS
 from mom_jax import ModelConfig
 from mom_jax.analysis import cost, hlo
+from mom_jax.generate import programs
+from mom_jax.model import with_parameters
 from mom_jax.sharding import make_mesh
 from train.cli import run_program
 from train.planning.gpu import GPUS
@@ -93,6 +95,40 @@ def measure(config: ModelConfig, kind: str) -> dict[str, Any]:
     }
 
 
+def measure_decoding(config: ModelConfig, kind: str, batch: int, slots: int = 256) -> dict[str, Any]:
+    """What a step of decoding compiles to: loops and branches, for which a GPU waits for its host, and temporaries."""
+    mesh = make_mesh(None, devices_of(f"{kind}:1"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    config = config.for_inference()
+
+    def step(params: Any, tokens: jax.Array) -> Any:
+        prepared = programs.prepare(params, config=config)
+        cache = with_parameters(config, params).init_cache(batch, slots)
+        cache = dataclasses.replace(cache, length=jnp.zeros((), jnp.int32))
+        return prepared, cache
+
+    with building(mesh) as platforms:
+        tokens = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        given = jax.eval_shape(step, abstract_params(config), tokens)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        active = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+        placed = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            (*given, tokens, tokens, active, key),
+        )
+        compiled = programs.step.trace(*placed, config=config).lower(lowering_platforms=platforms).compile()
+    text = compiled.as_text()
+    return {
+        "kind": GPUS[kind].kind,
+        "dtype": config.dtype,
+        "batch": batch,
+        "loops": len(re.findall(r" while\(", text)),
+        "branches": len(re.findall(r" conditional\(", text)),
+        "weight_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given[0])),
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
 def _calls(counted: hlo.HloCost) -> dict[str, int]:
     """How often each kind of call with products runs."""
     result: dict[str, int] = {}
@@ -131,12 +167,17 @@ def main() -> int:
     parser.add_argument("--attention", default="auto", help="backend of attention")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--remat", default="dots", choices=REMATS)
+    parser.add_argument("--decoding", type=int, metavar="BATCH", help="a step of decoding instead, of so many rows")
     parser.add_argument("--json", action="store_true", help="the JSON line only, no summary")
     flags = parser.parse_args()
     options: dict[str, Any] = {"dispatch": flags.dispatch, "attention_kernel": flags.attention, "remat": flags.remat}
     config = reference.config(SIZE, top_k=flags.top_k, dtype=flags.dtype, **options)
     prepare_environment(f"{flags.kind}:1")
-    result = measure(config.vanilla() if flags.vanilla else config, flags.kind)
+    config = config.vanilla() if flags.vanilla else config
+    if flags.decoding:
+        print(json.dumps(measure_decoding(config, flags.kind, flags.decoding)))
+        return 0
+    result = measure(config, flags.kind)
     if not flags.json:
         print(summary(result), file=sys.stderr)
     print(json.dumps(result))

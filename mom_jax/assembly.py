@@ -136,17 +136,25 @@ class Chunk(nnx.Module):
             sublayer: Sublayer = getattr(self, side)
             shards = sublayer.shards()
             if config.kind(side) == "routed":
-                pools[side] = pool.make_pool(sublayer.gathered(shards), config, side, decoding)
+                router: Router = gathered(getattr(self, f"{side}_router"))
+                weights = sublayer.gathered(shards)
                 if decoding:
-                    pools[side] = {name: part._replace(sink=None) for name, part in pools[side].items()}
-                routers[side] = nnx.state(gathered(getattr(self, f"{side}_router")))
+                    own = pool.make_pool(weights.cast(config.dtype), config, side, decoding)
+                    pools[side] = {name: part._replace(sink=None) for name, part in own.items()}
+                    routers[side] = router.cast()
+                else:
+                    pools[side] = pool.make_pool(weights, config, side)
+                    routers[side] = nnx.state(router)
             elif config.kind(side) == "ordered":
                 ordered[side] = shards  # used once each: gathered in the step that does
                 if decoding:
                     modules = range(config.modules(side))
-                    ordered[side] = [sublayer.gathered(jax.tree.map(lambda w, i=i: w[i], shards)) for i in modules]
+                    one = [sublayer.gathered(jax.tree.map(lambda w, i=i: w[i], shards)) for i in modules]
+                    ordered[side] = [weights.cast(config.dtype) for weights in one]
             else:
                 shared[side] = sublayer.gathered(jax.tree.map(lambda w: w[0], shards))
+                if decoding:
+                    shared[side] = shared[side].cast(config.dtype)
         return Prepared(pools, routers, ordered, shared)
 
     def assemble(

@@ -5,7 +5,7 @@ to the sublayer and fold into its first matrix, diag(g)·W and b·W + c, once pe
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,10 @@ class SublayerWeights(NamedTuple):
     first_bias: jax.Array
     last_kernel: jax.Array
     last_bias: jax.Array
+
+    def cast(self, dtype: Any) -> "SublayerWeights":
+        """With the matrices in `dtype`, for weights that are used many times."""
+        return self._replace(first_kernel=self.first_kernel.astype(dtype), last_kernel=self.last_kernel.astype(dtype))
 
 
 # Parameters are made with the logical names of their axes (mom_jax/sharding/mesh.py), and remember their whole shape.

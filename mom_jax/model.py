@@ -248,7 +248,12 @@ class MoM(nnx.Module):
         backend: of the routed computation (mom_jax/dispatch); with `switched` every module's weights are arrays of
         their own.
         """
-        layers = {group: [layer.weights() for layer in getattr(self, group)] for group in LAYERS}
+        dtype = self.config.dtype
+
+        def cast(weights: LayerWeights) -> LayerWeights:
+            return LayerWeights(weights.attention.cast(dtype), weights.ffn.cast(dtype))
+
+        layers = {group: [cast(layer.weights()) for layer in getattr(self, group)] for group in LAYERS}
         return Weights(layers, [chunk.prepared(decoding=backend) for chunk in self.chunks])
 
     def _check(self, length: int, segment_ids: Any, key: Any, noise: Any, cache: Any, capture: tuple[str, ...]) -> None:

@@ -39,8 +39,8 @@ def with_sinks(pool: Pool, carried: dict[str, Any]) -> Pool:
     return {name: part._replace(sink=carried[name]) for name, part in pool.items()}
 
 
-def _backend(pool: Pool, config: ModelConfig) -> str:
-    return "switched" if any(dispatch.is_unstacked(part) for part in pool.values()) else dispatch.resolve(config)
+def _backend(pool: Pool, config: ModelConfig, tokens: int) -> str:
+    return dispatch.for_decoding(next(iter(pool.values())), tokens) or dispatch.resolve(config)
 
 
 def make_plan(pool: Pool, selection: Selection, valid_T: jax.Array, config: ModelConfig, side: Side) -> Plan:
@@ -48,7 +48,8 @@ def make_plan(pool: Pool, selection: Selection, valid_T: jax.Array, config: Mode
 
     valid_T: bool; where room is limited, or each module's weights are read if any token takes it, the others take none.
     """
-    modules, factor, backend = config.modules(side), config.capacity_factor, _backend(pool, config)
+    modules, factor = config.modules(side), config.capacity_factor
+    backend = _backend(pool, config, valid_T.shape[0])
     here = sharding.modules_here(modules)
     if factor is not None or backend == "switched":
         selection = selection._replace(index_TxK=jnp.where(valid_T[:, None], selection.index_TxK, modules))
@@ -103,7 +104,7 @@ def routed_attention(
     """
     length, d = x.shape[1:]
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
-    routed = functools.partial(dispatch.routed, plan=plan, backend=_backend(pool, config))
+    routed = functools.partial(dispatch.routed, plan=plan, backend=_backend(pool, config, x.shape[0] * length))
     rows = sharding.gather_tokens(normalise(x, config.layer_norm_epsilon).reshape(-1, d), *sharding.ROUTED)
     body = weighted_linear if config.weighted_qkv else _unweighted
     with jax.named_scope("routed_qkv"):
@@ -126,7 +127,7 @@ def routed_ffn(
     rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
     rows = sharding.gather_tokens(rows, *sharding.ROUTED)
     body = functools.partial(ffn, activation=config.activation)
-    multiplier = _multiplier(selection, config)
+    multiplier, backend = _multiplier(selection, config), _backend(pool, config, x.shape[0] * x.shape[1])
     with jax.named_scope("routed_ffn"):
-        y, used = dispatch.routed(body, rows, pool["ffn"], multiplier, plan, _backend(pool, config))
+        y, used = dispatch.routed(body, rows, pool["ffn"], multiplier, plan, backend)
     return save(sharding.scatter_tokens(y, *sharding.ROUTED)).reshape(x.shape), {"ffn": used}

@@ -53,6 +53,14 @@ class Router(nnx.Module):
         self.score_kernel = normal(rngs, r, c, axes=("width", "classes"))
         self.score_bias = zeros(c, axes=("classes",))
 
+    def cast(self) -> nnx.State:
+        """The parameters with those matrices in the compute dtype that are multiplied in it, for many uses."""
+        router = nnx.merge(*nnx.split(self))
+        for name in ("hidden_kernel", "input_kernel", "state_kernel"):
+            if (kernel := getattr(router, name, None)) is not None:
+                setattr(router, name, kernel.replace(kernel[...].astype(self.config.dtype)))
+        return nnx.state(router)
+
     def initial_state(self, tokens: int) -> jax.Array | None:
         """[T, R] zeros, or None for a router without state."""
         if self.config.router.kind == "mlp":

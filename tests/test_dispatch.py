@@ -103,6 +103,24 @@ def test_values_and_gradients_are_a_plain_loops(name, backend, monkeypatch):
     chex.assert_trees_all_close(got, jax.tree.map(np.float32, want), atol=1e-4, rtol=1e-5)
 
 
+@CASES
+def test_decoding_on_accelerators_is_a_plain_loop(name):
+    """By choice and by module; the weights that only a null could reach are NaN."""
+    index, modules = choices(name)
+    x, kernel, bias, weight, d_y = arrays(index, modules)
+    unused = np.setdiff1d(np.arange(modules), index)
+    kernel, bias = (a.at[unused].set(jnp.nan) for a in (kernel, bias))
+    for tokens in (len(index), 1):
+        part = index[:tokens]
+        where = dispatch.make_plan(jnp.asarray(part), modules, "gathered")
+        pool = dispatch.Pooled((kernel, bias), None)
+        assert dispatch.for_decoding(pool, tokens) == ("gathered" if tokens <= 128 else None)
+        args = x[:tokens], pool, weight[:tokens], where, "gathered"
+        y, _ = jax.jit(lambda args=args: dispatch.routed(dispatch.weighted_linear, *args))()
+        want, _ = plain(x[:tokens], jnp.nan_to_num(kernel), bias, weight[:tokens], part, modules, d_y[:tokens])
+        np.testing.assert_allclose(y, want, atol=1e-5, rtol=1e-5)
+
+
 def two_layers(linear, rows, multiplier, weights):
     first, last = weights
     return linear(jnp.tanh(linear(rows, *first)), *last, multiplier)

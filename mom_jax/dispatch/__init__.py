@@ -10,6 +10,7 @@ megablox  JAX's Pallas kernels for TPUs; elsewhere interpreted, for tests
 triton    Pallas kernels for GPUs; elsewhere interpreted, for tests
 mosaic    the same, with products for Hopper's own units; interpreted elsewhere by newer versions of JAX only
 capacity  one batched product with a fixed number of rows per module: drops what does not fit
+gathered  a module's matrices out of the stack for each choice, or all modules: decoding on accelerators
 switched  a branch per module, weights that are arrays of their own: decoding on CPUs; without gradients
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 
 from mom_jax.config import ModelConfig
-from mom_jax.dispatch import blocked, grouped, megablox, mosaic, switched, triton
+from mom_jax.dispatch import blocked, gathered, grouped, megablox, mosaic, switched, triton
 from mom_jax.dispatch.body import Body, Linear, Pooled, linear, weighted_linear, with_sink
 from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
 from mom_jax.dispatch.switched import is_unstacked
@@ -26,8 +27,16 @@ from mom_jax.fields import require
 from mom_jax.platforms import compute_capability, platform
 
 BACKENDS = tuple(grouped.PRODUCTS)
+DECODING: dict[str, Any] = {"gathered": gathered, "switched": switched}  # without gradients
 
 __all__ = ["BACKENDS", "Body", "Linear", "Plan", "Pooled", "is_unstacked", "linear", "weighted_linear"]
+
+
+def for_decoding(pool: Pooled, tokens: int) -> str | None:
+    """The backend of a pool that was made ready for decoding; None for another one, or more tokens than a few."""
+    if is_unstacked(pool):
+        return "switched"
+    return "gathered" if pool.sink is None and tokens <= gathered.MOST else None
 
 
 def resolve(config: ModelConfig) -> str:
@@ -80,8 +89,8 @@ def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_fac
     if backend == "capacity":
         assert capacity_factor is not None
         return capacity_plan(index_TxK, num_modules, capacity_factor)
-    if backend == "switched":
-        return switched.plan(index_TxK, num_modules)
+    if backend in DECODING:
+        return DECODING[backend].plan(index_TxK, num_modules)
     if backend == "blocked":
         return sort_plan(index_TxK, num_modules, blocked.UNIT)
     if backend in ("triton", "mosaic"):
@@ -103,8 +112,8 @@ def routed(
     body: Body, x_TxD: jax.Array, pool: Pooled, multiplier_TxK: jax.Array, plan: Plan, backend: str
 ) -> tuple[jax.Array, Pooled]:
     """Each token's sum of `body` over the modules that it chose, [T, E], and the pool for its next use."""
-    if backend == "switched":
-        return switched.routed(body, x_TxD, pool, multiplier_TxK, plan)
+    if backend in DECODING:
+        return DECODING[backend].routed(body, x_TxD, pool, multiplier_TxK, plan)
     return grouped.routed(body, x_TxD, pool, multiplier_TxK, plan, backend)
 
 

@@ -89,6 +89,11 @@ class Decoder:
             tokens, seen = sampling.choose(
                 logits, seen, values, key, np.int32(i), greedy=settings.temperature == 0, count=count
             )
+            if i + 1 < max_new_tokens:
+                # The next step is under way before the host looks at this one's tokens: the device need not wait for
+                # it. A row that turns out to have ended is computed once more, and its token is not looked at. A copy,
+                # since what is given to a running program may not be changed.
+                logits, cache = self._step(cache, tokens, positions + np.int32(i), active.copy(), noise_key)
             taken = np.asarray(tokens).tolist()
             out: list[int | None] = [None] * len(prompts)
             for row in np.flatnonzero(active).tolist():
@@ -103,9 +108,6 @@ class Decoder:
                 yield out
             if not active.any():
                 return
-            if i + 1 < max_new_tokens:
-                # A copy, since what is given to a running program may not be changed.
-                logits, cache = self._step(cache, tokens, positions + np.int32(i), active.copy(), noise_key)
 
     def _search(
         self,

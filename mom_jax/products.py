@@ -1,6 +1,5 @@
 """Matrix products: operands in the compute dtype, sums in float32, gradients that are products of the fast kind."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -39,26 +38,24 @@ def matmul_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
     return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(rows: jax.Array, kernel: jax.Array, is_transposed: bool = False) -> jax.Array:
+@jax.custom_vjp
+def product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
     """rows [T, D] · kernel [D, E] in float32, the operands in the dtype of the rows.
 
     The gradient of a float32 kernel is float32: plain differentiation would round it to the dtype of the rows.
-    is_transposed: the kernel is given as [E, D].
     """
-    return (matmul_transposed if is_transposed else matmul)(rows, kernel.astype(rows.dtype))
+    return matmul(rows, kernel.astype(rows.dtype))
 
 
-def _forward(rows: jax.Array, kernel: jax.Array, is_transposed: bool) -> tuple[jax.Array, tuple]:
-    return product(rows, kernel, is_transposed), (rows, kernel)
+def _forward(rows: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return product(rows, kernel), (rows, kernel)
 
 
-def _backward(is_transposed: bool, residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows, kernel = residual
     d = d.astype(rows.dtype)
-    d_rows = (matmul if is_transposed else matmul_transposed)(d, kernel.astype(rows.dtype))
-    d_kernel = inner_product(d, rows) if is_transposed else inner_product(rows, d)
-    return d_rows.astype(rows.dtype), d_kernel.astype(kernel.dtype)
+    d_rows = matmul_transposed(d, kernel.astype(rows.dtype)).astype(rows.dtype)
+    return d_rows, inner_product(rows, d).astype(kernel.dtype)
 
 
 product.defvjp(_forward, _backward)

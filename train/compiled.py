@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mom_jax import attention, dispatch
 from mom_jax.config import ModelConfig
 from mom_jax.fields import require
 from mom_jax.sharding import batch_sharding, check_mesh
@@ -18,9 +19,13 @@ from train.step import abstract_state, jit_train_step
 
 
 def check_devices(config: Config, mesh: Mesh) -> None:
-    """Raises ConfigError where the models or the batch cannot be divided among the devices of the mesh."""
+    """Raises ConfigError where the models or the batch cannot be divided among the devices of the mesh, or these cannot
+    run the backends that a phase asks for."""
     for phase in config.phases:
-        check_sizes(config, phase, phase_model(config, phase.name), mesh.shape)
+        model = phase_model(config, phase.name)
+        check_sizes(config, phase, model, mesh.shape)
+        dispatch.resolve(model)
+        attention.resolve(model, config.data.length, packed=config.data.packing == "documents")
 
 
 def check_sizes(config: Config, phase: Phase, model: ModelConfig, sizes: Mapping[str, int]) -> None:

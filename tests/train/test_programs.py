@@ -90,6 +90,10 @@ def test_profile_writes_a_trace(trained, tmp_path, capsys):
     [
         (("--model.top-k", "9"), "top_k=9: must be at most the 3 classes of the attention router"),
         (("--model.num-steps", "0"), "num_steps=0: must be at least 1"),
+        (
+            ("--model.attention-kernel", "cudnn"),
+            "attention_kernel='cudnn': needs an NVIDIA GPU of compute capability 8.0",
+        ),
         (("--model.num-heads", "3"), "num_heads=3: must divide d_model=16"),
         (("--model.vocab-size", "200"), "model.vocab_size=200: must be at least the tokenizer's 300"),
         (("--data.source", "text:/no/such/folder/*.txt"), "data.source='text:/no/such/folder/*.txt'"),

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.slow]
         {"dispatch": "dense", "attention_kernel": "plain", "remat": "none"},
         {"dispatch": "ragged", "remat": "full"},
         {"dispatch": "megablox"},
+        {"dispatch": "triton"},
         {"capacity_factor": 100.0},  # room for all
     ],
     ids=lambda how: "-".join(map(str, how.values())),

@@ -16,7 +16,7 @@ from configs import mom_small
 from mom_jax import pool
 from mom_jax.analysis import hlo
 from mom_jax.config import ModelConfig, RouterConfig
-from mom_jax.dispatch import blocked
+from mom_jax.dispatch import Pooled, blocked
 from mom_jax.fields import ConfigError
 from mom_jax.model import MoM, parameters
 from mom_jax.router import Selection
@@ -393,9 +393,9 @@ def routed_rows(modules):
 
     def rows(index):
         chosen = Selection(index, index.astype(np.float32))
-        plan = pool.make_plan({}, chosen, np.ones(len(index), bool), config, "ffn")  # of a pool that is stacked
-        size = blocked.unit(plan.slot_TxK.size, plan.sizes_N.shape[0])
-        return (-(-plan.sizes_N // size) * size).sum()[None]
+        stacked = {"ffn": Pooled((), ())}  # in training
+        plan = pool.make_plan(stacked, chosen, np.ones(len(index), bool), config, "ffn")
+        return (-(-plan.sizes_N // blocked.UNIT) * blocked.UNIT).sum()[None]
 
     spec = PartitionSpec(AXES)
     return jax.jit(jax.shard_map(rows, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))(index).tolist()

@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,8 +53,8 @@ def test_every_section_runs_at_toy_sizes(capsys, tmp_path):
     assert {line["section"] for line in found} == set(process.LIMITS)
     assert all(line["small"] and line["device"] == "cpu" and line["versions"]["jax"] for line in found)
     assert all(math.isfinite(number) for line in found for number in numbers(line))
-    checked = {line["backend"] for line in found if line["section"] == "products"}
-    assert checked == set(dispatch.BACKENDS) - {"capacity", "megablox"}
+    backends = {line["backend"] for line in found if line["section"] == "products" and "backend" in line}
+    assert backends == set(dispatch.BACKENDS) - {"capacity", "megablox"}
     for section, key in (("products", "worst_error"), ("products", "worst_beside_dense"), ("attention", "worst_error")):
         rows = [line for line in found if line["section"] == section and line.get(key) is not None]
         assert len(rows) >= 6
@@ -174,16 +175,27 @@ def test_the_work_is_the_issue_s():
     assert configs["vanilla"].num_layers == 12
     assert {config.dtype for config in configs.values()} == {"bfloat16"}
     flops = {name: step.needed(config, size) for name, config in configs.items()}
-    assert flops["K=1"] / flops["vanilla"] == pytest.approx(1.115, abs=1e-3)
-    assert flops["K=3"] / flops["vanilla"] == pytest.approx(2.17, abs=5e-3)
+    assert {name: round(value / 1e12, 1) for name, value in flops.items()} == {
+        "vanilla": 13.1,
+        "K=1": 14.6,
+        "K=2": 21.6,
+        "K=3": 28.5,
+    }
     half = step.needed(configs["K=1"], size, {"attention": 0.5, "ffn": 0.5})
     assert flops["vanilla"] / 2 < half < flops["K=1"]
     assert {rows for rows, _ in grouped.SIZES} == {16384, 49152}
     assert {modules for _, modules in grouped.SIZES} == {10, 32}
 
 
+@pytest.fixture
+def quick_compiling():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.slow
-def test_pytorch_comes_after_ours(monkeypatch):
+def test_pytorch_comes_after_ours(monkeypatch, quick_compiling):
     monkeypatch.setattr(reference, "torch_gpt2", lambda *args, **options: lambda: None)
     rows = list(step.rows(small=True))
     timed = [(row["model"], row["adamw"]) for row in rows if "model" in row]
@@ -205,8 +217,6 @@ def test_pytorch_comes_after_ours(monkeypatch):
 
 
 def test_what_cannot_be_compiled_does_not_stop_the_others():
-    import jax
-
     def broken(x):
         raise ValueError("no such kernel")
 
@@ -218,8 +228,6 @@ def test_what_cannot_be_compiled_does_not_stop_the_others():
 
 
 def test_calls_that_follow_one_another_are_timed_each():
-    import jax
-
     count = []
     seconds = timing.bursts({"a": lambda: count.append(1) or jnp.float32(1)}, rounds=3, least=1e-3)
     assert len(seconds["a"]) == 3

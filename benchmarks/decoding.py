@@ -9,6 +9,7 @@ Hugging Face's are null without the [torch] extra.
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import time
 import warnings
@@ -169,46 +170,74 @@ def in_turn(calls: Mapping[str, Decoding], rounds: int) -> timing.Seconds:
     return seconds
 
 
+class Competitors:
+    """Our models of some K's and Hugging Face's, ready to decode. dtype: of the computation; Hugging Face's is float32
+    on a CPU and bfloat16 on a GPU."""
+
+    def __init__(self, size: Size, top_ks: tuple[int, ...], torch_threads: int, dtype: str = "float32"):
+        self.size = size
+        self.configs = {
+            "vanilla": config(size, dtype=dtype).vanilla(),
+            **{f"mom_k{k}": config(size, k, dtype) for k in top_ks},
+        }
+        self.params = {name: reference.params(model) for name, model in self.configs.items()}
+        self.decoders = {
+            name: Decoder(with_parameters(model, self.params[name])) for name, model in self.configs.items()
+        }
+        self.torch_threads = torch_threads
+
+    @functools.cached_property
+    def theirs(self) -> Callable[[int], Decoding] | None:
+        """Hugging Face's, made when it is first asked for."""
+        return hugging_face(self.params["vanilla"], self.configs["vanilla"], self.size, self.torch_threads)
+
+    def ours(self, batch: int) -> dict[str, Decoding]:
+        """Our models at work on a batch."""
+        return {name: ours(decoder, self.size, batch) for name, decoder in self.decoders.items()}
+
+    def calls(self, batch: int) -> dict[str, Decoding]:
+        """All of them at work on a batch."""
+        return self.ours(batch) if self.theirs is None else self.ours(batch) | {"hf": self.theirs(batch)}
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Whose speed is divided by whose."""
+        return [("vanilla", "hf"), *((name, "vanilla") for name in self.configs if name != "vanilla")]
+
+    def speeds(self, seconds: timing.Seconds, batch: int) -> dict[str, dict[str, float]]:
+        """What the seconds of a batch's decodings are per token."""
+        steps = self.size.new - 1
+        return {
+            name: {"tokens_per_second": batch * steps / middle, "step_seconds": middle / steps}
+            for name, middle in timing.medians(seconds).items()
+        }
+
+    def touched(self, name: str, batch: int) -> int:
+        """Bytes of weights that a step of that one touches."""
+        model = "vanilla" if name == "hf" else name
+        return touched(self.decoders[model], self.configs[model], self.params[model], self.size, batch)
+
+
 def measure(
-    size: Size,
-    rounds: int,
-    top_ks: tuple[int, ...],
-    batches: tuple[int, ...],
-    torch_threads: int,
-    dtype: str = "float32",
+    size: Size, rounds: int, top_ks: tuple[int, ...], batches: tuple[int, ...], torch_threads: int
 ) -> dict[str, Any]:
-    """Ratios of speeds, tokens per second, and the bytes of weights that a step touches. dtype: of the computation."""
+    """Ratios of speeds, tokens per second, and the bytes of weights that a step touches."""
     about = timing.machine()
-    configs = {
-        "vanilla": config(size, dtype=dtype).vanilla(),
-        **{f"mom_k{k}": config(size, k, dtype) for k in top_ks},
-    }
-    params = {name: reference.params(model) for name, model in configs.items()}
-    decoders = {name: Decoder(with_parameters(configs[name], params[name])) for name in configs}
-    theirs = hugging_face(params["vanilla"], configs["vanilla"], size, torch_threads)
-    result: dict[str, Any] = {}
+    competitors = Competitors(size, top_ks, torch_threads)
+    result: dict[str, Any] = {"quartiles": {}}
     rows: dict[str, Any] = {}
     for batch in batches:
-        calls = {name: ours(decoder, size, batch) for name, decoder in decoders.items()}
-        if theirs is not None:
-            calls["hf"] = theirs(batch)
+        calls = competitors.calls(batch)
         timing.progress(f"compiling {', '.join(calls)} at batch {batch}")
         timing.warm_up(calls, 1)
         timing.progress(f"{rounds} rounds")
         seconds = in_turn(calls, rounds)
-        for fast, slow in (("vanilla", "hf"), *((f"mom_k{k}", "vanilla") for k in top_ks)):
+        for fast, slow in competitors.pairs():
             # Speeds divide the other way round than seconds.
             result[f"{fast}_over_{slow}_b{batch}"] = timing.ratio(seconds, slow, fast)
-            result.setdefault("quartiles", {})[f"{fast}_over_{slow}_b{batch}"] = timing.quartiles(
-                timing.ratios(seconds, slow, fast)
-            )
-        for name, middle in timing.medians(seconds).items():
-            model = "vanilla" if name == "hf" else name
-            rows[f"{name} b{batch}"] = {
-                "tokens_per_second": batch * (size.new - 1) / middle,
-                "step_seconds": middle / (size.new - 1),
-                "weight_bytes_per_step": touched(decoders[model], configs[model], params[model], size, batch),
-            }
+            quartiles = timing.quartiles(timing.ratios(seconds, slow, fast))
+            result["quartiles"][f"{fast}_over_{slow}_b{batch}"] = quartiles
+        for name, speed in competitors.speeds(seconds, batch).items():
+            rows[f"{name} b{batch}"] = speed | {"weight_bytes_per_step": competitors.touched(name, batch)}
     result |= {"decoding": rows, "torch_threads": torch_threads, "rounds": rounds, "small": size == SMALL}
     return result | {"size": dataclasses.asdict(size), **about}
 

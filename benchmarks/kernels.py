@@ -126,8 +126,9 @@ class Routed:
 
 
 def measurable(backend: str) -> bool:
-    """Whether it runs here at its own speed: kernels for TPUs are interpreted elsewhere."""
-    return dispatch.runs_here(backend) and (backend != "megablox" or jax.default_backend() == "tpu")
+    """Whether it runs here at its own speed: kernels for TPUs and GPUs are interpreted elsewhere."""
+    home = {"megablox": "tpu", "triton": "gpu", "mosaic": "gpu"}.get(backend)
+    return dispatch.runs_here(backend) and home in (None, jax.default_backend())
 
 
 def measure(grid: Grid, rounds: int, backends: tuple[str, ...] = BACKENDS) -> dict[str, Any]:

@@ -5,11 +5,13 @@ steps over 8 + 8 modules, an anchor; GRU routers of width 256 at temperature 0.2
 their parameters ten times as large as initially so that routing spreads as after training; balance loss included.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +21,7 @@ from flax import nnx
 
 from benchmarks import timing
 from mom_jax import ModelConfig, MoM, RouterConfig
+from mom_jax.analysis.cost import train_flops_per_token
 from mom_jax.losses import finish
 from mom_jax.model import parameters
 from mom_jax.routing import Routing
@@ -135,6 +138,13 @@ def skip_share(routing: Routing) -> dict[str, float]:
     }
 
 
+def train_flops(config: ModelConfig, size: Size, skips: Mapping[str, float] | None = None) -> float:
+    """FLOPs per token of forward and backward pass. skips: the share of each side's choices that took no module, as
+    `skip_share` gives it; without it every choice is a real module."""
+    taken = {side: config.top_k * (1 - share) for side, share in (skips or {}).items()}
+    return train_flops_per_token(config, size.length, attn_taken=taken.get("attention"), ffn_taken=taken.get("ffn"))
+
+
 def torch_device() -> tuple[str, Any] | None:
     """(device, dtype) of PyTorch beside JAX: a GPU with bfloat16 where JAX has one and PyTorch too, else the CPU with
     float32; None where PyTorch or transformers are not installed."""
@@ -146,12 +156,14 @@ def torch_device() -> tuple[str, Any] | None:
     return "cpu", torch.float32
 
 
-def torch_gpt2(size: Size, layers: int, attention: str = "sdpa", *, adamw: bool = False) -> timing.Call | None:
+def torch_gpt2(
+    size: Size, layers: int, attention: str = "sdpa", *, adamw: bool = False, half: bool = False
+) -> timing.Call | None:
     """Forward and backward pass of Hugging Face's GPT-2 on the same tokens; None where it is not installed.
 
     On a CPU it has as many threads as XLA; on a GPU parameters are float32 and products bfloat16, as ours. It has no
     dropout. A call returns the loss when all is done. attention: `sdpa`, PyTorch's fused one, or `eager`. adamw: with
-    a step of PyTorch's fused optimizer.
+    a step of PyTorch's fused optimizer. half: on a GPU the parameters are bfloat16 too, so that nothing is cast.
     """
     if (where := torch_device()) is None:
         return None
@@ -175,14 +187,15 @@ def torch_gpt2(size: Size, layers: int, attention: str = "sdpa", *, adamw: bool 
             **rates,
         )
         torch.manual_seed(0)
-        model = transformers.GPT2LMHeadModel(gpt2).to(device)
+        model = transformers.GPT2LMHeadModel(gpt2).to(device, dtype if half else torch.float32)
     model.train()
     ids = torch.from_numpy(tokens(size)).long().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda") if adamw else None
+    casting = device == "cuda" and not half
 
     def call() -> Any:
         model.zero_grad(set_to_none=True)
-        with torch.autocast(device, dtype=dtype, enabled=device == "cuda"):
+        with torch.autocast(device, dtype=dtype) if casting else contextlib.nullcontext():
             loss = model(ids, labels=ids).loss
         loss.backward()
         if optimizer is not None:

@@ -2,8 +2,10 @@
 
 All in one process, in turn, on the work of benchmarks/reference.py: `python -m benchmarks.step [--json]`. A ratio is
 the median over the rounds of the two seconds' ratio in that round; `quartiles` are those rounds'. Hugging Face's ratios
-are null without the [torch] extra. `flops_ratio_*`: what a MoM needs over vanilla. `--shape gpt2_small`: width 768, 12
-layers, R 256, vocabulary 50257, 2 x 512 tokens. `--remat none,dots` also compares what the backward pass may recompute.
+are null without the [torch] extra. `flops_ratio_*`: the products that a MoM needs over vanilla's, without the choices
+that were SKIP; `_every`: as if none had been. `*_over_flops`: the time's ratio over the first of these. `--shape
+gpt2_small`: width 768, 12 layers, R 256, vocabulary 50257, 2 x 512 tokens. `--remat none,dots` also compares what the
+backward pass may recompute.
 """
 
 import dataclasses
@@ -13,7 +15,6 @@ from typing import Any
 from benchmarks import reference, timing
 from benchmarks.reference import Size, Work
 from mom_jax import ModelConfig
-from mom_jax.analysis.cost import train_flops_per_token
 from train.memory import keep_freed_memory
 
 TOP_KS = (1, 2, 3)
@@ -40,12 +41,14 @@ def measure(size: Size, rounds: int, remats: tuple[str, ...] = ()) -> dict[str, 
     timing.progress(f"{rounds} rounds of {', '.join(calls)}")
     seconds = timing.interleaved(calls, rounds)
     result: dict[str, Any] = {f"{a}_over_{b}": timing.ratio(seconds, a, b) for a, b in PAIRS}
-    result |= flops_ratios(configs, size)
+    skips = {name: reference.skip_share(works[name].routing()) for name in works if name != "vanilla"}
+    result |= flops_ratios(configs, size, skips)
+    result |= {f"{name}_over_vanilla_over_flops": over_flops(result, name) for name in skips}
     result |= {
         "quartiles": {f"{a}_over_{b}": timing.quartiles(timing.ratios(seconds, a, b)) for a, b in PAIRS},
         "seconds": timing.medians(seconds),
         "temp_bytes": {name: work.compiled.temp_bytes for name, work in works.items()},
-        "skip_share": {name: reference.skip_share(works[name].routing()) for name in works if name != "vanilla"},
+        "skip_share": skips,
     }
     if remats:
         result["remat"] = measure_remat(size, rounds, remats)
@@ -53,10 +56,19 @@ def measure(size: Size, rounds: int, remats: tuple[str, ...] = ()) -> dict[str, 
     return result | {"size": dataclasses.asdict(size), **about}
 
 
-def flops_ratios(configs: dict[str, ModelConfig], size: Size) -> dict[str, float]:
-    """The FLOPs that each MoM needs over vanilla's, every choice a real module."""
-    needed = {name: train_flops_per_token(config, size.length) for name, config in configs.items()}
-    return {f"flops_ratio_k{k}": needed[f"mom_k{k}"] / needed["vanilla"] for k in TOP_KS}
+def flops_ratios(configs: dict[str, ModelConfig], size: Size, skips: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The FLOPs of each MoM over vanilla's; skips: the shares of its choices that were SKIP."""
+    vanilla, result = reference.train_flops(configs["vanilla"], size), {}
+    for name, shares in skips.items():
+        ratio = f"flops_ratio_{name.removeprefix('mom_')}"
+        result[ratio] = reference.train_flops(configs[name], size, shares) / vanilla
+        result[f"{ratio}_every"] = reference.train_flops(configs[name], size) / vanilla
+    return result
+
+
+def over_flops(result: dict[str, Any], name: str) -> float:
+    """The model's time over vanilla's, over its FLOPs over vanilla's."""
+    return result[f"{name}_over_vanilla"] / result[f"flops_ratio_{name.removeprefix('mom_')}"]
 
 
 def measure_remat(size: Size, rounds: int, remats: tuple[str, ...]) -> dict[str, Any]:

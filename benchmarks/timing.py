@@ -1,6 +1,7 @@
 """What the benchmarks share: interleaved timing, compiling ahead, flags and output."""
 
 import argparse
+import concurrent.futures
 import contextlib
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 
 Call = Callable[[], Any]
 # Seconds of each named call, round by round.
@@ -46,23 +47,34 @@ def interleaved(calls: Mapping[str, Call], rounds: int, *, limit: float = float(
     return seconds
 
 
-def seconds_of(run: Callable[..., Any], *args: Any, least: float = 0.2, rounds: int = 5) -> float:
-    """Seconds of a call of a function of JAX arrays, when calls follow one another without waiting for each: the least
-    of several rounds, each of as many calls as take `least` seconds or so."""
-    jax.block_until_ready(run(*args))
-    begin = time.perf_counter()
-    jax.block_until_ready(run(*args))
-    once = time.perf_counter() - begin
-    calls = min(1000, max(1, round(least / rounds / once)))
+def bursts(calls: Mapping[str, Call], rounds: int = 5, least: float = 0.02) -> Seconds:
+    """Seconds of a call when calls follow one another without waiting for each, as a device's kernels do.
 
-    def one_round() -> float:
+    A call starts work and returns its JAX arrays. Each round calls everything in turn, each so often that it takes
+    `least` seconds or so, and waits for the last one.
+    """
+
+    def burst(call: Call, count: int) -> Call:
+        def run() -> None:
+            for _ in range(count):
+                last = call()
+            jax.block_until_ready(last)
+
+        return run
+
+    counts = {}
+    for name, call in calls.items():
+        burst(call, 1)()
         begin = time.perf_counter()
-        for _ in range(calls):
-            last = run(*args)
-        jax.block_until_ready(last)
-        return (time.perf_counter() - begin) / calls
+        burst(call, 1)()
+        counts[name] = min(1000, max(1, round(least / (time.perf_counter() - begin))))
+    seconds = interleaved({name: burst(call, counts[name]) for name, call in calls.items()}, rounds)
+    return {name: [value / counts[name] for value in values] for name, values in seconds.items()}
 
-    return min(one_round() for _ in range(rounds))
+
+def seconds_of(call: Call, least: float = 0.2) -> float:
+    """The median of `bursts` of one call."""
+    return medians(bursts({"": call}, least=least))[""]
 
 
 def warm_up(calls: Mapping[str, Call], times: int = 2) -> None:
@@ -99,21 +111,51 @@ def quartiles(values: list[float]) -> list[float] | None:
 
 class Compiled(NamedTuple):
     """run: the compiled function. seconds: what compiling took, without tracing. temp_bytes: the temporaries of a call.
-    program_bytes: the length of the optimised HLO as text."""
+    total_bytes: those, the arguments, and the results that do not take an argument's place. program_bytes: the length
+    of the optimised HLO as text."""
 
     run: Callable[..., Any]
     seconds: float
     temp_bytes: int
+    total_bytes: int
     program_bytes: int
 
 
 def compile_ahead(function: Any, *args: Any) -> Compiled:
     """A jitted function compiled for these arguments (arrays or their shapes)."""
-    lowered = function.lower(*args)
+    return _compile(function.lower(*args))
+
+
+def _compile(lowered: Any) -> Compiled:
     begin = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - begin
-    return Compiled(compiled, seconds, compiled.memory_analysis().temp_size_in_bytes, len(compiled.as_text()))
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = memory.temp_size_in_bytes + memory.argument_size_in_bytes + results
+    return Compiled(compiled, seconds, memory.temp_size_in_bytes, total, len(compiled.as_text()))
+
+
+def compile_together(programs: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Compiled | Exception]]:
+    """`compile_ahead` of several at the same time, {name: (function, *arguments)}: each one's name and itself, or the
+    exception where it failed, the moment that it is done.
+
+    Tracing is Python's work and stays on this thread; XLA compiles without Python's lock.
+    """
+    with concurrent.futures.ThreadPoolExecutor(threads()) as pool:
+        names = {}
+        for name, (function, *args) in programs.items():
+            try:
+                names[pool.submit(_compile, function.lower(*args))] = name
+            except Exception as error:  # whatever a backend makes of what it cannot do
+                yield name, error
+        for future in concurrent.futures.as_completed(names):
+            result: Compiled | Exception
+            try:
+                result = future.result()
+            except Exception as error:
+                result = error
+            yield names[future], result
 
 
 @contextlib.contextmanager
@@ -171,8 +213,8 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def machine() -> dict[str, Any]:
-    """What ran where. load_average: processes that wanted to run in the minute before: a quiet machine's is below 1."""
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that are measured; None for one that is not installed."""
 
     def version(package: str) -> str | None:
         try:
@@ -180,11 +222,16 @@ def machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             return None
 
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def machine() -> dict[str, Any]:
+    """What ran where. load_average: processes that wanted to run in the minute before: a quiet machine's is below 1."""
     return {
         "device": jax.devices()[0].device_kind,
         "threads": threads(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
     }
 
 

@@ -55,7 +55,9 @@ def test_step_prints_one_line_with_its_ratios(capsys, monkeypatch, without_torch
         set(STEP_KEYS) - {"mom_k1_over_vanilla"}
     )
     assert positive(result["mom_k1_over_vanilla"])
-    assert result["flops_ratio_k1"] > 1
+    assert 1 < result["flops_ratio_k1"] < result["flops_ratio_k1_every"]  # some choices are SKIP
+    over = result["mom_k1_over_vanilla"] / result["flops_ratio_k1"]
+    assert result["mom_k1_over_vanilla_over_flops"] == pytest.approx(over)
     assert set(result["seconds"]) == set(result["temp_bytes"]) == {"vanilla", "mom_k1"}
     assert all(0 <= share < 1 for share in result["skip_share"]["mom_k1"].values())
 
@@ -134,6 +136,26 @@ def test_the_reference_is_the_issue_s():
     assert config.balance.weight > 0
     assert config.vanilla().num_layers == config.vanilla().depth == 10
     assert reference.tokens(reference.FULL).shape == (8, 256)
+
+
+def test_the_other_shape_is_gpt2_small_s():
+    size = step.SHAPES["gpt2_small"]
+    config = reference.config(size, top_k=3)
+    assert (config.vocab_size, config.d_model, config.num_heads, config.router.dim) == (50257, 768, 12, 256)
+    assert (config.num_attn_modules, config.num_ffn_modules, config.num_steps) == (10, 10, 10)
+    assert config.vanilla().num_layers == 12
+    assert reference.tokens(size).shape == (2, 512)
+    assert step.SHAPES["reference"] == reference.FULL
+
+
+def test_skips_are_no_flops():
+    config = reference.config(top_k=2)
+    every, half, none = (
+        reference.train_flops(config, reference.FULL, {"attention": share, "ffn": share}) for share in (0.0, 0.5, 1.0)
+    )
+    assert every == reference.train_flops(config, reference.FULL)
+    assert every - half == pytest.approx(half - none)
+    assert every > half > none > 0
 
 
 def test_remat_policies_are_the_configuration_s():

@@ -1,32 +1,52 @@
-"""Every backend of the routed products that runs here against float64 on the host: values and all gradients.
+"""Every backend of the routed products that runs here against float64 on the host, and against `dense`.
 
-A backend is right with a relative error (norms) of at most 1e-2 in bfloat16 and 1e-3 in float32, for every routing.
-Before each call memory is filled with NaN, so that rows that a kernel should have written, and did not, show.
+A backend is right with a relative error (norms) of at most 1e-2 in bfloat16 and 1e-3 in float32 of the value and of all
+gradients, for every routing. Before each call memory is filled with NaN.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import timing
+from benchmarks.gpu.checks import ALLOWED, Verdict, poison
+from benchmarks.gpu.process import reason
 from benchmarks.kernels import routing_choices
 from mom_jax import dispatch
 
-ALLOWED = {"bfloat16": 1e-2, "float32": 1e-3}
-ROUTINGS = ("uniform", "skewed", "half_skip", "all null", "one module")
+ROUTINGS = ("uniform", "skewed", "half_skip", "all_null", "one_module")
 PARTS = ("y", "d_x", "d_kernel", "d_bias", "d_multiplier")
 
 
-def choices(routing: str, tokens: int, modules: int, top_k: int) -> np.ndarray:
-    if routing == "all null":
-        return np.full((tokens, top_k), modules, np.int32)
-    if routing == "one module":
-        index = np.full((tokens, top_k), modules, np.int32)
-        index[:, 0] = modules - 1
+class Sizes(NamedTuple):
+    """T, D, E, N, K. No number of rows is a multiple of a kernel's tile."""
+
+    tokens: int
+    depth: int
+    width: int
+    modules: int
+    top_k: int
+
+
+class Case(NamedTuple):
+    """given: x, kernel, bias, multiplier, d_y, index. want: the parts in float64."""
+
+    given: list[jax.Array]
+    want: tuple[np.ndarray, ...]
+
+
+def choices(routing: str, sizes: Sizes) -> np.ndarray:
+    """[T, K] int32."""
+    index = np.full((sizes.tokens, sizes.top_k), sizes.modules, np.int32)
+    if routing == "all_null":
         return index
-    return routing_choices(routing, tokens, modules, top_k)
+    if routing == "one_module":
+        index[:, 0] = sizes.modules - 1
+        return index
+    return routing_choices(routing, sizes.tokens, sizes.modules, sizes.top_k)
 
 
 def oracle(arrays: list[np.ndarray], index: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -48,57 +68,80 @@ def oracle(arrays: list[np.ndarray], index: np.ndarray) -> tuple[np.ndarray, ...
     return y, d_x, d_kernel, d_bias, d_multiplier
 
 
-def poison(megabytes: int) -> None:
-    """Leaves NaN in the memory that the next call will be given."""
-    held = [jnp.full((2**18,), jnp.nan, jnp.float32) for _ in range(megabytes)]
-    jax.block_until_ready(held)
+def draw(rng: np.random.Generator, routing: str, sizes: Sizes, dtype: str) -> Case:
+    """Random arrays and what must come out. Kernels are float32, of numbers that the dtype has."""
+    tokens, depth, width, modules, top_k = sizes
+    index = choices(routing, sizes)
+    shapes = (tokens, depth), (modules, depth, width), (modules, width), (tokens, top_k), (tokens, width)
+    x, kernel, bias, multiplier, d_y = (rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+    given = [
+        jnp.asarray(x, dtype),
+        jnp.asarray(kernel / depth**0.5, dtype).astype(jnp.float32),
+        jnp.asarray(bias),
+        jnp.asarray(multiplier),
+        jnp.asarray(d_y, dtype),
+    ]
+    want = oracle([np.asarray(a.astype(jnp.float32)) for a in given], index)
+    return Case([*given, jnp.asarray(index)], want)
 
 
-def error(got: Any, want: np.ndarray) -> float | None:
-    """|got - want| / |want|; None where something is not finite."""
-    got = np.asarray(got, np.float64)
-    if not np.isfinite(got).all():
-        return None
-    size = float(np.linalg.norm(want))
-    return float(np.linalg.norm(got - want)) / (size or 1.0)
+def program(backend: str, modules: int) -> Any:
+    """(x, kernel, bias, multiplier, d_y, index) -> the value and all gradients, jitted."""
+
+    def run(x: Any, kernel: Any, bias: Any, multiplier: Any, d_y: Any, index: Any) -> Any:
+        plan = dispatch.make_plan(index, modules, backend)
+
+        def function(x: Any, kernel: Any, bias: Any, multiplier: Any) -> jax.Array:
+            return dispatch.routed_linear(x, kernel, bias, multiplier, plan, backend)
+
+        y, pullback = jax.vjp(function, x, kernel, bias, multiplier)
+        return y, *pullback(d_y)
+
+    return jax.jit(run)
 
 
 def rows(small: bool) -> Iterator[dict[str, Any]]:
-    tokens, depth, width, modules, top_k = (24, 128, 128, 3, 2) if small else (2000, 768, 1536, 10, 3)
-    rng = np.random.default_rng()
+    sizes = Sizes(24, 128, 128, 3, 2) if small else Sizes(1000, 768, 1536, 10, 3)
+    seed = int(np.random.default_rng().integers(2**32))
+    rng = np.random.default_rng(seed)
+    here = []
     for backend in dispatch.BACKENDS:
         if backend == "capacity" or (backend == "megablox" and jax.default_backend() != "tpu"):
             continue  # the one drops choices, the other is a TPU's
-        if (reason := dispatch.refusal(backend)) is not None:
-            yield {"backend": backend, "refused": reason}
-            continue
+        if (why := dispatch.refusal(backend)) is None:
+            here.append(backend)
+        else:
+            yield {"backend": backend, "refused": why}
+    cases = {dtype: {routing: draw(rng, routing, sizes, dtype) for routing in ROUTINGS} for dtype in ALLOWED}
+    programs = {
+        f"{backend} {dtype}": (program(backend, sizes.modules), *cases[dtype]["uniform"].given)
+        for backend in here
+        for dtype in ALLOWED
+    }
+    compiled = dict(timing.compile_together(programs))
+    dense: dict[tuple[str, str], list[np.ndarray]] = {}
+    for backend in sorted(here, key=lambda name: name != "dense"):
         for dtype, allowed in ALLOWED.items():
-
-            @jax.jit
-            def run(
-                x: Any, kernel: Any, bias: Any, multiplier: Any, d_y: Any, index: Any, backend: str = backend
-            ) -> Any:
-                plan = dispatch.make_plan(index, modules, backend)
-
-                def function(x: Any, kernel: Any, bias: Any, multiplier: Any) -> jax.Array:
-                    return dispatch.routed_linear(x, kernel, bias, multiplier, plan, backend)
-
-                y, pullback = jax.vjp(function, x, kernel, bias, multiplier)
-                return y, *pullback(d_y)
-
-            worst, wrong = 0.0, []
-            for routing in ROUTINGS[:: 2 if small else 1]:
-                index = choices(routing, tokens, modules, top_k)
-                shapes = (tokens, depth), (modules, depth, width), (modules, width), index.shape, (tokens, width)
-                x, kernel, bias, multiplier, d_y = (rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
-                kernel /= depth**0.5
-                given = [jnp.asarray(x, dtype), jnp.asarray(kernel, dtype).astype(jnp.float32), jnp.asarray(bias)]
-                given += [jnp.asarray(multiplier), jnp.asarray(d_y, dtype)]
-                want = oracle([np.asarray(a.astype(jnp.float32)) for a in given], index)
-                poison(16 if small else 2048)
-                for part, got, expected in zip(PARTS, run(*given, jnp.asarray(index)), want, strict=True):
-                    off = error(got, expected)
-                    if off is None or off > allowed:
-                        wrong.append(f"{routing}: {part} {'not finite' if off is None else f'{off:.2e}'}")
-                    worst = max(worst, off or 0.0)
-            yield {"backend": backend, "dtype": dtype, "worst_error": worst, "allowed": allowed, "wrong": wrong}
+            row = {"backend": backend, "dtype": dtype, "allowed": allowed, "routings": list(ROUTINGS), "seed": seed}
+            run = compiled[f"{backend} {dtype}"]
+            try:
+                if isinstance(run, Exception):
+                    raise run
+                exact, beside = Verdict(allowed), Verdict(allowed)
+                for routing, case in cases[dtype].items():
+                    poison(32 if small else 2048)
+                    got = [np.asarray(part.astype(jnp.float32)) for part in run.run(*case.given)]
+                    if backend == "dense":
+                        dense[dtype, routing] = got
+                    for i, part in enumerate(PARTS):
+                        exact.compare(f"{routing}: {part}", got[i], case.want[i])
+                        if (dtype, routing) in dense:
+                            beside.compare(f"{routing}: {part} beside dense", got[i], dense[dtype, routing][i])
+            except Exception as problem:
+                yield row | {"failed": f"{backend} {dtype}: {reason(problem)}"}
+                continue
+            yield row | {
+                "worst_error": exact.worst,
+                "worst_beside_dense": beside.worst,
+                "wrong": [*exact.wrong, *beside.wrong],
+            }

@@ -4,25 +4,30 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import reference, timing
-from benchmarks.gpu.step import models
+from benchmarks import timing
+from benchmarks.gpu.step import compile_models, models, timed
 from benchmarks.step import REMATS
 
 
 def rows(small: bool) -> Iterator[dict[str, Any]]:
     size, configs = models(small)
+    changed: dict[str, Any] = {}
     for name in ("vanilla", "K=1"):
-        works = {}
         for policy in REMATS:
-            changed: Any = {"remat": policy}
-            works[policy] = reference.prepare(dataclasses.replace(configs[name], **changed), size)
-        calls = {policy: work.call for policy, work in works.items()}
-        timing.warm_up(calls)
-        middle = timing.medians(timing.interleaved(calls, 3 if small else 8, limit=4))
-        for policy, work in works.items():
-            yield {
-                "model": name,
-                "policy": policy,
-                "milliseconds": 1e3 * middle[policy],
-                "temp_bytes": work.compiled.temp_bytes,
-            }
+            fields: Any = {"remat": policy}
+            changed[f"{name} {policy}"] = dataclasses.replace(configs[name], **fields)
+    works, failed = compile_models(changed, size)
+    yield from failed
+    seconds, failed = timed({name: work.call for name, work in works.items()}, small)
+    yield from failed
+    middle = timing.medians(seconds)
+    for name in seconds:
+        model, policy = name.split()
+        yield {
+            "model": model,
+            "policy": policy,
+            "milliseconds": 1e3 * middle[name],
+            "over_none": timing.ratio(seconds, name, f"{model} none"),
+            "temp_bytes": works[name].compiled.temp_bytes,
+            "total_bytes": works[name].compiled.total_bytes,
+        }

@@ -1,20 +1,41 @@
 """Tables in Markdown out of the lines of `python -m benchmarks.gpu`."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-# The columns of each section's tables: (title, the key that makes a line one of this table, columns).
-TABLES: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
+
+class Table(NamedTuple):
+    """key: what a line of this table has. columns: the keys whose values are shown, if any line has them."""
+
+    title: str
+    key: str
+    columns: tuple[str, ...]
+
+
+TABLES: dict[str, list[Table]] = {
     "card": [
-        ("The card", "threads", ("device", "capability", "memory_bytes", "versions")),
-        ("Its ceilings: copies", "copy_bytes_per_second", ("copy_bytes_per_second",)),
-        ("Its ceilings: products", "product_flops", ("product_size", "product_flops")),
+        Table("The card", "capability", ("device", "capability", "memory_bytes", "published", "platform", "versions")),
+        Table("Copies", "copy_bytes_per_second", ("copy_bytes_per_second",)),
+        Table("A dense bfloat16 product", "product_flops", ("product_size", "product_flops")),
     ],
-    "products": [("Routed products", "backend", ("backend", "dtype", "worst_error", "allowed", "wrong", "refused"))],
+    "products": [
+        Table(
+            "Routed products: the largest error, ‖out − ref‖ / ‖ref‖",
+            "backend",
+            ("backend", "dtype", "worst_error", "worst_beside_dense", "allowed", "wrong", "refused", "failed"),
+        )
+    ],
     "attention": [
-        ("Attention", "backend", ("backend", "dtype", "worst_error", "allowed", "wrong", "refused", "packed_seconds")),
+        Table(
+            "Attention: the largest error",
+            "checked",
+            ("backend", "dtype", "worst_error", "allowed", "checked", "wrong", "refused", "failed"),
+        ),
+        Table("Attention: forward and backward pass", "timed", ("backend", "timed", "milliseconds", "TFLOP/s")),
     ],
     "step": [
-        (
+        Table("Compiled steps", "program", ("program", "temp_bytes", "temp_over_vanilla", "compile_seconds")),
+        Table(
             "The train step",
             "model",
             (
@@ -25,43 +46,81 @@ TABLES: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
                 "mfu",
                 "mfu_of_seen",
                 "over_vanilla",
-                "flops_over_vanilla",
+                "over_flops",
+                "over_active_flops",
+                "vanilla_over_this",
                 "temp_bytes",
+                "total_bytes",
                 "peak_bytes",
-                "vanilla_over_hf",
             ),
-        )
+        ),
     ],
     "grouped": [
-        (
+        Table(
             "Grouped products over one dense product of the same rows",
             "backend",
-            ("backend", "rows", "modules", "shape", "forward", "rows' gradient", "weights' gradient"),
+            (
+                "backend",
+                "rows",
+                "modules",
+                "shape",
+                "forward",
+                "rows' gradient",
+                "weights' gradient",
+                "linear",
+                "linear's gradients",
+                "forward TFLOP/s",
+                "weights' gradient TFLOP/s",
+            ),
         ),
-        ("Tiles", "tiles", ("tiles", "blocks", "forward TFLOP/s", "weights' gradient TFLOP/s", "refused")),
+        Table("Tiles", "tiles", ("tiles", "direction", "rows", "blocks", "TFLOP/s", "refused")),
     ],
     "decoding": [
-        ("Decoding", "model", ("model", "batch", "tokens_per_second", "step_seconds", "weight_bytes_per_step"))
+        Table("Decoding", "model", ("model", "batch", "tokens_per_second", "step_seconds")),
+        Table(
+            "Decoding: ratios of speeds",
+            "pair",
+            ("pair", "batch", "ratio", "quartiles"),
+        ),
     ],
-    "remat": [("What the backward pass keeps", "model", ("model", "policy", "milliseconds", "temp_bytes"))],
+    "remat": [
+        Table("What the backward pass keeps", "policy", ("model", "policy", "milliseconds", "over_none", "temp_bytes"))
+    ],
 }
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """All sections, in order; one without lines has dashes, one that failed says why."""
-    parts = []
+def last_runs(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The lines of each section's last run: a run ends with the line that has its `seconds`."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    ended = set()
+    for line in lines:
+        section = line["section"]
+        if section in ended:
+            ended.discard(section)
+            runs[section] = []
+        runs.setdefault(section, []).append(line)
+        if "seconds" in line:
+            ended.add(section)
+    return runs
+
+
+def table(lines: Iterable[dict[str, Any]]) -> str:
+    """All sections, in order, each by its last run; what was not measured is dashes, and what failed says why."""
+    runs, parts = last_runs(lines), []
     for section, tables in TABLES.items():
-        own = [line for line in lines if line.get("section") == section]
-        about = sorted({str(line["device"]) for line in own if "device" in line})
+        own = runs.get(section, [])
+        cards = sorted({str(line["device"]) for line in own if line.get("device")})
         small = any(line.get("small") for line in own)
         for title, key, columns in tables:
             found = [line for line in own if key in line] or [{}]
-            parts.append(f"**{title}** ({', '.join(about) or 'not run'}{', toy sizes' if small else ''})\n")
-            parts.append("| " + " | ".join(name.replace("_", " ") for name in columns) + " |")
-            parts.append("|" + "---|" * len(columns))
-            parts += ["| " + " | ".join(_cell(line.get(name)) for name in columns) + " |" for line in found]
+            # Columns that nobody has are left out, unless there is nothing at all.
+            shown = [name for name in columns if any(line.get(name) not in (None, []) for line in found)] or columns
+            parts.append(f"**{title}** ({', '.join(cards) or 'not run'}{', toy sizes' if small else ''})\n")
+            parts.append("| " + " | ".join(name.replace("_", " ") for name in shown) + " |")
+            parts.append("|" + "---|" * len(shown))
+            parts += ["| " + " | ".join(_cell(line.get(name)) for name in shown) + " |" for line in found]
             parts.append("")
-        parts += [f"{section} failed: {line['failed']}\n" for line in own if "failed" in line]
+        parts += [f"{section} failed: {_cell(line['failed'])}\n" for line in own if line.get("failed")]
     return "\n".join(parts).rstrip()
 
 

@@ -2,8 +2,8 @@
 
 All in one process, in turn, on the work of benchmarks/reference.py: `python -m benchmarks.step [--json]`. A ratio is
 the median over the rounds of the two seconds' ratio in that round; `quartiles` are those rounds'. Hugging Face's ratios
-are null without the [torch] extra. `flops_ratio_*`: the products that a MoM needs over vanilla's, without the choices
-that were SKIP; `_every`: as if none had been. `*_over_flops`: the time's ratio over the first of these. `--shape
+are null without the [torch] extra. `flops_ratio_*`: the products that a MoM needs over vanilla's, every choice a real
+module; `_taken`: without the choices that were SKIP. `*_over_flops`: the time's ratio over the first of these. `--shape
 gpt2_small`: width 768, 12 layers, R 256, vocabulary 50257, 2 x 512 tokens. `--remat none,dots` also compares what the
 backward pass may recompute.
 """
@@ -61,8 +61,8 @@ def flops_ratios(configs: dict[str, ModelConfig], size: Size, skips: dict[str, d
     vanilla, result = reference.train_flops(configs["vanilla"], size), {}
     for name, shares in skips.items():
         ratio = f"flops_ratio_{name.removeprefix('mom_')}"
-        result[ratio] = reference.train_flops(configs[name], size, shares) / vanilla
-        result[f"{ratio}_every"] = reference.train_flops(configs[name], size) / vanilla
+        result[ratio] = reference.train_flops(configs[name], size) / vanilla
+        result[f"{ratio}_taken"] = reference.train_flops(configs[name], size, shares) / vanilla
     return result
 
 

@@ -32,8 +32,8 @@ class Blocks:
     stages: int
 
 
-# A table instead of a search at run time. Compiled for compute capability 9.0 (`ptxas -v`) these use `wgmma` and at most
-# 144 registers a thread, of which none spill; two programs fit a multiprocessor. On a card
+# A table instead of a search at run time. Compiled for compute capability 9.0 (`ptxas -v`) these use `wgmma` and at
+# most 144 registers a thread, of which none spill; two programs fit a multiprocessor. On a card
 # `python -m benchmarks.gpu --only grouped` tries others.
 PRODUCT = {2: Blocks(128, 64, 8, 3), 4: Blocks(64, 32, 4, 3)}  # by the bytes of a number
 GRADIENT = {2: Blocks(128, 64, 8, 3), 4: Blocks(64, 32, 4, 3)}

@@ -23,6 +23,13 @@ def apart(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment()["JAX_COMPILATION_CACHE_DIR"])
 
 
+@pytest.fixture
+def quick_compiling():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def lines(capsys, *flags):
     """(exit code, what is printed as JSON lines)."""
     code = program.main(["--small", *flags])
@@ -102,7 +109,7 @@ def test_a_section_that_breaks_says_why(capsys, monkeypatch):
     assert "seconds" in found[-1]
 
 
-def test_a_section_that_raises_says_so_after_what_it_has_found(capsys, monkeypatch):
+def test_a_section_that_raises_says_so_after_what_it_has_found(capsys, monkeypatch, quick_compiling):
     def rows(small):
         yield {"value": math.nan, "values": [np.float32(2), {"inner": math.inf}]}
         raise RuntimeError("no memory\nand more")
@@ -185,13 +192,6 @@ def test_the_work_is_the_issue_s():
     assert flops["vanilla"] / 2 < half < flops["K=1"]
     assert {rows for rows, _ in grouped.SIZES} == {16384, 49152}
     assert {modules for _, modules in grouped.SIZES} == {10, 32}
-
-
-@pytest.fixture
-def quick_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow

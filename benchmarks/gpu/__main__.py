@@ -37,7 +37,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 def run_all(sections: tuple[str, ...], small: bool, limit: float | None, cache: str) -> Iterator[dict[str, Any]]:
     """The lines of all sections. limit: seconds for each, instead of its own and what is left over."""
-    environment, begin, allotted = process.environment(cache, small), time.monotonic(), 0.0
+    environment, begin, allotted = process.environment(cache), time.monotonic(), 0.0
     for section in sections:
         allotted += process.LIMITS[section]
         own = allotted - (time.monotonic() - begin) if limit is None else limit

@@ -46,6 +46,7 @@ TABLES: dict[str, list[Table]] = {
                 "mfu",
                 "mfu_of_seen",
                 "over_vanilla",
+                "flops_over_vanilla",
                 "over_flops",
                 "over_active_flops",
                 "vanilla_over_this",

@@ -11,11 +11,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks import timing
 from benchmarks.gpu import process
 from benchmarks.gpu.table import table
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong flags are answered in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
 
 
 def seconds(text: str) -> float:
@@ -45,9 +52,7 @@ def run_all(sections: tuple[str, ...], small: bool, limit: float | None, cache: 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
-    )
+    parser = Parser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False)
     names = tuple(process.LIMITS)
     parser.add_argument("--small", action="store_true", help="toy sizes, on a CPU too, to see that it runs")
     parser.add_argument("--only", type=timing.some_of(names), default=names, help=f"some of {','.join(names)}")

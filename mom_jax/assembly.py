@@ -132,29 +132,27 @@ class Chunk(nnx.Module):
         config = self.config
         pools, routers, shared = {}, {}, {}
         ordered: dict[Side, Any] = {}
+
+        def whole(sublayer: Sublayer, shards: SublayerWeights) -> SublayerWeights:
+            weights = sublayer.gathered(shards)
+            return weights.cast(config.dtype) if decoding else weights
+
         for side in SIDES:
             sublayer: Sublayer = getattr(self, side)
             shards = sublayer.shards()
             if config.kind(side) == "routed":
                 router: Router = gathered(getattr(self, f"{side}_router"))
-                weights = sublayer.gathered(shards)
+                pools[side] = pool.make_pool(whole(sublayer, shards), config, side, decoding)
+                routers[side] = router.cast() if decoding else nnx.state(router)
                 if decoding:
-                    own = pool.make_pool(weights.cast(config.dtype), config, side, decoding)
-                    pools[side] = {name: part._replace(sink=None) for name, part in own.items()}
-                    routers[side] = router.cast()
-                else:
-                    pools[side] = pool.make_pool(weights, config, side)
-                    routers[side] = nnx.state(router)
+                    pools[side] = {name: part._replace(sink=None) for name, part in pools[side].items()}
             elif config.kind(side) == "ordered":
                 ordered[side] = shards  # used once each: gathered in the step that does
                 if decoding:
                     modules = range(config.modules(side))
-                    one = [sublayer.gathered(jax.tree.map(lambda w, i=i: w[i], shards)) for i in modules]
-                    ordered[side] = [weights.cast(config.dtype) for weights in one]
+                    ordered[side] = [whole(sublayer, jax.tree.map(lambda w, i=i: w[i], shards)) for i in modules]
             else:
-                shared[side] = sublayer.gathered(jax.tree.map(lambda w: w[0], shards))
-                if decoding:
-                    shared[side] = shared[side].cast(config.dtype)
+                shared[side] = whole(sublayer, jax.tree.map(lambda w: w[0], shards))
         return Prepared(pools, routers, ordered, shared)
 
     def assemble(

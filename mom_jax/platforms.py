@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 Capability = tuple[int, int]  # an NVIDIA GPU's compute capability: (9, 0) is Hopper
+AMPERE: Capability = (8, 0)  # the first that multiplies bfloat16, which kernels for GPUs need
 
 
 class _Target(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mom_jax import attention
 from mom_jax.analysis.chips import chip
 from mom_jax.fields import ConfigError, require
 from mom_jax.sharding import describe_mesh
@@ -34,7 +35,7 @@ def compilable(config: Config, topology: str) -> tuple[Config, str]:
     model = config.model
     if model.attention_kernel != "auto" or not gpu.is_gpu(topology) or gpu.has_cudnn():
         return config, ""
-    kernel: Any = "triton" if 16 <= model.head_dim <= 256 else "blocked"
+    kernel: Any = "triton" if attention.refusal("triton", model, config.data.length) is None else "blocked"
     changed = dataclasses.replace(model, attention_kernel=kernel)
     note = f"cuDNN (nvidia-cudnn-cu13) is not installed: planned with attention_kernel={kernel!r}, which is slower"
     return dataclasses.replace(config, model=changed), note

@@ -24,7 +24,7 @@ from mom_jax.dispatch.body import Body, Linear, Pooled, linear, weighted_linear,
 from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
 from mom_jax.dispatch.switched import is_unstacked
 from mom_jax.fields import require
-from mom_jax.platforms import compute_capability, platform
+from mom_jax.platforms import AMPERE, compute_capability, platform
 
 BACKENDS = tuple(grouped.PRODUCTS)
 DECODING: dict[str, Any] = {"gathered": gathered, "switched": switched}  # without gradients
@@ -57,13 +57,13 @@ def _of_gpu(config: ModelConfig) -> str:
     capability = compute_capability() or (0, 0)
     if config.dtype == "bfloat16" and capability == mosaic.CAPABILITY:
         return "mosaic"
-    return "triton" if capability >= triton.CAPABILITY else "blocked"
+    return "triton" if capability >= AMPERE else "blocked"
 
 
 def refusal(backend: str) -> str | None:
     """Why a backend does not run on the platform that the program is built for; None where it does."""
     capability = compute_capability()
-    if backend == "triton" and platform() == "gpu" and (capability is None or capability < triton.CAPABILITY):
+    if backend == "triton" and platform() == "gpu" and (capability is None or capability < AMPERE):
         return f"needs an NVIDIA GPU of compute capability 8.0 or higher, and this one has {_said(capability)}"
     if backend == "mosaic" and platform() == "gpu" and capability != mosaic.CAPABILITY:
         return f"needs an NVIDIA GPU of compute capability 9.0, and this one has {_said(capability)}"

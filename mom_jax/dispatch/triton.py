@@ -18,7 +18,6 @@ from mom_jax.dispatch.plan import Plan
 from mom_jax.platforms import platform
 
 TILE = 128  # rows of a tile
-CAPABILITY = (8, 0)  # the least compute capability: bfloat16 products
 
 
 @dataclasses.dataclass(frozen=True)

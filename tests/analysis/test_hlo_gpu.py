@@ -57,6 +57,13 @@ def program(line, parameters):
             ["bf16[2,64,4,16]{3,2,1,0}"] * 3,
             2 * 2 * 2 * 4 * 64 * 64 * 16 // 2,
         ),
+        (
+            "(bf16[2,64,4,16]{{3,2,1,0}}, bf16[2,64,4,16]{{3,2,1,0}}, bf16[2,64,4,16]{{3,2,1,0}}) "
+            'custom-call({operands}), custom_call_target="__gpu$xla.gpu.triton", '
+            'metadata={{op_name="jit(f)/attention/mha_backward/pallas_call"}}',
+            ["bf16[2,64,4,16]{3,2,1,0}"] * 5,
+            7 * 2 * 2 * 4 * 64 * 64 * 16 // 2,
+        ),
     ],
 )
 def test_calls_are_counted_by_their_shapes(line, parameters, flops):

@@ -87,5 +87,5 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
     if routed and mesh.module > 1:
         sent += 3 * 4 * steps * row * mesh.tensor * (1 - 1 / mesh.module)
     flops = tokens * train_flops_per_token(model, length, causal=False)
-    seconds = flops / (COMPUTE_SHARE * chip.peak_flops) + sent / (LINK_SHARE * chip.link_bandwidth)
+    seconds = flops / (COMPUTE_SHARE * chip.flops(model.dtype)) + sent / (LINK_SHARE * chip.link_bandwidth)
     return Candidate(mesh, seconds, round(resident))

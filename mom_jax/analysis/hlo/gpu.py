@@ -22,8 +22,8 @@ def kernel_flops(target: str, name: str, operands: list[Array], results: list[Ar
         return _grouped(operands)
     if target in PALLAS and (kernel := re.search(r"mha_(forward|backward|preprocess)", name)):
         batch, length, heads, width = operands[0][1]
-        # Forward two products; backward the scores twice more, and two gradients of each product. Half of the square.
-        return {"forward": 2, "backward": 6, "preprocess": 0}[kernel[1]] * batch * heads * length**2 * width
+        # Of half of the square. Backward each of two loops makes the scores and the gradient of the probabilities.
+        return {"forward": 2, "backward": 7, "preprocess": 0}[kernel[1]] * batch * heads * length**2 * width
     return None
 
 

@@ -32,9 +32,10 @@ def test_backend(path, how):
     quick = {"xla_backend_optimization_level": 0}  # compiling takes all the time
     step = jax.jit(jax.grad(lambda p: golden.run(p, loaded), has_aux=True), compiler_options=quick)
     gradient, (result, _, logits) = step(params)
-    # Where room is limited padding has no part in it, and other values.
-    counts = loaded.arrays.get("attention_mask") if "capacity_factor" in how else None
-    real = ... if counts is None else counts.astype(bool)
+    # Not at padding: nothing reads what it computes, no room is kept for it where that is limited, and the attention of
+    # golden 16's last padding magnifies how a backend rounds two hundredfold. test_official_parity compares it as well.
+    mask = loaded.arrays.get("attention_mask")
+    real = ... if mask is None else mask.astype(bool)
     golden.close(loaded, "logits", np.asarray(logits)[real], loaded.arrays["logits"][real])
     golden.close(loaded, "loss", result.loss)
     ours = params_to_official(jax.tree.map(np.asarray, gradient), loaded.config)

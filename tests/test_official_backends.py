@@ -29,13 +29,14 @@ def test_backend(path, how):
     loaded = golden.load(path)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, **how))
     params = jax.tree.map(jnp.asarray, params_from_official(loaded.state_dict, loaded.config))
-    quick = {"xla_backend_optimization_level": 0}  # compiling takes all the time
+    # Compiling takes all the time; but what padding computes in golden 16 magnifies rounding two hundredfold, and the
+    # tolerance holds for it as users' programs are compiled.
+    quick = {} if "attention_mask" in loaded.arrays else {"xla_backend_optimization_level": 0}
     step = jax.jit(jax.grad(lambda p: golden.run(p, loaded), has_aux=True), compiler_options=quick)
     gradient, (result, _, logits) = step(params)
-    # Not at padding: nothing reads what it computes, no room is kept for it where that is limited, and the attention of
-    # golden 16's last padding magnifies how a backend rounds two hundredfold. test_official_parity compares it as well.
-    mask = loaded.arrays.get("attention_mask")
-    real = ... if mask is None else mask.astype(bool)
+    # Where room is limited padding has no part in it, and other values.
+    counts = loaded.arrays.get("attention_mask") if "capacity_factor" in how else None
+    real = ... if counts is None else counts.astype(bool)
     golden.close(loaded, "logits", np.asarray(logits)[real], loaded.arrays["logits"][real])
     golden.close(loaded, "loss", result.loss)
     ours = params_to_official(jax.tree.map(np.asarray, gradient), loaded.config)

@@ -36,6 +36,12 @@ def compute_capability() -> Capability | None:
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
 
 
+def has_capability(least: Capability) -> bool:
+    """Whether the platform is a GPU of at least this compute capability."""
+    capability = compute_capability()
+    return capability is not None and capability >= least
+
+
 @contextlib.contextmanager
 def building_for(name: str, capability: Capability | None = None) -> Iterator[None]:
     """What is traced within is for the platform `name`, and for a GPU of that compute capability. A function that was

@@ -18,7 +18,7 @@ from mom_jax.attention.plain import dropout, plain
 from mom_jax.attention.view import View
 from mom_jax.config import ModelConfig
 from mom_jax.fields import require
-from mom_jax.platforms import AMPERE, compute_capability, platform
+from mom_jax.platforms import AMPERE, has_capability, platform
 
 __all__ = ["KV", "View", "attend", "dropout", "new_kv", "refusal", "resolve"]
 
@@ -84,17 +84,16 @@ def resolve(config: ModelConfig, length: int, *, packed: bool = False) -> str:
 
 def refusal(backend: str, config: ModelConfig, length: int) -> str | None:
     """Why a backend cannot do attention for a configuration where the program will run; None where it can."""
-    capability = compute_capability()
     if backend == "splash" and length % 128 != 0:
         return f"takes sequences of a multiple of 128 tokens, not {length}"
     if backend == "cudnn":
-        if capability is None or capability < AMPERE:
+        if not has_capability(AMPERE):
             return "needs an NVIDIA GPU of compute capability 8.0 or higher"
         if config.dtype != "bfloat16" or config.head_dim % 8 != 0 or config.head_dim > 128:
             allowed = "takes bfloat16 and heads of a multiple of 8 numbers, 128 at most"
             return f"{allowed}, not {config.dtype} and {config.head_dim}"
     if backend == "triton":
-        if platform() == "gpu" and (capability is None or capability < AMPERE):
+        if platform() == "gpu" and not has_capability(AMPERE):
             return "needs an NVIDIA GPU of compute capability 8.0 or higher"
         if not 16 <= config.head_dim <= 256:
             return f"takes heads of 16 to 256 numbers, not {config.head_dim}"

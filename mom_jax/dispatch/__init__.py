@@ -24,7 +24,7 @@ from mom_jax.dispatch.body import Body, Linear, Pooled, linear, weighted_linear,
 from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
 from mom_jax.dispatch.switched import is_unstacked
 from mom_jax.fields import require
-from mom_jax.platforms import AMPERE, compute_capability, platform
+from mom_jax.platforms import AMPERE, compute_capability, has_capability, platform
 
 BACKENDS = tuple(grouped.PRODUCTS)
 DECODING: dict[str, Any] = {"gathered": gathered, "switched": switched}  # without gradients
@@ -54,16 +54,15 @@ def resolve(config: ModelConfig) -> str:
 
 
 def _of_gpu(config: ModelConfig) -> str:
-    capability = compute_capability() or (0, 0)
-    if config.dtype == "bfloat16" and capability == mosaic.CAPABILITY:
+    if config.dtype == "bfloat16" and compute_capability() == mosaic.CAPABILITY:
         return "mosaic"
-    return "triton" if capability >= AMPERE else "blocked"
+    return "triton" if has_capability(AMPERE) else "blocked"
 
 
 def refusal(backend: str) -> str | None:
     """Why a backend does not run on the platform that the program is built for; None where it does."""
     capability = compute_capability()
-    if backend == "triton" and platform() == "gpu" and (capability is None or capability < AMPERE):
+    if backend == "triton" and platform() == "gpu" and not has_capability(AMPERE):
         return f"needs an NVIDIA GPU of compute capability 8.0 or higher, and this one has {_said(capability)}"
     if backend == "mosaic" and platform() == "gpu" and capability != mosaic.CAPABILITY:
         return f"needs an NVIDIA GPU of compute capability 9.0, and this one has {_said(capability)}"

@@ -22,7 +22,8 @@ def kernel_flops(target: str, name: str, operands: list[Array], results: list[Ar
         return _grouped(operands)
     if target in PALLAS and (kernel := re.search(r"mha_(forward|backward|preprocess)", name)):
         batch, length, heads, width = operands[0][1]
-        # Of half of the square. Backward each of two loops makes the scores and the gradient of the probabilities.
+        # Of half of the square. Backward there are three gradients, and each of two loops makes the scores and the
+        # gradient of the probabilities for itself.
         return {"forward": 2, "backward": 7, "preprocess": 0}[kernel[1]] * batch * heads * length**2 * width
     return None
 

@@ -28,6 +28,7 @@ from train import foreign
 from train.config import Config, DataConfig, Phase
 from train.data import tokenizer as tokenizers
 from train.files import whole_folder, write_whole
+from train.memory import return_freed_memory
 from train.step import TrainState, abstract_params
 
 CONFIG, FOLDER = "config.json", "checkpoints"
@@ -134,6 +135,7 @@ class Checkpoints:
             items = ocp.args.Composite(params=ocp.args.PyTreeRestore(wanted, restore_args=as_arrays))
             restored = jax.tree.leaves(self._manager.restore(step, args=items)["params"])
             arrays |= {i: restored[i] for i in part}
+            return_freed_memory()
         return jax.tree.unflatten(structure, [arrays[i] for i in range(len(leaves))])
 
     def meta(self, step: int) -> Meta:

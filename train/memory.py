@@ -1,4 +1,4 @@
-"""The C library's memory on a CPU: what a step frees stays for the next one."""
+"""The C library's memory on a CPU: when what was freed stays with the process, and when it goes back."""
 
 import ctypes
 import platform
@@ -13,10 +13,25 @@ def keep_freed_memory() -> None:
     kernel clear fresh pages for every step: some percent of the time on an idle machine (benchmarks/freed_memory.py),
     far more on a busy one.
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         return
-    libc = ctypes.CDLL(None)
     # Steps run on threads of their own, whose arenas are too small for large buffers: those would be mapped regardless.
     libc.mallopt(M_ARENA_MAX, 1)
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Has glibc give back the free pages between what is in use; does nothing with another C library.
+
+    The threads that read and unpack a large array free their pieces in any order, and what lies between two pieces that
+    are still in use stays with the process: a model read in parts took up to a third more than its size.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

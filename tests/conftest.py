@@ -1,22 +1,78 @@
-"""Every test runs on the CPU, with warnings as errors and without silent promotion of ranks or types."""
+"""Every test runs on the CPU, with warnings as errors and without silent promotion of ranks or types.
 
+Most of the tests' time would go to compiling. So XLA optimises little, unless a test asks for the fixture `optimised`,
+and compiled programs are kept in one folder for all tests, the processes that they start, and reruns.
+"""
+
+import ctypes
+import gc
+import importlib.metadata
+import importlib.util
 import os
+import platform
 from pathlib import Path
 
+FOLDER = Path(__file__).parent
+# The old way of compiling loops, all in one piece: other versions may not know these flags, and XLA ends the process.
+FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def add(variable, value, separator):
+    """Puts `value` in front in an environment variable, which this process may have from another that did it."""
+    old = os.environ.get(variable, "")
+    if value not in old:
+        os.environ[variable] = separator.join(filter(None, (value, old)))
+
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiled programs are shared among tests, the processes that they start, and reruns; not among parallel workers, since
-# one could read what another has half written.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    Path(__file__).parents[1] / ".pytest_cache" / f"xla-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
-)
+if "MOM_TESTS_OPTIMISED" not in os.environ:  # see programs.optimised
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        add("XLA_FLAGS", FLAGS, " ")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(FOLDER.parent / ".pytest_cache" / "xla")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+# Python runs the file sitecustomize.py there when it starts, that is in other processes.
+add("PYTHONPATH", str(FOLDER / "startup"), os.pathsep)
 
-import jax
-import pytest
+import jax  # noqa: E402  it reads those when it is imported
+import pytest  # noqa: E402
+from jax._src import lru_cache  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def write_whole_entries():
+    """What sitecustomize.py does, for this process, where it has not been done."""
+    if lru_cache.LRUCache.put.__name__ == "put":
+        spec = importlib.util.spec_from_file_location("startup", FOLDER / "startup" / "sitecustomize.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.write_whole_entries(lru_cache.LRUCache)
+
+
+write_whole_entries()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory():
+    """What a file's tests have compiled is freed after it: a process would grow to gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":  # which by itself keeps it for later
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture
+def optimised():
+    """XLA optimises as in users' programs: where that is what is tested, or where rounding otherwise adds up."""
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from programs import optimised
 
 ROOT = Path(__file__).parents[1]
 FOLDER = os.environ.get("MOM_CUDA")
@@ -16,4 +17,4 @@ needs_cuda_compiler = pytest.mark.skipif(not FOLDER, reason="MOM_CUDA, a folder 
 def environment():
     """For a process that compiles for GPUs."""
     path = os.pathsep.join(filter(None, (str(ROOT), FOLDER, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
+    return optimised({**os.environ, "PYTHONPATH": path})

@@ -11,16 +11,22 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment():
-    """For a process that runs a program, and may be killed."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    # Perhaps while it writes a compiled program: these are not shared with the tests' own process.
-    cache = os.environ["JAX_COMPILATION_CACHE_DIR"] + "-programs"
-    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    """For a process that runs a program."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ["PYTHONPATH"]])
+    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+
+
+def optimised(environment):
+    """The same for a process in which XLA optimises, as in users' programs."""
+    without = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
+    return {k: v for k, v in environment.items() if k not in without} | {"MOM_TESTS_OPTIMISED": "1"}
 
 
 def call(capsys, program, *arguments):
-    """(exit code, stdout, stderr) of a program called in this process."""
-    with pytest.raises(SystemExit) as error:
-        cli.run_program(lambda: program([str(a) for a in arguments]))
+    """(exit code, stdout, stderr) of a program called in this process, which gives freed memory back nevertheless."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "keep_freed_memory", lambda: None)
+        with pytest.raises(SystemExit) as error:
+            cli.run_program(lambda: program([str(a) for a in arguments]))
     captured = capsys.readouterr()
     return error.value.code, captured.out, captured.err

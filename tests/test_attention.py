@@ -1,6 +1,7 @@
 """Attention's backends against a loop over queries, values and gradients."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -63,6 +64,12 @@ def plain(qkv, visible):
     return out.reshape(batch, length, width // 3)
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def with_gradient(qkv, view, d, *, config):
+    y, backward = jax.vjp(lambda qkv: attend(qkv, view, config, key=None, cache=None)[0], qkv)
+    return y, backward(d)[0]
+
+
 @CASES
 @pytest.mark.parametrize("name", ["causal", "padded", "segments", "both"])
 def test_values_and_gradients(backend, length, name):
@@ -72,18 +79,11 @@ def test_values_and_gradients(backend, length, name):
     qkv = jnp.asarray(rng.normal(size=(2, length, 36)), jnp.float32)
     # What padding gets is nobody's business.
     d = jnp.asarray(rng.normal(size=(2, length, 12)) * valid[..., None], jnp.float32)
-
-    def run(backend, qkv):
-        return attend(qkv, view, dataclasses.replace(CONFIG, attention_kernel=backend), key=None, cache=None)[0]
-
-    @jax.jit
-    def ours(qkv):
-        y, backward = jax.vjp(lambda qkv: run(backend, qkv), qkv)
-        return y, backward(d)[0]
-
-    y, gradient = ours(qkv)
+    (y, gradient), (_, oracle) = (
+        with_gradient(qkv, view, d, config=dataclasses.replace(CONFIG, attention_kernel=kernel))
+        for kernel in (backend, "plain")
+    )
     np.testing.assert_allclose(np.where(valid[..., None], y, 0), plain(qkv, view.visible) * valid[..., None], atol=2e-6)
-    oracle = jax.grad(lambda qkv: (run("plain", qkv) * d).sum())(qkv)
     np.testing.assert_allclose(gradient, oracle, atol=1e-5)
 
 
@@ -91,6 +91,7 @@ def test_gradients_of_the_oracle_by_differences():
     view = view_of(np.ones((1, 5), bool))
     qkv = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 36)), jnp.float32)
 
+    @jax.jit
     def run(qkv):
         config = dataclasses.replace(CONFIG, attention_kernel="plain")
         return attend(jnp.asarray(qkv), view, config, key=None, cache=None)[0]
@@ -103,10 +104,10 @@ def test_a_token_that_sees_nothing_gets_zeros_and_gives_no_nan(backend):
     view = View(jnp.asarray(np.tril(np.ones((4, 4), bool), -1)[None]))
     config = dataclasses.replace(CONFIG, attention_kernel=backend)
     qkv = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 36)), jnp.float32)
-    y, backward = jax.vjp(lambda qkv: attend(qkv, view, config, key=None, cache=None)[0], qkv)
+    y, gradient = with_gradient(qkv, view, jnp.ones((1, 4, 12)), config=config)
     assert (y[:, 0] == 0).all()
     assert (jnp.abs(y[:, 1:]) > 0).all()
-    chex.assert_tree_all_finite(backward(jnp.ones_like(y)))
+    chex.assert_tree_all_finite(gradient)
 
 
 @pytest.mark.parametrize("backend", ["plain", "blocked"])
@@ -114,12 +115,12 @@ def test_half_precision(backend):
     view = view_of(np.ones((1, 70), bool))
     config = dataclasses.replace(CONFIG, attention_kernel=backend)
     qkv = jnp.asarray(np.random.default_rng(0).normal(size=(1, 70, 36)), jnp.bfloat16)
-    y, backward = jax.vjp(lambda qkv: attend(qkv, view, config, key=None, cache=None)[0], qkv)
+    d = jnp.ones((1, 70, 12), jnp.bfloat16)
+    y, gradient = with_gradient(qkv, view, d, config=config)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), plain(qkv.astype(jnp.float32), view.visible), atol=0.03)
-    d = jnp.ones_like(y)
-    wide = jax.grad(lambda qkv: attend(qkv, view, config, key=None, cache=None)[0].sum())(qkv.astype(jnp.float32))
-    np.testing.assert_allclose(backward(d)[0].astype(jnp.float32), wide, atol=0.03 * float(jnp.abs(wide).max()))
+    _, wide = with_gradient(qkv.astype(jnp.float32), view, d.astype(jnp.float32), config=config)
+    np.testing.assert_allclose(gradient.astype(jnp.float32), wide, atol=0.03 * float(jnp.abs(wide).max()))
 
 
 @pytest.mark.parametrize("name", ["causal", "padded", "segments", "both"])
@@ -136,11 +137,11 @@ def test_the_kernel_for_gpus_is_plain_attention(name, length, width, dtype):
 
     def run(backend):
         config = ModelConfig(d_model=2 * width, num_heads=2, dtype=dtype, attention_kernel=backend)
-        y, pullback = jax.vjp(lambda qkv: attend(qkv, view, config, key=None, cache=None)[0], qkv)
-        return jnp.where(valid[..., None], y, 0), pullback(d)[0]
+        y, gradient = with_gradient(qkv, view, d, config=config)
+        return jnp.where(valid[..., None], y, 0), gradient
 
     allowed = 1e-5 if dtype == "float32" else 0.03
-    for got, want in zip(jax.jit(lambda: run("triton"))(), run("plain"), strict=True):
+    for got, want in zip(run("triton"), run("plain"), strict=True):
         got, want = (x.astype(jnp.float32) for x in (got, want))
         np.testing.assert_allclose(got, want, atol=allowed * float(jnp.abs(want).max()))
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import environment
 
 from benchmarks import reference, timing
 from benchmarks.gpu import __main__ as program
@@ -15,19 +14,6 @@ from benchmarks.gpu import card, decoding, grouped, process, products, step
 from benchmarks.gpu.checks import Verdict
 from benchmarks.gpu.table import TABLES, table
 from mom_jax import dispatch
-
-
-@pytest.fixture(autouse=True)
-def apart(monkeypatch):
-    """Sections are killed in these tests, perhaps while they write a compiled program."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment()["JAX_COMPILATION_CACHE_DIR"])
-
-
-@pytest.fixture
-def quick_compiling():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def lines(capsys, *flags):
@@ -109,7 +95,7 @@ def test_a_section_that_breaks_says_why(capsys, monkeypatch):
     assert "seconds" in found[-1]
 
 
-def test_a_section_that_raises_says_so_after_what_it_has_found(capsys, monkeypatch, quick_compiling):
+def test_a_section_that_raises_says_so_after_what_it_has_found(capsys, monkeypatch):
     def rows(small):
         yield {"value": math.nan, "values": [np.float32(2), {"inner": math.inf}]}
         raise RuntimeError("no memory\nand more")
@@ -195,7 +181,7 @@ def test_the_work_is_the_issue_s():
 
 
 @pytest.mark.slow
-def test_pytorch_comes_after_ours(monkeypatch, quick_compiling):
+def test_pytorch_comes_after_ours(monkeypatch):
     monkeypatch.setattr(reference, "torch_gpt2", lambda *args, **options: lambda: None)
     rows = list(step.rows(small=True))
     timed = [(row["model"], row["adamw"]) for row in rows if "model" in row]

@@ -1,5 +1,7 @@
 """The routed matmul against a plain loop over tokens and choices, values and gradients."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -19,14 +21,17 @@ BACKENDS = pytest.mark.parametrize("backend", HERE)
 
 
 def choices(name):
-    """(index [T, K], number of modules); an index of the number of modules or more is a null."""
+    """(index [T, K], number of modules); an index of the number of modules or more is a null.
+
+    Cases of the same shape share what is compiled.
+    """
     rng = np.random.default_rng(0)
     index, modules = {
         "one token": ([[1]], 3),
-        "all null": (np.full((6, 2), 3), 3),
+        "all null": (np.full((13, 2), 3), 3),
         "one module takes all": (np.full((37, 1), 1), 3),
         "one module": (np.arange(11)[:, None] % 2, 1),
-        "k=1": (rng.integers(0, 4, (29, 1)), 3),
+        "k=1": (rng.integers(0, 4, (37, 1)), 3),
         "k=2 with nulls of several kinds": (rng.integers(0, 6, (13, 2)), 3),
         "k=3": (np.stack([rng.permutation(5)[:3] for _ in range(10)]), 4),
         "more tokens than a block": (np.stack([rng.permutation(4)[:2] for _ in range(300)]), 3),
@@ -51,6 +56,7 @@ CASES = pytest.mark.parametrize(
 )
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def make_plan(index, modules, backend):
     # Room for the case in which one module takes all.
     return dispatch.make_plan(jnp.asarray(index), modules, backend, modules if backend == "capacity" else None)
@@ -58,6 +64,16 @@ def make_plan(index, modules, backend):
 
 def routed(x_TxD, kernel, bias, weight_TxK, index, modules, backend):
     return dispatch.routed_linear(x_TxD, kernel, bias, weight_TxK, make_plan(index, modules, backend), backend)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def with_gradients(inputs, d_y, index, modules, backend):
+    """y and the gradients of sum(y · d_y). What kernels leave unwritten is NaN; interpreted ones see to that
+    themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
+        y, backward = jax.vjp(lambda *a: routed(*a, index, modules, backend), *inputs)
+        return y, backward(d_y)
 
 
 def plain(x_TxD, kernel, bias, weight_TxK, index, modules, d_y):
@@ -87,20 +103,17 @@ def arrays(index, modules):
 
 @BACKENDS
 @CASES
-def test_values_and_gradients_are_a_plain_loops(name, backend, monkeypatch):
-    """What kernels leave unwritten is NaN here; interpreted ones see to that themselves."""
-    monkeypatch.setattr(jax.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
+def test_values_and_gradients_are_a_plain_loops(name, backend):
     index, modules = choices(name)
     *inputs, d_y = arrays(index, modules)
-
-    @jax.jit
-    def ours(inputs, d_y):
-        y, backward = jax.vjp(lambda *a: routed(*a, index, modules, backend), *inputs)
-        return y, backward(d_y)
-
-    got = jax.tree.map(np.asarray, ours(inputs, d_y))
+    got = jax.tree.map(np.asarray, with_gradients(inputs, d_y, index, modules, backend))
     want = plain(*inputs, index, modules, d_y)
     chex.assert_trees_all_close(got, jax.tree.map(np.float32, want), atol=1e-4, rtol=1e-5)
+
+
+@jax.jit
+def decoded(x, weights, weight, where):
+    return dispatch.routed(dispatch.weighted_linear, x, dispatch.Pooled(weights, None), weight, where, "gathered")[0]
 
 
 @CASES
@@ -112,11 +125,10 @@ def test_decoding_on_accelerators_is_a_plain_loop(name):
     kernel, bias = (a.at[unused].set(jnp.nan) for a in (kernel, bias))
     for tokens in (len(index), 1):
         part = index[:tokens]
-        where = dispatch.make_plan(jnp.asarray(part), modules, "gathered")
-        pool = dispatch.Pooled((kernel, bias), None)
-        assert dispatch.for_decoding(pool, tokens) == ("gathered" if tokens <= 128 else None)
-        args = x[:tokens], pool, weight[:tokens], where, "gathered"
-        y, _ = jax.jit(lambda args=args: dispatch.routed(dispatch.weighted_linear, *args))()
+        where = make_plan(part, modules, "gathered")
+        chosen = dispatch.for_decoding(dispatch.Pooled((kernel, bias), None), tokens)
+        assert chosen == ("gathered" if tokens <= 128 else None)
+        y = decoded(x[:tokens], (kernel, bias), weight[:tokens], where)
         want, _ = plain(x[:tokens], jnp.nan_to_num(kernel), bias, weight[:tokens], part, modules, d_y[:tokens])
         np.testing.assert_allclose(y, want, atol=1e-5, rtol=1e-5)
 
@@ -165,12 +177,15 @@ def test_gradients_of_a_pool_that_a_scan_uses_again(backend, steps):
         return x
 
     d = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-    for function in (scanned, simple):
-        y, backward = jax.vjp(function, x, weights, weight)
-        got = (y, backward(d))
-        if function is scanned:
-            first = got
-    chex.assert_trees_all_close(first, got, atol=2e-3, rtol=1e-4)
+
+    def value_and_gradients(function):
+        def both(*inputs):
+            y, backward = jax.vjp(function, *inputs)
+            return y, backward(d)
+
+        return jax.jit(both)(x, weights, weight)
+
+    chex.assert_trees_all_close(value_and_gradients(scanned), value_and_gradients(simple), atol=2e-3, rtol=1e-4)
 
 
 @BACKENDS
@@ -198,18 +213,29 @@ def test_a_plan_puts_every_choice_in_a_row_of_its_module(name, backend):
         np.testing.assert_array_equal(np.sort(slot[real]), np.arange(real.sum()))
 
 
-@pytest.mark.parametrize("loads", [[1, 0, 31], [64, 65, 129], [500, 0, 3], [0, 0, 0], [127, 129, 128], [96, 224, 4000]])
-def test_blocks_cover_every_row_once_and_no_others(loads):
-    index = np.repeat(np.arange(4), [*loads, 40])[:, None].astype(np.int32)
-    where = make_plan(np.random.default_rng(0).permutation(index), 3, "blocked")
-    seen = []  # (module, first row, rows) of each block
+@jax.jit
+def visit_blocks(where):
+    """The number of blocks. Each leaves (module, first row, rows) in SEEN."""
 
     def step(module, start, rows, count):
-        jax.debug.callback(lambda *block: seen.append(tuple(map(int, block))), module, start, rows)
+        jax.debug.callback(lambda *block: SEEN.append(tuple(map(int, block))), module, start, rows)
         return count + 1
 
-    count = jax.jit(lambda: blocked._for_each_block(where, step, jnp.int32(0)))()
+    return blocked._for_each_block(where, step, jnp.int32(0))
+
+
+SEEN = []
+
+
+@pytest.mark.parametrize("loads", [[1, 0, 31], [64, 65, 129], [500, 0, 3], [0, 0, 0], [127, 129, 128], [96, 224, 4000]])
+def test_blocks_cover_every_row_once_and_no_others(loads):
+    nulls = 4360 - sum(loads)  # one size for all: compiled once
+    index = np.repeat(np.arange(4), [*loads, nulls])[:, None].astype(np.int32)
+    where = make_plan(np.random.default_rng(0).permutation(index), 3, "blocked")
+    SEEN.clear()
+    count = visit_blocks(where)
     jax.effects_barrier()
+    seen = list(SEEN)
     assert len(seen) == count
     covered, module_P = np.zeros(len(where.choice_P), int), np.asarray(where.module_P)
     for module, start, size in seen:
@@ -223,6 +249,26 @@ def test_blocks_cover_every_row_once_and_no_others(loads):
     assert (spare < blocked.UNIT).all()
 
 
+def taken(array, at):
+    return jnp.concatenate([array, jnp.zeros_like(array[:1])])[at]
+
+
+@jax.jit
+def moved(x, rows, weight, where, cotangents):
+    """[((ours, its gradient), (plain indexing, its gradient))] of gather, combine and spread."""
+    choices = where.slot_TxK.shape[1]
+    pairs = [
+        (lambda a: plan.gather(a, where), lambda a: taken(a, where.choice_P // choices), x),
+        (lambda a: plan.combine(a, where), lambda a: taken(a, where.slot_TxK).sum(1), rows),
+        (lambda a: plan.spread(a, where), lambda a: taken(a.reshape(-1), where.choice_P), weight),
+    ]
+    result = []
+    for (*both, argument), d in zip(pairs, cotangents, strict=True):
+        values = [jax.vjp(function, argument) for function in both]
+        result.append([(value, backward(d)) for value, backward in values])
+    return result
+
+
 @BACKENDS
 @CASES
 def test_gradients_of_moving_rows(name, backend):
@@ -233,20 +279,11 @@ def test_gradients_of_moving_rows(name, backend):
     x = jnp.asarray(rng.normal(size=(len(index), 2)), jnp.float32)
     rows = jnp.asarray(rng.normal(size=(len(where.choice_P), 2)), jnp.float32)
     weight = jnp.asarray(rng.normal(size=index.shape), jnp.float32)
-
-    def taken(array, at):
-        return jnp.concatenate([array, jnp.zeros_like(array[:1])])[at]
-
-    pairs = [
-        (lambda a: plan.gather(a, where), lambda a: taken(a, where.choice_P // index.shape[1]), x),
-        (lambda a: plan.combine(a, where), lambda a: taken(a, where.slot_TxK).sum(1), rows),
-        (lambda a: plan.spread(a, where), lambda a: taken(a.reshape(-1), where.choice_P), weight),
-    ]
-    for ours, simple, argument in pairs:
-        (got, backward), (want, simple_backward) = jax.vjp(ours, argument), jax.vjp(simple, argument)
+    shapes = rows.shape, x.shape, rows.shape[:1]
+    cotangents = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    for (got, gradient), (want, simple_gradient) in moved(x, rows, weight, where, cotangents):
         chex.assert_trees_all_close(got, want, atol=1e-6)
-        d = jnp.asarray(rng.normal(size=want.shape), jnp.float32)
-        chex.assert_trees_all_close(backward(d), simple_backward(d), atol=1e-5)
+        chex.assert_trees_all_close(gradient, simple_gradient, atol=1e-5)
 
 
 @BACKENDS
@@ -254,6 +291,7 @@ def test_gradients_by_finite_differences(backend):
     index, modules = choices("k=2 with nulls of several kinds")
     *inputs, _ = arrays(index, modules)
 
+    @jax.jit
     def function(*inputs):  # check_grads passes numpy's arrays
         return routed(*map(jnp.asarray, inputs), index, modules, backend)
 
@@ -265,7 +303,8 @@ def test_half_precision_accumulates_in_float32(backend):
     """A sum of 1 and 300 numbers too small to change a bfloat16 1."""
     index, x = np.zeros((4, 1), np.int32), jnp.ones((4, 301), jnp.bfloat16)
     kernel = jnp.full((2, 301, 1), 2.0**-9).at[:, 0].set(1)
-    y = routed(x, kernel, jnp.zeros((2, 1)), jnp.ones((4, 1)), index, 2, backend)
+    bias, weight = jnp.zeros((2, 1)), jnp.ones((4, 1))
+    y = jax.jit(lambda *inputs: routed(*inputs, index, 2, backend))(x, kernel, bias, weight)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), 1 + 300 / 512, rtol=2**-8)
 
@@ -278,8 +317,8 @@ def test_half_precision_values_and_gradients(name, backend):
     x, kernel, bias, weight, d_y = arrays(index, modules)
     x, d_y = x.astype(jnp.bfloat16), d_y.astype(jnp.bfloat16)
     kernel, bias = (a.astype(jnp.bfloat16).astype(jnp.float32) for a in (kernel, bias))
-    y, backward = jax.vjp(lambda *a: routed(*a, index, modules, backend), x, kernel, bias, weight)
-    got = jax.tree.map(lambda a: np.asarray(a, np.float32), (y, backward(d_y)))
+    got = with_gradients((x, kernel, bias, weight), d_y, index, modules, backend)
+    got = jax.tree.map(lambda a: np.asarray(a, np.float32), got)
     want = jax.tree.map(
         np.float32, plain(*(a.astype(jnp.float32) for a in (x, kernel, bias, weight)), index, modules, d_y)
     )
@@ -300,12 +339,16 @@ def test_the_gradient_of_a_float32_kernel_is_not_rounded_to_the_rows_dtype():
 )
 def test_capacity_drops_what_does_not_fit_the_later_tokens_first(factor, kept):
     index = jnp.asarray([[0], [0], [0], [0], [1], [2]], jnp.int32)  # module 2 of 3 is a null here
-    where = dispatch.make_plan(index, 2, "capacity", factor * 2 / 3)
+
+    @jax.jit
+    def limited():
+        where = dispatch.make_plan(index, 2, "capacity", factor * 2 / 3)
+        arrays = (jnp.ones(shape) for shape in ((6, 1), (2, 1, 1), (2, 1), (6, 1)))
+        return where, dispatch.routed_linear(*arrays, where, "capacity")
+
+    where, y = limited()
     has_row = np.asarray(where.slot_TxK)[:, 0] < len(where.choice_P)
     np.testing.assert_array_equal(np.flatnonzero(has_row), kept)
-    y = dispatch.routed_linear(
-        jnp.ones((6, 1)), jnp.ones((2, 1, 1)), jnp.ones((2, 1)), jnp.ones((6, 1)), where, "capacity"
-    )
     np.testing.assert_array_equal(y[:, 0], [2.0 * (t in kept) for t in range(6)])
 
 
@@ -363,8 +406,13 @@ def test_kernels_on_whole_tiles(backend, dtype, loads):
     sinks = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, depth, width), (3, width)))
     products = grouped.PRODUCTS[backend]
     bias = jnp.asarray(rng.normal(size=(3, width)), jnp.float32)
-    d_x, got_sinks = products.backward(x, d, kernel, multiplier, sinks, where)
-    got = products.forward(x, kernel, bias, multiplier, where), d_x
+
+    @jax.jit
+    def ours(where):
+        d_x, got_sinks = products.backward(x, d, kernel, multiplier, sinks, where)
+        return (products.forward(x, kernel, bias, multiplier, where), d_x), got_sinks
+
+    got, got_sinks = ours(where)
 
     wide = [np.asarray(a, np.float64) for a in (x, d, kernel, multiplier)]
     own = wide[2][np.minimum(module, 2)]
@@ -400,4 +448,4 @@ def test_the_gradients_of_a_scans_steps_are_added_in_float32(backend):
 
         return jax.lax.scan(body, pool.sink, jnp.asarray([512.0, 1.0], jnp.bfloat16)[:, None, None])[1].sum()
 
-    assert float(jax.grad(loss)(jnp.ones((1, 1, 1)))[0, 0, 0]) == 513
+    assert float(jax.jit(jax.grad(loss))(jnp.ones((1, 1, 1)))[0, 0, 0]) == 513

@@ -26,9 +26,13 @@ def run(g):
         config = dataclasses.replace(config, balance=dataclasses.replace(config.balance, weight=0.0))
     ids, labels = jnp.asarray(g.arrays["input_ids"], jnp.int32), jnp.asarray(g.arrays["labels"], jnp.int32)
     kwargs = {"mask": g.arrays.get("attention_mask"), "noise": g.noise, "last_index": g.last_index}
-    out = reference.forward(params, ids, config, **kwargs)
-    objective = jax.value_and_grad(lambda p: reference.losses(p, ids, labels, config, **kwargs), has_aux=True)
-    (total, parts), grads = objective(params)
+
+    @jax.jit
+    def quantities(params):
+        objective = jax.value_and_grad(lambda p: reference.losses(p, ids, labels, config, **kwargs), has_aux=True)
+        return reference.forward(params, ids, config, **kwargs), *objective(params)
+
+    out, (total, parts), grads = quantities(params)
     grads = params_to_official(jax.tree.map(np.asarray, grads), config)
     return out | parts | {"total_loss": total} | {f"grad/{name}": a for name, a in grads.items()}
 
@@ -74,7 +78,8 @@ def random_params(config):
 
 
 def forward(config, params=None, **kwargs):
-    return reference.forward(params or random_params(config), jnp.asarray(IDS), config, **kwargs)
+    oracle = jax.jit(lambda params: reference.forward(params, jnp.asarray(IDS), config, **kwargs))
+    return oracle(params or random_params(config))
 
 
 def assert_same(a, b):
@@ -104,9 +109,8 @@ def test_forbidden_classes_give_finite_gradients_and_no_output():
         config = dataclasses.replace(SMALL, attention=skip, ffn=skip, router=router, z_loss=0.1)
         out = forward(config)
         np.testing.assert_array_equal(out["hidden_pre_lnf"], out["hidden/embed"])
-        grads = jax.grad(lambda p, c=config: reference.losses(p, jnp.asarray(IDS), jnp.asarray(IDS), c)[0])(
-            random_params(config)
-        )
+        loss = jax.jit(jax.grad(lambda p, c=config: reference.losses(p, jnp.asarray(IDS), jnp.asarray(IDS), c)[0]))
+        grads = loss(random_params(config))
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -137,9 +141,8 @@ def test_probability_weights_train_the_router_at_k_1_and_renormalised_ones_do_no
     for weights, trains in (("auto", True), ("renormalised", False)):
         router = dataclasses.replace(SMALL.router, weights=weights)
         config = dataclasses.replace(SMALL, top_k=1, router=router)
-        grads = jax.grad(lambda p, c=config: reference.losses(p, IDS, jnp.asarray(IDS), c)[1]["loss"])(
-            random_params(config)
-        )
+        loss = jax.jit(jax.grad(lambda p, c=config: reference.losses(p, IDS, jnp.asarray(IDS), c)[1]["loss"]))
+        grads = loss(random_params(config))
         size = np.abs(grads["chunks"][0]["ffn_router"]["score_kernel"]).max()
         assert (size > 1e-4) == trains
 
@@ -160,7 +163,8 @@ def test_router_losses_of_even_routers():
         router = params["chunks"][0][f"{side}_router"]
         router |= {name: jnp.zeros_like(router[name]) for name in ("score_kernel", "score_bias")}
     config = dataclasses.replace(SMALL, z_loss=0.5)
-    total, parts = reference.losses(params, IDS, jnp.asarray(IDS), config, mask=np.eye(2, 6, dtype=np.float32))
+    mask = np.eye(2, 6, dtype=np.float32)
+    total, parts = jax.jit(lambda p: reference.losses(p, IDS, jnp.asarray(IDS), config, mask=mask))(params)
     np.testing.assert_allclose(parts["z_loss"], 2 * math.log(3) ** 2, rtol=1e-5)
     np.testing.assert_allclose(parts["aux_loss"], 2.0, rtol=1e-5)
     np.testing.assert_allclose(total, parts["loss"] + 0.01 * 2 + 0.5 * parts["z_loss"], rtol=1e-5)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from programs import optimised
 
 ROOT = Path(__file__).parents[1]
 FOLDER = os.environ.get("MOM_LIBTPU")
@@ -18,4 +19,4 @@ needs_libtpu = pytest.mark.skipif(not FOLDER and not INSTALLED, reason="no libtp
 def environment():
     """For a process that compiles for TPUs."""
     path = os.pathsep.join(filter(None, (str(ROOT), FOLDER, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
+    return optimised({**os.environ, "PYTHONPATH": path})

@@ -33,11 +33,7 @@ def write_vanilla_config(folder):
 
 
 def popen(file, devices, *flags):
-    own = environment() | {
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        # On CPUs only process 0 has use of that cache; so compiling must be quick.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-    }
+    own = environment() | {"JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-m", "train.main", "--config", str(file), "--data.batch-size", "8", *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=own, **pipes)

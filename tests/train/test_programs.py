@@ -180,7 +180,13 @@ def params_bytes(run):
     return [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(f.params(f.meta().model))] for f in found]
 
 
-def killed_again_and_again(trained, folder, kills, seed):
+def goes_on(capsys, file, *flags):
+    """The same command again, to its end. Nothing of this is about processes: it is called in this one."""
+    code, _, err = call(capsys, main.main, "--config", file, *flags)
+    assert code == 0, err
+
+
+def killed_again_and_again(trained, folder, capsys, kills, seed):
     """Runs the same experiment with `kills` kills at random moments of its training, then to its end."""
     reference, file, _ = trained
     flags, log, rng = ("--run", str(folder / "run")), folder / "run" / "metrics.jsonl", random.Random(seed)
@@ -196,8 +202,7 @@ def killed_again_and_again(trained, folder, kills, seed):
         killed += process.poll() is None
         process.kill()
         process.wait()
-    result = run(file, *flags)
-    assert result.returncode == 0, result.stderr
+    goes_on(capsys, file, *flags)
     assert params_bytes(folder / "run") == params_bytes(reference / "run")
     steps = [(r["phase"], r["step"]) for r in metrics.read(log) if r["kind"] == "train"]
     assert steps == [(phase, step) for phase in ("pretrain", "mom") for step in range(1, 7)]
@@ -208,13 +213,13 @@ def lines_of(log):
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def test_a_killed_run_ends_bit_for_bit_alike(trained, tmp_path):
-    assert killed_again_and_again(trained, tmp_path, 1, 0) == 1
+def test_a_killed_run_ends_bit_for_bit_alike(trained, tmp_path, capsys):
+    assert killed_again_and_again(trained, tmp_path, capsys, 1, 0) == 1
 
 
 @pytest.mark.slow
-def test_a_run_killed_five_times_ends_bit_for_bit_alike(trained, tmp_path):
-    assert sum(killed_again_and_again(trained, tmp_path / str(seed), 5, seed) for seed in (1, 2)) >= 6
+def test_a_run_killed_five_times_ends_bit_for_bit_alike(trained, tmp_path, capsys):
+    assert sum(killed_again_and_again(trained, tmp_path / str(seed), capsys, 5, seed) for seed in (1, 2)) >= 6
 
 
 def copy_of(trained, tmp_path):
@@ -295,7 +300,7 @@ def test_every_way_to_name_a_checkpoint(trained, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, code):
+def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, capsys, number, code):
     reference, file, _ = trained
     flags = ("--run", str(tmp_path / "run"))
     process = subprocess.Popen(
@@ -309,19 +314,20 @@ def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, number, 
     assert process.returncode == code, err
     assert f"stopped by {number.name}" in out
     assert checkpoint.find(tmp_path / "run", field="run").step >= 1
-    assert run(file, *flags).returncode == 0
+    goes_on(capsys, file, *flags)
     assert params_bytes(tmp_path / "run") == params_bytes(reference / "run")
 
 
-def test_two_processes_cannot_train_in_one_folder(trained):
+def test_two_processes_cannot_train_in_one_folder(trained, capsys):
+    """The lock is the open file's, not the process's: the other one may be this one."""
     import fcntl
 
     folder, file, _ = trained
     with (folder / "run" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        result = run(file)
-    assert result.returncode == 2
-    assert "another process is training in this folder" in result.stderr
+        code, _, err = call(capsys, main.main, "--config", file)
+    assert code == 2
+    assert "another process is training in this folder" in err
 
 
 @pytest.mark.parametrize("folder", ["/", "/tmp"])

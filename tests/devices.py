@@ -20,7 +20,7 @@ class Server:
         own = environment() if for_tpu else optimised(os.environ) if as_users else os.environ
         path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), folder, own.get("PYTHONPATH"))))
         command = [sys.executable, "-W", "error", __file__]
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `end`
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors, "text": True}
         self.process = subprocess.Popen(command, env={**own, "PYTHONPATH": path}, **pipes)
 

@@ -67,6 +67,14 @@ class Golden:
         return TOLERANCES.get(kind, OTHERWISE) * scale
 
 
+def compiler_options(loaded):
+    """What padding computes in golden 16 magnifies rounding two hundredfold: the tolerance holds for it only as users'
+    programs are compiled. To compile the others so would take all the time."""
+    if "attention_mask" not in loaded.arrays:
+        return {}
+    return {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+
+
 PAIRS = "init_from_vanilla_*.npz"  # pairs of state dicts, no runs
 
 

@@ -255,7 +255,13 @@ def select(logits, prior_C, count, config):
 
 
 def losses(params, ids_BxL, labels, config, **kwargs):
-    """The total loss and its parts: `loss` (language model or classifier), `aux_loss` (balance) and `z_loss`.
+    """The total loss and its parts: `loss` (language model or classifier), `aux_loss` (balance) and `z_loss`."""
+    total, (parts, _) = losses_and_forward(params, ids_BxL, labels, config, **kwargs)
+    return total, parts
+
+
+def losses_and_forward(params, ids_BxL, labels, config, **kwargs):
+    """(the total loss, (its parts, what `forward` gives)).
 
     labels: [B, L], not yet shifted, -100 ignored; or [B] for a classifier. kwargs: as for `forward`.
     """
@@ -267,7 +273,7 @@ def losses(params, ids_BxL, labels, config, **kwargs):
     loss = -jnp.sum(jnp.where(counted, picked, 0.0)) / jnp.sum(counted.astype(jnp.float32))
     aux, z = balance_loss(out, mask, config), z_loss(out, mask, config)
     total = loss + config.balance.weight * aux + config.z_loss * z
-    return total, {"loss": loss, "aux_loss": aux, "z_loss": z}
+    return total, ({"loss": loss, "aux_loss": aux, "z_loss": z}, out)
 
 
 def routed(config):

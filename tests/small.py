@@ -1,6 +1,7 @@
 """A small model, and what tests of models need: other configurations, parameters, ids, losses."""
 
 import dataclasses
+import functools
 import math
 
 import chex
@@ -61,7 +62,9 @@ def quick(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
+@functools.partial(jax.jit, static_argnames=("config", "capture"))
 def run(config, params, ids, **kwargs):
+    """The model's output. Calls that differ in numbers only share what is compiled, over all tests of a file."""
     return mom.with_parameters(config, params)(ids, **kwargs)
 
 

@@ -20,13 +20,9 @@ def forward(config, params, ids, mask):
     return np.asarray(output.logits), output.captured
 
 
-def decoded(config, params, ids, side, unstacked):
-    """The same logits from a prompt padded on either side and three steps; what is padding stays 0."""
-    model, width = mom.with_parameters(config, params), max(PROMPTS)
-    given, mask = np.zeros((ROWS, width), np.int32), np.zeros((ROWS, width), bool)
-    places = [slice(width - n, None) if side == "left" else slice(0, n) for n in PROMPTS]
-    for row, (place, n) in enumerate(zip(places, PROMPTS, strict=True)):
-        given[row, place], mask[row, place] = ids[row, :n], True
+def programs(config, params, unstacked):
+    """(a model's weights, the function of a prompt, that of a step), compiled once for both sides of padding."""
+    model = mom.with_parameters(config, params)
     backend = "switched" if unstacked else dispatch.resolve(config)
     weights = quick(lambda: model.prepared(backend))()
 
@@ -42,6 +38,16 @@ def decoded(config, params, ids, side, unstacked):
         output = model(ids[:, None], positions=positions[:, None], cache=cache, weights=weights)
         return output.logits[:, 0], output.cache
 
+    return weights, prompt, step
+
+
+def decoded(config, weights, prompt, step, ids, side):
+    """The same logits from a prompt padded on either side and three steps; what is padding stays 0."""
+    width = max(PROMPTS)
+    given, mask = np.zeros((ROWS, width), np.int32), np.zeros((ROWS, width), bool)
+    places = [slice(width - n, None) if side == "left" else slice(0, n) for n in PROMPTS]
+    for row, (place, n) in enumerate(zip(places, PROMPTS, strict=True)):
+        given[row, place], mask[row, place] = ids[row, :n], True
     logits, cache = prompt(weights, given, mask)
     result = np.zeros((ROWS, max(LENGTHS), config.vocab_size), np.float32)
     for row, (place, n) in enumerate(zip(places, PROMPTS, strict=True)):
@@ -58,9 +64,10 @@ def check(config, *, sides=("left", "right"), unstacked=(True, False), atol=1e-4
     ids = np.random.default_rng(5).integers(0, config.vocab_size, (ROWS, max(LENGTHS))).astype(np.int32)
     mask = np.arange(max(LENGTHS))[None] < np.array(LENGTHS)[:, None]
     want, captured = forward(config, params, ids, mask)
-    for side in sides:
-        for way in unstacked:
-            got = decoded(config, params, ids, side, way)
+    for way in unstacked:
+        compiled = programs(config, params, way)
+        for side in sides:
+            got = decoded(config, *compiled, ids, side)
             np.testing.assert_allclose(got[mask], want[mask], rtol=0, atol=atol, err_msg=f"{side}, unstacked={way}")
     return captured
 

@@ -29,10 +29,8 @@ def test_backend(path, how):
     loaded = golden.load(path)
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, **how))
     params = jax.tree.map(jnp.asarray, params_from_official(loaded.state_dict, loaded.config))
-    # Compiling takes all the time; but what padding computes in golden 16 magnifies rounding two hundredfold, and the
-    # tolerance holds for it as users' programs are compiled.
-    quick = {} if "attention_mask" in loaded.arrays else {"xla_backend_optimization_level": 0}
-    step = jax.jit(jax.grad(lambda p: golden.run(p, loaded), has_aux=True), compiler_options=quick)
+    options = golden.compiler_options(loaded)
+    step = jax.jit(jax.grad(lambda p: golden.run(p, loaded), has_aux=True), compiler_options=options)
     gradient, (result, _, logits) = step(params)
     # Where room is limited padding has no part in it, and other values.
     counts = loaded.arrays.get("attention_mask") if "capacity_factor" in how else None

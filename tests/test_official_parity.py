@@ -20,7 +20,8 @@ pytestmark = pytest.mark.parity
 def case(request):
     loaded = golden.load(request.param)
     params = jax.tree.map(jnp.asarray, params_from_official(loaded.state_dict, loaded.config))
-    gradient, (result, output, logits) = jax.jit(jax.grad(lambda p: run(p, loaded), has_aux=True))(params)
+    step = jax.jit(jax.grad(lambda p: run(p, loaded), has_aux=True), compiler_options=golden.compiler_options(loaded))
+    gradient, (result, output, logits) = step(params)
     return loaded, gradient, result, output, logits
 
 

@@ -27,12 +27,10 @@ def run(g):
     ids, labels = jnp.asarray(g.arrays["input_ids"], jnp.int32), jnp.asarray(g.arrays["labels"], jnp.int32)
     kwargs = {"mask": g.arrays.get("attention_mask"), "noise": g.noise, "last_index": g.last_index}
 
-    @jax.jit
-    def quantities(params):
-        objective = jax.value_and_grad(lambda p: reference.losses(p, ids, labels, config, **kwargs), has_aux=True)
-        return reference.forward(params, ids, config, **kwargs), *objective(params)
+    def objective(params):
+        return reference.losses_and_forward(params, ids, labels, config, **kwargs)
 
-    out, (total, parts), grads = quantities(params)
+    (total, (parts, out)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
     grads = params_to_official(jax.tree.map(np.asarray, grads), config)
     return out | parts | {"total_loss": total} | {f"grad/{name}": a for name, a in grads.items()}
 

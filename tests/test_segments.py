@@ -247,12 +247,11 @@ def test_padding_takes_no_room_from_tokens():
     rows = np.random.default_rng(0).integers(1, SMALL.vocab_size, (1, 12))
     batch = {"tokens": np.concatenate([np.repeat(rows, 3, 0), rows]), "mask": np.arange(4)[:, None] == [[3] * 12]}
     params = random_params(config)
-    sums, alone = (
-        language_model_sums(params, rows, change(config, capacity_factor=factor))
-        for rows, factor in ((batch, config.capacity_factor), ({"tokens": rows}, None))
-    )
+    sums_of = quick(lambda batch: language_model_sums(params, batch, config))
+    unlimited = change(config, capacity_factor=None)
+    sums, alone = sums_of(batch), quick(lambda: language_model_sums(params, {"tokens": rows}, unlimited))()
     assert_close(sums.nll, alone.nll)
     for side in sums.routing.sides().values():
         assert float(side.dropped.sum()) == 0
-    without = language_model_sums(params, {"tokens": batch["tokens"]}, config)
+    without = sums_of({"tokens": batch["tokens"]})
     assert sum(float(side.dropped.sum()) for side in without.routing.sides().values()) > 0

@@ -37,7 +37,8 @@ def converted(capsys, source, target, to, *flags):
 
 
 def logits(path):
-    return np.asarray(load(path)[0](IDS).logits)
+    model, _ = load(path)
+    return np.asarray(jax.jit(lambda: model(IDS).logits)())
 
 
 def arrays(path):

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from flax import nnx
 
-from mom_jax.model import MoM, parameters
+from mom_jax.model import MoM, parameters, with_parameters
 from mom_jax.router import Selection
 from mom_jax.routing import exchange
 from train.data.prepared import prepare
@@ -19,7 +19,7 @@ from train.evaluation import exchange_test, validate
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     config = tiny.config(tmp_path_factory.mktemp("evaluation"))
-    params = parameters(MoM(config.model, rngs=nnx.Rngs(0)))
+    params = jax.jit(lambda: parameters(MoM(config.model, rngs=nnx.Rngs(0))))()
     # Strong routers and modules: the choices differ between tokens, and matter.
     for side in ("attention_router", "ffn_router"):
         params["chunks"][0][side]["score_kernel"] *= 100
@@ -32,9 +32,8 @@ def test_the_loss_is_the_mean_over_all_predicted_tokens(setting):
     config, params, prepared = setting
     [cache], length = prepared.validation, config.data.length
     windows = np.asarray(cache.tokens[: cache.num_tokens // length * length]).reshape(-1, length).astype(np.int32)
-    graphdef, state = nnx.split(MoM(config.model, rngs=nnx.Rngs(0)))
-    nnx.replace_by_pure_dict(state, params)
-    logits = np.asarray(nnx.merge(graphdef, state)(jnp.asarray(windows)).logits, np.float64)[:, :-1]
+    model = with_parameters(config.model, params)
+    logits = np.asarray(jax.jit(lambda: model(jnp.asarray(windows)).logits)(), np.float64)[:, :-1]
     labels = windows[:, 1:]
     nll = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
     evaluation = validate(params, config.model, prepared, config.data, step=0, limit=0)

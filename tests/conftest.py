@@ -5,11 +5,13 @@ and compiled programs are kept in one folder for all tests, the processes that t
 """
 
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -54,11 +56,29 @@ def write_whole_entries():
 
 write_whole_entries()
 
+# The files that take longest, in that order: they come first, so that no worker has one left at the end.
+SLOW_FILES = """
+test_programs test_processes test_training test_sharding test_model_oracle test_prepare test_dispatch test_segments
+test_official_parity test_official_backends test_reference test_model test_convert test_attention test_generate_cache
+test_plan test_benchmarks_gpu test_model_random test_generate test_phases test_vanilla_golden test_evaluation
+test_harness test_xsum test_glue
+""".split()  # noqa: SIM905
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # of xdist: the files that have most tests first
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: SLOW_FILES.index(item.path.stem) if item.path.stem in SLOW_FILES else len(SLOW_FILES))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _memory():
     """What a file's tests have compiled is freed after it: a process would grow to gigabytes."""
     yield
+    if "devices" in sys.modules:
+        sys.modules["devices"].end()
     jax.clear_caches()
     gc.collect()
     if platform.libc_ver()[0] == "glibc":  # which by itself keeps it for later
@@ -73,6 +93,20 @@ def optimised():
     yield
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def shared_steps():
+    """Runs in this process share the train steps of equal phases: to trace one anew takes most of a tiny run's time.
+
+    So a run that goes on from a checkpoint must not make a step compile again.
+    """
+    from train import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("make_optimizer", "jit_train_step"):
+            patch.setattr(loop, name, functools.cache(getattr(loop, name)))
+        yield
 
 
 @pytest.fixture

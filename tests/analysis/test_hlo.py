@@ -52,6 +52,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_on_the_cpu(name):
     function, arguments, flops = COMPILED[name]
@@ -59,6 +60,7 @@ def test_compiled_on_the_cpu(name):
     assert counted == hlo.HloCost(flops, (), ())
 
 
+@pytest.mark.usefixtures("optimised")
 def test_trips_that_depend_on_data_are_reported():
     text = jax.jit(until).lower(jax.ShapeDtypeStruct((), jnp.int32), X, W).compile().as_text()
     counted = hlo.count(text)

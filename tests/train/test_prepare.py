@@ -18,6 +18,8 @@ from programs import ROOT, call, environment
 from train import checkpoint, main, metrics, prepare
 from train.data import tokenizer
 
+pytestmark = pytest.mark.usefixtures("shared_steps")
+
 
 def jsonl(folder, documents=60):
     """Documents of the tiny corpus' words, compressed; returns the source."""

@@ -15,6 +15,8 @@ from programs import ROOT, call, environment
 
 from train import checkpoint, evaluate, generate, main, metrics
 
+pytestmark = pytest.mark.usefixtures("shared_steps")
+
 
 def command(file, *flags):
     return [sys.executable, "-m", "train.main", "--config", str(file), *flags]

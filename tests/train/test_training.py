@@ -16,6 +16,8 @@ from train import checkpoint, initialise, loop, metrics
 from train.config import OptimConfig, Phase
 from train.step import init_state
 
+pytestmark = pytest.mark.usefixtures("shared_steps")
+
 
 def final_params(run, phase):
     found = checkpoint.find(run / checkpoint.FOLDER / phase, field="run")

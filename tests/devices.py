@@ -9,15 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from programs import optimised
 from tpu_compiler import ROOT, environment
 
 
 class Server:
     """A process that answers one call after the other, since starting one takes seconds. It ends with an exception."""
 
-    def __init__(self, folder, for_tpu, as_users):
-        own = environment() if for_tpu else optimised(os.environ) if as_users else os.environ
+    def __init__(self, folder, for_tpu):
+        own = environment() if for_tpu else os.environ
         path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), folder, own.get("PYTHONPATH"))))
         command = [sys.executable, "-W", "error", __file__]
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `end`
@@ -50,12 +49,12 @@ def end():
 atexit.register(end)
 
 
-def on_eight(function, *arguments, for_tpu=False, as_users=False):
+def on_eight(function, *arguments, for_tpu=False):
     """function(*arguments) there; arguments and result are what JSON can say. The function is a module's.
 
-    for_tpu: whether it compiles for TPUs, for which libtpu is needed. as_users: whether XLA optimises.
+    for_tpu: whether it compiles for TPUs, for which libtpu is needed.
     """
-    settings = str(Path(sys.modules[function.__module__].__file__).parent), for_tpu, as_users
+    settings = str(Path(sys.modules[function.__module__].__file__).parent), for_tpu
     if settings not in RUNNING or RUNNING[settings].process.poll() is not None:
         end()
         RUNNING[settings] = Server(*settings)

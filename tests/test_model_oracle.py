@@ -174,8 +174,7 @@ def test_equals_the_oracle(name):
     def oracle(params):
         return reference.losses_and_forward(params, ids, labels, config, **kwargs)
 
-    # Not jitted: the operations are of few shapes, and compiled once for all cases.
-    want_gradient, (parts, want) = jax.grad(oracle, has_aux=True)(params)
+    want_gradient, (parts, want) = jax.jit(jax.grad(oracle, has_aux=True))(params)
 
     compare_values(config, output.captured, want)
     assert_same(output.hidden, want["hidden_final"], "hidden")

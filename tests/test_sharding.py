@@ -358,7 +358,7 @@ def loop_collectives(fields, shape, inside):
 )
 def test_pools_are_gathered_outside_of_the_loop(fields):
     matrix = 2 * 64 * 64  # the smallest of a pool's, of 2 modules
-    found = on_eight(loop_collectives, fields, (1, 2, 2, 1), False, as_users=True)
+    found = on_eight(loop_collectives, fields, (1, 2, 2, 1), False)
     # Tokens do travel in the loop.
     assert any(depth for _, depth, _, _ in found)
     assert all(size < matrix for _, depth, _, size in found if depth)
@@ -372,7 +372,7 @@ def test_pools_are_gathered_outside_of_the_loop(fields):
 
 @pytest.mark.slow
 def test_a_gather_in_the_loop_is_seen():
-    found = on_eight(loop_collectives, {"top_k": 1}, (1, 2, 2, 1), True, as_users=True)
+    found = on_eight(loop_collectives, {"top_k": 1}, (1, 2, 2, 1), True)
     assert any(depth and size >= 2 * 64 * 64 for _, depth, _, size in found)
 
 
@@ -382,7 +382,7 @@ def device_flops(shape):
 
 
 def test_a_quarter_of_the_modules_is_a_quarter_of_the_work():
-    whole, quarter = (on_eight(device_flops, shape, as_users=True) for shape in ((1, 1, 1, 1), (1, 1, 4, 1)))
+    whole, quarter = (on_eight(device_flops, shape) for shape in ((1, 1, 1, 1), (1, 1, 4, 1)))
     assert 0.24 * whole < quarter < 1.15 * whole / 4
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from train.config import DataConfig
 from train.data.pipeline import TrainingData
 from train.data.prepared import Prepared, prepare
-from train.data.sources import open_source
+from train.data.sources.kinds import open_source
 
 PARTS = ("read", "prepare", "memory")
 READ_SECONDS = 5.0

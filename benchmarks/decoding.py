@@ -2,9 +2,9 @@
 
 Shape of GPT-2 small, float32, random weights, greedy, in one process and in turn: `python -m benchmarks.decoding`. MoM
 has the same depth and modules: an anchor, a chunk of 10 steps over 10 + 10 modules without SKIP, an anchor; its routers
-are those of benchmarks/reference.py, ten times as large as initially so that routing spreads. Counted is the time from
-the first new token to the last one. A ratio is the median over the rounds of the two speeds' ratio in that round.
-Hugging Face's are null without the [torch] extra.
+are those of benchmarks/measuring/reference.py, ten times as large as initially so that routing spreads. Counted is the
+time from the first new token to the last one. A ratio is the median over the rounds of the two speeds' ratio in that
+round. Hugging Face's are null without the [torch] extra.
 """
 
 import argparse
@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import reference, timing
+from benchmarks.measuring import reference, timing
 from mom_jax import Decoder, ModelConfig, RouterConfig, with_parameters
 from mom_jax.config import SIDES
 from mom_jax.interop.gpt2 import config_to_gpt2, params_to_gpt2
-from train.memory import keep_freed_memory
+from train.steps.memory import keep_freed_memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""What keeping freed memory (train/memory.py) does to the quickstart's steps: `python -m benchmarks.freed_memory`.
+"""What keeping freed memory (train/steps/memory.py) does to the quickstart's steps.
+
+`python -m benchmarks.freed_memory`.
 
 The setting holds for a process, so each of a few turns is a process of its own, with and without, one after the other.
 Prints one JSON line: the median seconds per step of both phases, and the ratio of with over without.
@@ -20,9 +22,10 @@ def measure(keep: bool) -> dict[str, float]:
 
     from configs.quickstart import get_config
     from mom_jax.sharding import make_mesh
-    from train import checkpoint, initialise, memory
-    from train.optim import make_optimizer
-    from train.step import jit_train_step
+    from train.steps import memory
+    from train.steps.optimizer import make_optimizer
+    from train.steps.train_step import jit_train_step
+    from train.training import initial_state
 
     if keep:
         memory.keep_freed_memory()
@@ -31,9 +34,9 @@ def measure(keep: bool) -> dict[str, float]:
     shape = (config.data.batch_size, config.data.length)
     batch = {"tokens": np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)}
     for phase in config.phases:
-        model, optimizer = checkpoint.phase_model(config, phase.name), make_optimizer(phase.optim, phase.steps)
+        model, optimizer = config.model_of(phase.name), make_optimizer(phase.optim, phase.steps)
         mesh = make_mesh()
-        state = initialise.first_state(initialise.fresh_params(model, 0, mesh), model, optimizer, mesh)
+        state = initial_state.first_state(initial_state.fresh_params(model, 0, mesh), model, optimizer, mesh)
         step = jit_train_step(model, optimizer, 1, 0, mesh)
         seconds = []
         for _ in range(WARM_UP + STEPS):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks import reference
+from benchmarks.measuring import reference
 from benchmarks.step import REMATS
 from mom_jax import ModelConfig
 from mom_jax.analysis import cost, hlo
@@ -33,7 +33,7 @@ from mom_jax.sharding import make_mesh
 from train.cli import run_program
 from train.planning.gpu import GPUS
 from train.planning.topology import building, devices_of, prepare_environment
-from train.step import abstract_params
+from train.steps.state import abstract_params
 
 SIZE = dataclasses.replace(reference.GPT2_SMALL, batch=16, length=1024)
 

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing
+from benchmarks.measuring import timing
 from mom_jax import dispatch
-from train.memory import keep_freed_memory
+from train.steps.memory import keep_freed_memory
 
 BACKENDS = tuple(dispatch.BACKENDS)
 ROUTINGS = ("uniform", "skewed", "half_skip")

@@ -1,6 +1,6 @@
 """How the train step's time, temporaries and program grow: `python -m benchmarks.scaling [--json] [--only n,skip,...]`.
 
-The work is that of benchmarks/reference.py at K = 1; one thing changes at a time.
+The work is that of benchmarks/measuring/reference.py at K = 1; one thing changes at a time.
 
     n        modules in each pool: 8, 16, 32, for the same K and H
     k        modules per token: 1, 2, 3
@@ -22,10 +22,10 @@ from typing import Any
 
 import jax
 
-from benchmarks import reference, timing
-from benchmarks.reference import Size, Work
+from benchmarks.measuring import reference, timing
+from benchmarks.measuring.reference import Size, Work
 from mom_jax.config import SIDES
-from train.memory import keep_freed_memory
+from train.steps.memory import keep_freed_memory
 
 HEADLINES = (
     "n32_over_n8",

@@ -1,21 +1,21 @@
 """The train step (loss and gradients) of MoM, of our vanilla transformer, and of Hugging Face's GPT-2 in PyTorch.
 
-All in one process, in turn, on the work of benchmarks/reference.py: `python -m benchmarks.step [--json]`. A ratio is
-the median over the rounds of the two seconds' ratio in that round; `quartiles` are those rounds'. Hugging Face's ratios
-are null without the [torch] extra. `flops_ratio_*`: the products that a MoM needs over vanilla's, every choice a real
-module; `_taken`: without the choices that were SKIP. `*_over_flops`: the time's ratio over the first of these. `--shape
-gpt2_small`: width 768, 12 layers, R 256, vocabulary 50257, 2 x 512 tokens. `--remat none,dots` also compares what the
-backward pass may recompute.
+All in one process, in turn, on the work of benchmarks/measuring/reference.py: `python -m benchmarks.step [--json]`. A
+ratio is the median over the rounds of the two seconds' ratio in that round; `quartiles` are those rounds'. Hugging
+Face's ratios are null without the [torch] extra. `flops_ratio_*`: the products that a MoM needs over vanilla's, every
+choice a real module; `_taken`: without the choices that were SKIP. `*_over_flops`: the time's ratio over the first of
+these. `--shape gpt2_small`: width 768, 12 layers, R 256, vocabulary 50257, 2 x 512 tokens. `--remat none,dots` also
+compares what the backward pass may recompute.
 """
 
 import dataclasses
 import typing
 from typing import Any
 
-from benchmarks import reference, timing
-from benchmarks.reference import Size, Work
+from benchmarks.measuring import reference, timing
+from benchmarks.measuring.reference import Size, Work
 from mom_jax import ModelConfig
-from train.memory import keep_freed_memory
+from train.steps.memory import keep_freed_memory
 
 TOP_KS = (1, 2, 3)
 PAIRS = (

@@ -1,9 +1,9 @@
 """What a TPU pod would compute for one training step, on a machine without a TPU: `python -m benchmarks.tpu`.
 
-Compiles loss and gradient of the work of benchmarks/reference.py for every chip of a topology (data parallel, a batch
-for each chip, which routes its own tokens; nothing is computed again), reads the matrix products out of the compiled
-program, and compares them with what the active parameters need. Prints one JSON line, and a summary to the standard
-error. Needs libtpu (`pip install 'jax[tpu]'`), which may be in a folder of PYTHONPATH.
+Compiles loss and gradient of the work of benchmarks/measuring/reference.py for every chip of a topology (data parallel,
+a batch for each chip, which routes its own tokens; nothing is computed again), reads the matrix products out of the
+compiled program, and compares them with what the active parameters need. Prints one JSON line, and a summary to the
+standard error. Needs libtpu (`pip install 'jax[tpu]'`), which may be in a folder of PYTHONPATH.
 
 FLOPs are those of matrix products, per device and step. `ideal`: three times the forward pass of the active parameters,
 every choice a real module, and attention as the program does it: the kernel's own FLOPs, or the full square where there
@@ -22,15 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import reference
-from benchmarks.reference import FULL
+from benchmarks.measuring import reference
+from benchmarks.measuring.reference import FULL
 from mom_jax.analysis import cost, hlo
 from mom_jax.fields import ConfigError
 from mom_jax.losses import finish
 from mom_jax.platforms import building_for
 from train.cli import run_program
 from train.planning.tpu import devices_of, prepare_environment
-from train.step import abstract_params, language_model_sums
+from train.steps.state import abstract_params
+from train.steps.sums import language_model_sums
 
 DISPATCH, ATTENTION = "megablox", "splash"  # what `auto` is on a TPU
 TOPOLOGY = "v5e:4x4"

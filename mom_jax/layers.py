@@ -7,11 +7,13 @@ to the sublayer and fold into its first matrix, diag(g)·W and b·W + c, once pe
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax.attention import KV, View, attend, dropout
+from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig
 from mom_jax.dispatch import Linear, linear
 from mom_jax.remat import save
@@ -45,7 +47,8 @@ class SublayerWeights(NamedTuple):
 
 
 def parameter(value: jax.Array, axes: tuple[str, ...]) -> nnx.Param:
-    assert value.ndim == len(axes)
+    """A parameter whose axes have these logical names."""
+    chex.assert_rank(value, len(axes))
     return nnx.Param(value, axes=axes, whole=value.shape)
 
 
@@ -55,10 +58,12 @@ def normal(rngs: nnx.Rngs, *shape: int, axes: tuple[str, ...], std: float = INIT
 
 
 def zeros(*shape: int, axes: tuple[str, ...]) -> nnx.Param:
+    """A float32 parameter of zeros."""
     return parameter(jnp.zeros(shape, jnp.float32), axes)
 
 
 def ones(*shape: int, axes: tuple[str, ...]) -> nnx.Param:
+    """A float32 parameter of ones."""
     return parameter(jnp.ones(shape, jnp.float32), axes)
 
 
@@ -156,7 +161,10 @@ class FFN(Sublayer):
 def ffn(
     linear: Linear, rows: jax.Array, multiplier: jax.Array | None, weights: SublayerWeights, *, activation: str
 ) -> jax.Array:
-    """An FFN on normalised rows [P, D], its result times `multiplier` [P, 1]."""
+    """An FFN (GPT-2's MLP) on normalised rows [P, D], its result [P, D] times `multiplier` [P, 1] float32 or nothing.
+
+    linear: the product that it is written with. weights: of one module, or of as many as `linear` takes at once.
+    """
     inner = save(linear(rows, weights.first_kernel, weights.first_bias))
     return linear(ACTIVATIONS[activation](inner), weights.last_kernel, weights.last_bias, multiplier)
 
@@ -164,7 +172,11 @@ def ffn(
 def plain_attention(
     weights: SublayerWeights, x: jax.Array, view: View, config: ModelConfig, *, key: jax.Array | None, cache: KV | None
 ) -> tuple[jax.Array, KV | None]:
-    """The attention sublayer of a GPT-2 layer: its contribution to the residual stream x [B, L, D], and the cache."""
+    """The attention sublayer of a GPT-2 layer: its contribution to the residual stream x [B, L, D], and the cache.
+
+    x: in the compute dtype. key: draws dropout; None goes without.
+    """
+    check_array("plain_attention: x", x, (None, None, config.d_model), config.dtype)
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
     rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
     rows = gather_tokens(rows, "tensor")
@@ -176,7 +188,11 @@ def plain_attention(
 
 
 def plain_ffn(weights: SublayerWeights, x: jax.Array, config: ModelConfig, *, key: jax.Array | None) -> jax.Array:
-    """The feed-forward sublayer of a GPT-2 layer: its contribution to the residual stream x [B, L, D]."""
+    """The feed-forward sublayer of a GPT-2 layer: its contribution to the residual stream x [B, L, D].
+
+    x: in the compute dtype. key: draws dropout; None goes without.
+    """
+    check_array("plain_ffn: x", x, (None, None, config.d_model), config.dtype)
     rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
     output = ffn(linear, gather_tokens(rows, "tensor"), None, weights, activation=config.activation)
     output = scatter_tokens(output, "tensor")

@@ -7,42 +7,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mom_jax.assembly import Chunk, Noise, Prepared
-from mom_jax.attention import KV, View, dropout, new_kv
+from mom_jax.assembly import CAPTURES, Chunk, ChunkWeights, Noise, Observation
+from mom_jax.attention import KV, dropout, new_kv
+from mom_jax.cache import Cache, view_of, view_of_group
+from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig
+from mom_jax.embeddings import Embedding, FinalNorm, Head, Unembedding
 from mom_jax.fields import require
-from mom_jax.layers import INIT_STD, Layer, LayerWeights, normal, normalise, ones, zeros
+from mom_jax.layers import INIT_STD, Layer, LayerWeights
 from mom_jax.remat import remat
 from mom_jax.routing import Routing, stack
-from mom_jax.sharding import gather_tokens, gathered, own_key, size
+from mom_jax.sharding import gathered, own_key
 
-CAPTURES = ("hidden", "routing")
 LAYERS = ("bottom", "anchors", "top")  # the groups of layers that run once
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of everything seen so far: one pair per anchor, one per (chunk, step).
-
-    kv: for each of `bottom`, `chunks`, `anchors`, `top` a list of KV [B, h, M, d]; for a chunk, a list of H of them.
-    valid: [B, M] bool, the slots that hold a real token. length: int32, the slots in use; the number 0 in a new cache,
-    so that a call that begins with it knows that there is nothing to attend to but its own tokens.
-    """
-
-    kv: dict[str, list[Any]]
-    valid: jax.Array
-    length: jax.Array | int
-
-
-class Weights(NamedTuple):
+class ModelWeights(NamedTuple):
     """All sublayers' weights, made ready for many calls (`MoM.prepared`): what a forward pass else does anew.
 
     layers: for each of `bottom`, `anchors`, `top` a list. chunks: the chunks'.
     """
 
     layers: dict[str, list[LayerWeights]]
-    chunks: list[Prepared]
+    chunks: list[ChunkWeights]
 
 
 @jax.tree_util.register_dataclass
@@ -61,44 +48,9 @@ class Output:
 
     @property
     def logits(self) -> jax.Array:
+        """[B, L, V] float32."""
         unembedding = self.unembedding.astype(self.hidden.dtype)
         return jnp.einsum("bld,vd->blv", self.hidden, unembedding, preferred_element_type=jnp.float32)
-
-
-class Embedding(nnx.Module):
-    """Learned token and position embeddings."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        # The vocabulary (29 x 1733) divides by no number of devices: the width does.
-        self.tokens = normal(rngs, config.vocab_size, config.d_model, axes=("vocab", "width"))
-        self.positions = normal(rngs, config.context_length, config.d_model, axes=("positions", "width"))
-
-
-class FinalNorm(nnx.Module):
-    """GPT-2's ln_f."""
-
-    def __init__(self, config: ModelConfig):
-        self.config = config
-        self.scale = ones(config.d_model, axes=("width",))
-        self.bias = zeros(config.d_model, axes=("width",))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = normalise(x, self.config.layer_norm_epsilon).astype(jnp.float32)
-        return (y * self.scale[...][None, None] + self.bias[...][None, None]).astype(x.dtype)
-
-
-class Unembedding(nnx.Module):
-    """The language model's head, where it is not the token embedding: a linear map to logits [V, D], without bias."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.kernel = normal(rngs, config.vocab_size, config.d_model, axes=("vocab", "width"))
-
-
-class Head(nnx.Module):
-    """A linear map to class logits, without bias."""
-
-    def __init__(self, d_model: int, num_classes: int, *, rngs: nnx.Rngs):
-        self.kernel = normal(rngs, d_model, num_classes, axes=("width", "classes"))
 
 
 class MoM(nnx.Module):
@@ -140,9 +92,9 @@ class MoM(nnx.Module):
         exchange_key: jax.Array | None = None,
         cache: Cache | None = None,
         capture: tuple[str, ...] = (),
-        weights: Weights | None = None,
+        weights: ModelWeights | None = None,
     ) -> Output:
-        """Runs the model on token ids [B, L].
+        """Runs the model on token ids [B, L], int32 from 0 to V - 1.
 
         mask: [B, L], true (non-zero) for real tokens; padding is not attended to and not counted in statistics.
         positions: [B, L] for the position embedding; by default they count up (from the cache's length).
@@ -153,20 +105,28 @@ class MoM(nnx.Module):
         exchange_key: deals every step's choices to other tokens, to measure what the routing knows.
         cache: from `init_cache` or a previous output; `ids` are the tokens that follow.
         capture: `hidden` ([B, L, D] after the embedding and every layer, [H, B, L, D] per chunk) and/or `routing`
-            (per side [S, H, B, L, ...]: scores, index, weight, state).
+            (per side [S, H, B, L, ...]: scores, index, weight, state) and/or `faults` (`faults/...` [S, H] int32: how
+            often something was wrong with the routing, mom_jax/checks.py).
         weights: what `prepared` made, for calls with a cache: the sublayers' and routers' own parameters are not read.
 
-        Raises ValueError where lengths do not fit or the routers need noise that is not there.
+        Raises ValueError where lengths do not fit or the routers need noise that is not there, and AssertionError for
+        arrays of other shapes or dtypes.
         """
+        check_array("MoM: ids", ids, (None, None), int)
+        for name, array in {"mask": mask, "segment_ids": segment_ids, "positions": positions}.items():
+            if array is not None:
+                # One row of positions may do for all.
+                rows = None if name == "positions" else ids.shape[0]
+                check_array(f"MoM: {name}", array, (rows, ids.shape[1]))
         config, (batch, length) = self.config, ids.shape
         self._check(length, segment_ids, key, noise, cache, capture)
         valid = jnp.ones((batch, length), bool) if mask is None else mask.astype(bool)
-        view, valid_slots = _view(valid, mask is not None, segment_ids, cache)
+        view, valid_slots = view_of(valid, mask is not None, segment_ids, cache)
         if positions is None:
             start = 0 if cache is None else cache.length
             positions = start + jnp.arange(length, dtype=jnp.int32)[None]
-        view = _view_of_group(view)
-        key, exchange_key = own_key(key), own_key(exchange_key)
+        view = view_of_group(view)
+        key, observation = own_key(key), Observation(valid, capture, own_key(exchange_key))
         keys = None if key is None else iter(jax.random.split(key, 1 + config.depth))
 
         def next_key() -> jax.Array | None:
@@ -197,13 +157,11 @@ class MoM(nnx.Module):
             x, outputs = chunk(
                 x,
                 view,
-                valid,
+                observation.of_chunk(i),
                 key=next_key(),
                 noise=jax.tree.map(lambda n, i=i: n[i], noise),
                 step=step,
-                exchange_key=None if exchange_key is None else jax.random.fold_in(exchange_key, i),
                 cache=None if cache is None else cache.kv["chunks"][i],
-                capture=capture,
                 weights=None if weights is None else weights.chunks[i],
             )
             kvs["chunks"].append(outputs.cache)
@@ -242,10 +200,10 @@ class MoM(nnx.Module):
         kv["chunks"] = [kvs(config.num_steps) for _ in self.chunks]
         return Cache(kv, jnp.zeros((batch, slots), bool), 0)
 
-    def prepared(self, backend: str) -> Weights:
+    def prepared(self, backend: str) -> ModelWeights:
         """The weights in the compute dtype with the layer norms folded in, for many calls with a cache and `weights=`.
 
-        backend: of the routed computation (mom_jax/dispatch); with `switched` every module's weights are arrays of
+        backend: of the routed computation (mom_jax/dispatch); with `branched` every module's weights are arrays of
         their own.
         """
         dtype = self.config.dtype
@@ -254,7 +212,7 @@ class MoM(nnx.Module):
             return LayerWeights(weights.attention.cast(dtype), weights.ffn.cast(dtype))
 
         layers = {group: [cast(layer.weights()) for layer in getattr(self, group)] for group in LAYERS}
-        return Weights(layers, [chunk.prepared(decoding=backend) for chunk in self.chunks])
+        return ModelWeights(layers, [chunk.prepared(decoding=backend) for chunk in self.chunks])
 
     def _check(self, length: int, segment_ids: Any, key: Any, noise: Any, cache: Any, capture: tuple[str, ...]) -> None:
         config = self.config
@@ -272,37 +230,6 @@ class MoM(nnx.Module):
         random = routed and config.router.kind == "gru_random" and config.router.noise_in_evaluation
         if random and key is None and noise is None:
             raise ValueError("router.noise_in_evaluation=True: pass noise= or key=")
-
-
-def _is_new(cache: Cache) -> bool:
-    return isinstance(cache.length, int) and cache.length == 0
-
-
-def _view(valid: jax.Array, masked: bool, segment_ids: jax.Array | None, cache: Cache | None) -> tuple[View, jax.Array]:
-    """What the tokens of this call may see, and the cache's valid slots after it."""
-    length = valid.shape[1]
-    if cache is None or _is_new(cache):
-        place = jnp.arange(length)
-        visible = (place[None, :] <= place[:, None])[None] & valid[:, None, :]
-        if segment_ids is not None:
-            visible &= segment_ids[:, :, None] == segment_ids[:, None, :]
-        if masked or segment_ids is not None:
-            # Padding is a segment of its own.
-            segment_ids = jnp.where(valid, 0 if segment_ids is None else segment_ids, -1)
-        unused = 0 if cache is None else cache.valid.shape[1] - length
-        return View(visible, segment_ids=segment_ids), jnp.pad(valid, ((0, 0), (0, unused)))
-    slots = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
-    place = cache.length + jnp.arange(length, dtype=jnp.int32)
-    visible = (jnp.arange(slots.shape[1], dtype=jnp.int32)[None, :] <= place[:, None])[None] & slots[:, None, :]
-    return View(visible, jnp.asarray(cache.length, jnp.int32)), slots
-
-
-def _view_of_group(view: View) -> View:
-    """What attention may see where it works for the sequences of all devices that divide the heads."""
-    if size("tensor") == 1:
-        return view
-    segments = None if view.segment_ids is None else gather_tokens(view.segment_ids, "tensor")
-    return View(gather_tokens(view.visible, "tensor"), view.start, segments)
 
 
 def parameters(model: nnx.Module) -> dict[str, Any]:

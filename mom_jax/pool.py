@@ -11,13 +11,14 @@ import jax.numpy as jnp
 
 from mom_jax import dispatch, sharding
 from mom_jax.attention import KV, View, attend, dropout
+from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig, Side
-from mom_jax.dispatch import Linear, Plan, Pooled, weighted_linear
+from mom_jax.dispatch import Linear, Plan, PooledWeights, weighted_linear
 from mom_jax.layers import SublayerWeights, ffn, normalise
 from mom_jax.remat import save
 from mom_jax.router import Selection, straight_through
 
-Pool = dict[str, Pooled]  # the parts of a pool that are used apart, by name
+Pool = dict[str, PooledWeights]  # the parts of a pool that are used apart, by name
 
 
 def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side, backend: str | None = None) -> Pool:
@@ -32,6 +33,11 @@ def make_pool(weights: SublayerWeights, config: ModelConfig, side: Side, backend
 def sinks(pool: Pool) -> dict[str, Any]:
     """What a scan carries of a pool: where its gradients gather."""
     return {name: part.sink for name, part in pool.items()}
+
+
+def without_sinks(pool: Pool) -> Pool:
+    """The pool for uses without gradients."""
+    return {name: part._replace(sink=None) for name, part in pool.items()}
 
 
 def with_sinks(pool: Pool, carried: dict[str, Any]) -> Pool:
@@ -51,7 +57,7 @@ def make_plan(pool: Pool, selection: Selection, valid_T: jax.Array, config: Mode
     modules, factor = config.modules(side), config.capacity_factor
     backend = _backend(pool, config, valid_T.shape[0])
     here = sharding.modules_here(modules)
-    if factor is not None or backend == "switched":
+    if factor is not None or backend == "branched":
         selection = selection._replace(index_TxK=jnp.where(valid_T[:, None], selection.index_TxK, modules))
     if factor is not None:
         factor = factor * here / modules  # a share of all choices, of which this device has some modules'
@@ -102,13 +108,14 @@ def routed_attention(
     One attention over queries, keys and values summed over the chosen modules; the output projections are weighted.
     A token that chose nulls only adds nothing, but later tokens attend to its zero key and value.
     """
+    _check("routed_attention", x, selection, config, "attention")
     length, d = x.shape[1:]
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
     routed = functools.partial(dispatch.routed, plan=plan, backend=_backend(pool, config, x.shape[0] * length))
     rows = sharding.gather_tokens(normalise(x, config.layer_norm_epsilon).reshape(-1, d), *sharding.ROUTED)
-    body = weighted_linear if config.weighted_qkv else _unweighted
+    computation = weighted_linear if config.weighted_qkv else _unweighted
     with jax.named_scope("routed_qkv"):
-        qkv, qkv_pool = routed(body, rows, pool["qkv"], _multiplier(selection, config))
+        qkv, qkv_pool = routed(computation, rows, pool["qkv"], _multiplier(selection, config))
     # Attention needs the sum over all modules; heads stay divided.
     qkv = save(sharding.scatter_tokens(qkv, "module"))
     output, cache = attend(qkv.reshape(-1, length, qkv.shape[1]), view, config, key=probability_key, cache=cache)
@@ -124,10 +131,18 @@ def routed_ffn(
     pool: Pool, x: jax.Array, selection: Selection, plan: Plan, config: ModelConfig
 ) -> tuple[jax.Array, Pool]:
     """The contribution of the chosen FFN modules to x [B, L, D], and the pool for its next use."""
+    _check("routed_ffn", x, selection, config, "ffn")
     rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
     rows = sharding.gather_tokens(rows, *sharding.ROUTED)
-    body = functools.partial(ffn, activation=config.activation)
+    computation = functools.partial(ffn, activation=config.activation)
     multiplier, backend = _multiplier(selection, config), _backend(pool, config, x.shape[0] * x.shape[1])
     with jax.named_scope("routed_ffn"):
-        y, used = dispatch.routed(body, rows, pool["ffn"], multiplier, plan, backend)
+        y, used = dispatch.routed(computation, rows, pool["ffn"], multiplier, plan, backend)
     return save(sharding.scatter_tokens(y, *sharding.ROUTED)).reshape(x.shape), {"ffn": used}
+
+
+def _check(name: str, x: jax.Array, selection: Selection, config: ModelConfig, side: Side) -> None:
+    check_array(f"{name}: x", x, (None, None, config.d_model), config.dtype)
+    choices = (x.shape[0] * x.shape[1], config.choices(side))
+    check_array(f"{name}: selection.index_TxK", selection.index_TxK, choices, jnp.int32)
+    check_array(f"{name}: selection.weight_TxK", selection.weight_TxK, choices, jnp.float32)

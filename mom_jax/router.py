@@ -1,6 +1,6 @@
 """Routers: scores for every token and class, and what is chosen by them.
 
-Scores and choices are apart from the data movement that they cause (mom_jax/dispatch.py).
+Scores and choices are apart from the data movement that they cause (mom_jax/dispatch).
 """
 
 from typing import NamedTuple
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig, Side
 from mom_jax.layers import normal, zeros
 from mom_jax.products import product
@@ -70,7 +71,14 @@ class Router(nnx.Module):
     def __call__(
         self, x_TxD: jax.Array, state_TxR: jax.Array | None, noise_TxR: jax.Array | float = 0.5
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(logits [T, C] in float32, the next state). `noise` is what `gru_random` mixes in, uniform on [0, 1)."""
+        """(logits [T, C] in float32, the next state [T, R] in float32, None for a router without one).
+
+        x: the residual stream, in the compute dtype or float32. noise: what `gru_random` mixes in, uniform on [0, 1).
+        Raises AssertionError for arrays of other shapes.
+        """
+        check_array("Router: x_TxD", x_TxD, (None, self.config.d_model), float)
+        if self.config.router.kind != "mlp":
+            check_array("Router: state_TxR", state_TxR, (x_TxD.shape[0], self.config.router.dim), jnp.float32)
         if state_TxR is None:
             hidden = jax.nn.relu(save(self._project(x_TxD, self.hidden_kernel[...], self.hidden_bias[...])))
         else:
@@ -111,7 +119,11 @@ def select(
 
     With softmax scoring p = softmax(logits / temperature + prior) is reported, ranked and weighs. With raw scoring
     logits + prior are reported and ranked, and the raw logits weigh. A choice with a prior of -inf is made a null.
+    Logits, prior, weights and scores are float32. Raises AssertionError for arrays of other shapes or dtypes.
     """
+    check_array("select: logits_TxC", logits_TxC, (None, config.classes(side)), jnp.float32)
+    if prior_C is not None:
+        check_array("select: prior_C", prior_C, (config.classes(side),), jnp.float32)
     router = config.router
     softmax = router.scoring == "softmax"
     logits = logits_TxC / router.temperature if softmax else logits_TxC

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from mom_jax.checks import check_array
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.router import Scores, Selection
 
@@ -55,6 +56,8 @@ def collect(
 ) -> SideStats:
     """The sums of one step. dropped_T: choices that found no room. step: h. valid_T: bool, the tokens that count."""
     reported = scores.reported_TxC
+    check_array("collect: valid_T", valid_T, reported.shape[:1], bool)
+    check_array("collect: dropped_T", dropped_T, reported.shape[:1], jnp.float32)
     softmax = config.router.scoring == "softmax"
     distribution = reported if softmax else jax.nn.softmax(reported, -1)
     probability = jax.nn.softmax(reported, -1) if softmax and config.balance.softmax_again else distribution

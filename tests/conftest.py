@@ -37,9 +37,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 # Python runs the file sitecustomize.py there when it starts, that is in other processes.
 add("PYTHONPATH", str(FOLDER / "startup"), os.pathsep)
 
+# Tracing makes many objects, few of which are garbage, and notes for each operation which lines of Python it came from.
+gc.set_threshold(100_000, 20, 100)
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 import jax  # noqa: E402  it reads those when it is imported
 import pytest  # noqa: E402
 from jax._src import lru_cache  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -74,8 +79,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _memory():
-    """What a file's tests have compiled is freed after it: a process would grow to gigabytes."""
+def _compiled(request):
+    """What a file's tests have compiled is freed after it: a process would grow to gigabytes.
+
+    The folder of compiled programs serves those that run the same training; elsewhere hardly a program is compiled
+    twice, and to write one takes a tenth of the time to compile it.
+    """
+    jax.config.update("jax_enable_compilation_cache", "train" in request.path.parts)
+    compilation_cache.reset_cache()
     yield
     if "devices" in sys.modules:
         sys.modules["devices"].end()
@@ -99,13 +110,17 @@ def optimised():
 def shared_steps():
     """Runs in this process share the train steps of equal phases: to trace one anew takes most of a tiny run's time.
 
-    So a run that goes on from a checkpoint must not make a step compile again.
+    So a run that goes on from a checkpoint must not make a step compile again. Their samples are short, and their
+    reports have no pictures, which take longer to draw than a tiny run to train; test_report.py draws them.
     """
-    from train import loop
+    from train.reporting import pictures
+    from train.training import ending, loop
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("make_optimizer", "jit_train_step"):
             patch.setattr(loop, name, functools.cache(getattr(loop, name)))
+        patch.setattr(ending, "SAMPLE_TOKENS", 4)
+        patch.setattr(pictures, "embedded", lambda width, height, draw, caption: f"<p>{caption}</p>")
         yield
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from mom_jax.fields import ConfigError
 from train.config import Config
-from train.memory import keep_freed_memory
+from train.steps.memory import keep_freed_memory
 
 
 def run_program(main: Callable[[], int]) -> None:
@@ -34,7 +34,7 @@ def run_program(main: Callable[[], int]) -> None:
     sys.exit(code)
 
 
-def say(text: str) -> None:
+def notify(text: str) -> None:
     """To stderr at once: what is no result."""
     print(text, file=sys.stderr, flush=True)
 

@@ -184,6 +184,11 @@ class Config:
             divides = self.data.batch_size % phase.optim.accumulation == 0
             require(divides, f"phases[{i}].optim.accumulation", phase.optim.accumulation, allowed)
 
+    def model_of(self, phase: str) -> ModelConfig:
+        """The model that the phase of this name trains."""
+        row = next(row for row in self.phases if row.name == phase)
+        return self.model.vanilla() if row.model == "vanilla" else self.model
+
     def with_vocabulary(self, size: int) -> "Config":
         """The same for data of `size` token ids: the model's vocabulary where it is not given.
 

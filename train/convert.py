@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import tyro
 
-from train.cli import load_config, run_program, say
+from train.cli import load_config, notify, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from mom_jax.fields import ConfigError, require
     from mom_jax.interop.phases import from_vanilla, is_vanilla
-    from train import foreign, single_file
-    from train.checkpoint import open_model, write_run
-    from train.data import tokenizer as tokenizers
+    from train.checkpoints import formats, single_file
+    from train.checkpoints.models import open_model, write_run
+    from train.data import tokenizers
     from train.files import check_new, writing
-    from train.initialise import completed
-    from train.step import abstract_params
+    from train.steps.state import abstract_params
+    from train.training.initial_state import completed
 
     require(
         (flags.config is not None) == (flags.to == "mom"), "config", flags.config, "goes with --to mom, and only so"
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require(output.suffix == ".safetensors", "output", flags.output, "must end with .safetensors")
     target = None if flags.config is None else load_config(flags.config)
     model = open_model(flags.input, field="input", best=flags.best)
-    say(f"{flags.input}: {model.description}")
+    notify(f"{flags.input}: {model.description}")
     tokenizer = model.tokenizer if flags.tokenizer is None else tokenizers.load(flags.tokenizer, field="tokenizer")
     if tokenizer is not None:
         vocabulary, ids = model.config.vocab_size, tokenizer.vocab_size
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             params, dropped = from_vanilla(config, params, mom, abstract_params(mom))
             config, params = mom, completed(params, mom, target.seed)
             for message in dropped:
-                say(message)
+                notify(message)
         write_run(output, flags.to, config, params, tokenizer)
     elif flags.to == "safetensors":
         fingerprint = model.fingerprint if tokenizer is None else tokenizer.fingerprint
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             output.parent.mkdir(parents=True, exist_ok=True)
             single_file.save(output, config, params, fingerprint)
     else:
-        foreign.write_folder(output, flags.to, config, params, tokenizer)
+        formats.write_folder(output, flags.to, config, params, tokenizer)
     print(f"{flags.output}: {_count(params):,} parameters")
     return 0
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tyro
 
-from train.cli import run_program, say
+from train.cli import notify, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mom_jax.fields import ConfigError, require
     from mom_jax.generate import Decoder
     from mom_jax.generate.settings import Settings
-    from train.checkpoint import load
-    from train.text import continue_texts, encode_prompt, stream_text
+    from train.checkpoints.models import load
+    from train.tasks.text_generation import continue_texts, encode_prompt, stream_text
 
     for name in ("tokens", "beams", "samples"):
         require(getattr(flags, name) >= 1, name, getattr(flags, name), "must be at least 1")
@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require(context > 1, "checkpoint", flags.checkpoint, "this model's context has no room for a new token")
     if settings.get("top_k"):
         settings["top_k"] = min(settings["top_k"], model.config.vocab_size)
-    settings |= {"stop": flags.stop, "eos": flags.eos, "truncate": flags.truncate, "say": say}
-    # A prompt that fits keeps its beginning: there may be fewer new tokens. Of one that does not, `train.text` tells.
+    settings |= {"stop": flags.stop, "eos": flags.eos, "truncate": flags.truncate, "notify": notify}
+    # A prompt that fits keeps its beginning: there may be fewer new tokens. Of others `continue_texts` tells.
     room = context - length if length < context else context - 1
     given = tokenizer, min(flags.tokens, room)
     decoder = Decoder(model)
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if room < flags.tokens and length < context:
-        say(f"the context of {context} tokens has room for {room} after the prompt, not for {flags.tokens}")
+        notify(f"the context of {context} tokens has room for {room} after the prompt, not for {flags.tokens}")
     if flags.samples > 1:
         for i, text in enumerate(texts):
             print(f"--- {i + 1} of {flags.samples}\n{flags.prompt}{text}")

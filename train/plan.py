@@ -17,7 +17,6 @@ from mom_jax import attention
 from mom_jax.analysis.chips import chip
 from mom_jax.fields import ConfigError, require
 from mom_jax.sharding import describe_mesh
-from train.checkpoint import phase_model
 from train.cli import parse_config, run_program
 from train.config import Config
 from train.data.prepared import expected_vocabulary
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(note)
     meshes, ranked = [config.mesh], []
     if own.search:
-        ranked = candidates(config, phase, phase_model(config, name), len(devices), device)
+        ranked = candidates(config, phase, config.model_of(name), len(devices), device)
         allowed = f"no mesh of {len(devices)} chips divides the model and the batch of {config.data.batch_size}"
         require(bool(ranked), "topology", own.topology, allowed)
         meshes = [candidate.mesh for candidate in ranked[:COMPILED]]

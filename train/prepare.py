@@ -61,16 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     console = Console(stderr=True, highlight=False)
 
-    def say(text: str) -> None:
+    def notify(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
     for name, _ in components(data.source):
         if name.startswith("tfds:"):
-            from train.data.tfds import download_tfds
+            from train.data.sources.tfds_builder import download_tfds
 
-            download_tfds(name, say)
+            download_tfds(name, notify)
     with _bars(console) as bar:
-        prepared = prepare(data, say, bar)
+        prepared = prepare(data, notify, bar)
     records = []
     for name, *sides in zip(prepared.names, prepared.train, prepared.validation, strict=True):
         record: dict[str, Any] = {"source": name, "folder": str(sides[0].folder)}

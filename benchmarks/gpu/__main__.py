@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import timing
 from benchmarks.gpu import process
 from benchmarks.gpu.table import table
+from benchmarks.measuring import timing
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing
 from benchmarks.gpu.checks import ALLOWED, Verdict, poison
 from benchmarks.gpu.process import reason
+from benchmarks.measuring import timing
 from mom_jax import ModelConfig
 from mom_jax.attention import View, attend
 from mom_jax.fields import ConfigError

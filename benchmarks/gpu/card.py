@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import timing
+from benchmarks.measuring import timing
 from mom_jax.analysis.chips import chip
 
 

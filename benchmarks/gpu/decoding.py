@@ -4,8 +4,9 @@ import concurrent.futures
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import decoding, timing
+from benchmarks import decoding
 from benchmarks.gpu.process import reason
+from benchmarks.measuring import timing
 
 ROUNDS = 5
 

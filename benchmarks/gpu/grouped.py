@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import timing
 from benchmarks.gpu.process import reason
 from benchmarks.kernels import measurable, routing_choices
+from benchmarks.measuring import timing
 from mom_jax import dispatch
 from mom_jax.dispatch import grouped, mosaic, triton
 

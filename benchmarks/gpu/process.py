@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import timing
+from benchmarks.measuring import timing
 
 # Seconds that a section may take, its start and compilations included: eight minutes in all. A section may also use
 # what those before it have left over.
@@ -47,7 +47,7 @@ def work(section: str, small: bool) -> int:
     """What the process of a section does: prints a line for everything that it finds, the moment that it has it."""
     about: dict[str, Any] = {"section": section, "small": small}
 
-    def say(row: dict[str, Any]) -> None:
+    def notify(row: dict[str, Any]) -> None:
         print(json.dumps(plain(about | row), allow_nan=False), flush=True)
 
     try:
@@ -55,10 +55,10 @@ def work(section: str, small: bool) -> int:
         if small and jax.default_backend() == "cpu":  # where it is there to see that everything runs
             jax.config.update("jax_disable_most_optimizations", True)
         for row in importlib.import_module(f"benchmarks.gpu.{section}").rows(small):
-            say(row)
+            notify(row)
     except Exception as error:
         traceback.print_exc()
-        say({"failed": reason(error)})
+        notify({"failed": reason(error)})
         return 1
     return 0
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing
 from benchmarks.gpu.checks import ALLOWED, Verdict, poison
 from benchmarks.gpu.process import reason
 from benchmarks.kernels import routing_choices
+from benchmarks.measuring import timing
 from mom_jax import dispatch
 
 ROUTINGS = ("uniform", "skewed", "half_skip", "all_null", "one_module")

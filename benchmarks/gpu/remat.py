@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import timing
 from benchmarks.gpu.step import compile_models, models, timed
+from benchmarks.measuring import timing
 from benchmarks.step import REMATS
 
 

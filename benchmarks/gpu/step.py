@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks import reference, timing
 from benchmarks.gpu.card import product_flops
 from benchmarks.gpu.process import reason
 from benchmarks.kernels import measurable
-from benchmarks.reference import SMALL, Size, Work
+from benchmarks.measuring import reference, timing
+from benchmarks.measuring.reference import SMALL, Size, Work
 from mom_jax import ModelConfig, dispatch
 from mom_jax.analysis.chips import peak_flops
 

@@ -1,13 +1,13 @@
 """What a model costs before it is built: parameters, FLOPs per token, memory. Pure arithmetic on a `ModelConfig`.
 
-Letters as in mom_jax/config.py: D width, F inner width, V vocabulary, K modules taken, H steps, S chunks, R router
+Letters as in mom_jax/config: D width, F inner width, V vocabulary, K modules taken, H steps, S chunks, R router
 width, C router classes. Only matrix products are counted as FLOPs, a multiply-add being two.
 """
 
 import dataclasses
 
 from mom_jax.config import SIDES, ModelConfig, Side
-from mom_jax.linear_cross_entropy import DEFAULT_CHUNK_LOGITS
+from mom_jax.losses.chunked import DEFAULT_CHUNK_LOGITS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mom_jax.attention import fused
 from mom_jax.attention.blocked import blocked
 from mom_jax.attention.plain import dropout, plain
 from mom_jax.attention.view import View
+from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig
 from mom_jax.fields import require
 from mom_jax.platforms import AMPERE, has_capability, platform
@@ -44,6 +45,8 @@ def attend(
 
     Logits and softmax are float32. A token that sees nothing gets zeros; only padding is in that case.
     """
+    check_array("attend: qkv", qkv, (None, None, None), float)
+    check_array("attend: view.visible", view.visible, (None, qkv.shape[1], None), bool)
     q, k, v = (t.reshape(*t.shape[:2], -1, config.head_dim).swapaxes(1, 2) for t in jnp.split(qkv, 3, -1))
     if cache is not None:
         at = (0, 0, 0 if view.start is None else view.start, 0)

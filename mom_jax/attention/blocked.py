@@ -21,6 +21,10 @@ def _ranges(length: int) -> list[slice]:
 
 
 def blocked(q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
+    """Attention of q, k, v [B, h, L, d] in their dtype, [B, h, L, d].
+
+    The backward pass makes the probabilities anew, from one number per query (FlashAttention, arXiv 2205.14135).
+    """
     return _attention(q, k, v, view.visible)
 
 

@@ -16,6 +16,7 @@ from mom_jax.remat import PRODUCT, save
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
+    """cuDNN's attention of q, k, v [B, h, L, d], bfloat16, [B, h, L, d]."""
     # The backward pass takes even lengths only; what is added at the end is seen by no other token.
     length, odd = q.shape[2], q.shape[2] % 2
     q, k, v = (jnp.pad(t.swapaxes(1, 2), ((0, 0), (0, odd), (0, 0), (0, 0))) for t in (q, k, v))
@@ -27,6 +28,7 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
 
 
 def triton(q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
+    """JAX's Pallas attention for GPUs of q, k, v [B, h, L, d] in their dtype, [B, h, L, d]."""
     length, (blocks, multiple) = q.shape[2], _triton_blocks(q.shape[3], q.dtype.itemsize)
     more = -length % multiple
     # What is added at the end is seen by no other token, and is a segment of its own.
@@ -87,6 +89,7 @@ _flash.defvjp(_flash_forward, _flash_backward)
 
 
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
+    """JAX's splash attention for TPUs of q, k, v [B, h, L, d] in their dtype, [B, h, L, d]; L a multiple of 128."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array | None, *, interpret: bool = False) -> jax.Array:

@@ -18,11 +18,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def plain(q: jax.Array, k: jax.Array, v: jax.Array, view: View, rate: float, key: jax.Array | None) -> jax.Array:
+    """Attention of q [B, h, L, d] over k, v [B, h, M, d], [B, h, L, d] in their dtype; `rate` of the probabilities are
+    dropped where there is a `key`."""
     p, total, _ = exponentials(q, k, view.visible)
     return jnp.einsum("bhlm,bhmd->bhld", dropout(p / total, rate, key).astype(v.dtype), v)
 
 
 def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q · k / sqrt(d), [B, h, L, M] float32."""
     return jnp.einsum("bhld,bhmd->bhlm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
 
 

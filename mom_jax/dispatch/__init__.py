@@ -1,7 +1,7 @@
 """The routed computation: each token's sum over the modules that it chose, by backends for different platforms.
 
-`make_plan` sorts a routing decision once; `routed` applies a module's computation (a `Body`) with stacked weights to
-the rows of a plan. Backends differ in how they multiply rows grouped by module:
+`make_plan` sorts a routing decision once; `routed` applies a `ModuleComputation` with stacked weights to the rows of a
+plan. Backends differ in how they multiply rows grouped by module:
 
 dense     every module for every row; the oracle of the others
 blocked   a loop over blocks of rows of one module: pays for the chosen rows only, on any platform; best on CPUs
@@ -11,31 +11,42 @@ triton    Pallas kernels for GPUs; elsewhere interpreted, for tests
 mosaic    the same, with products for Hopper's own units; interpreted elsewhere by newer versions of JAX only
 capacity  one batched product with a fixed number of rows per module: drops what does not fit
 gathered  a module's matrices out of the stack for each choice, or all modules: decoding on accelerators
-switched  a branch per module, weights that are arrays of their own: decoding on CPUs; without gradients
+branched  a branch per module, weights that are arrays of their own: decoding on CPUs; without gradients
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig
-from mom_jax.dispatch import blocked, gathered, grouped, megablox, mosaic, switched, triton
-from mom_jax.dispatch.body import Body, Linear, Pooled, linear, weighted_linear, with_sink
+from mom_jax.dispatch import blocked, branched, gathered, grouped, megablox, mosaic, triton
+from mom_jax.dispatch.branched import is_unstacked
+from mom_jax.dispatch.computation import Linear, ModuleComputation, PooledWeights, linear, weighted_linear, with_sink
 from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
-from mom_jax.dispatch.switched import is_unstacked
 from mom_jax.fields import require
 from mom_jax.platforms import AMPERE, compute_capability, has_capability, platform
 
 BACKENDS = tuple(grouped.PRODUCTS)
-DECODING: dict[str, Any] = {"gathered": gathered, "switched": switched}  # without gradients
+DECODING: dict[str, Any] = {"gathered": gathered, "branched": branched}  # without gradients
 
-__all__ = ["BACKENDS", "Body", "Linear", "Plan", "Pooled", "is_unstacked", "linear", "weighted_linear"]
+__all__ = [
+    "BACKENDS",
+    "Linear",
+    "ModuleComputation",
+    "Plan",
+    "PooledWeights",
+    "is_unstacked",
+    "linear",
+    "weighted_linear",
+]
 
 
-def for_decoding(pool: Pooled, tokens: int) -> str | None:
+def for_decoding(pool: PooledWeights, tokens: int) -> str | None:
     """The backend of a pool that was made ready for decoding; None for another one, or more tokens than a few."""
     if is_unstacked(pool):
-        return "switched"
+        return "branched"
     return "gathered" if pool.sink is None and tokens <= gathered.MOST else None
 
 
@@ -81,10 +92,11 @@ def runs_here(backend: str) -> bool:
 
 
 def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_factor: float | None = None) -> Plan:
-    """Groups the choices `index` by module for a backend; an index of `num_modules` or more is a null.
+    """Groups the choices `index`, int32, by module for a backend; an index of `num_modules` or more is a null.
 
     capacity_factor: room per module over an even share of all choices; `capacity` needs it, no other has it.
     """
+    check_array("make_plan: index_TxK", index_TxK, (None, None), jnp.int32)
     if backend == "capacity":
         assert capacity_factor is not None
         return capacity_plan(index_TxK, num_modules, capacity_factor)
@@ -97,23 +109,35 @@ def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_fac
     return sort_plan(index_TxK, num_modules, multiple=megablox.TILE)
 
 
-def pooled(weights: Any, backend: str, dtype: Any) -> Pooled:
+def pooled(weights: Any, backend: str, dtype: Any) -> PooledWeights:
     """A pool's float32 weights [N, ...], made ready for uses by `routed`; each use returns them for the next.
 
     Kernels are cast to `dtype`, that of the rows, once for all uses; their gradients are added up in float32.
     """
-    if backend == "switched":
-        return switched.unstack(weights)
+    if backend == "branched":
+        return branched.unstack(weights)
     return with_sink(weights, dtype)
 
 
 def routed(
-    body: Body, x_TxD: jax.Array, pool: Pooled, multiplier_TxK: jax.Array, plan: Plan, backend: str
-) -> tuple[jax.Array, Pooled]:
-    """Each token's sum of `body` over the modules that it chose, [T, E], and the pool for its next use."""
+    computation: ModuleComputation,
+    x_TxD: jax.Array,
+    pool: PooledWeights,
+    multiplier_TxK: jax.Array,
+    plan: Plan,
+    backend: str,
+) -> tuple[jax.Array, PooledWeights]:
+    """Each token's sum of `computation` over the modules that it chose, [T, E], and the pool for its next use.
+
+    x: tokens in the compute dtype. multiplier: float32, how much each choice weighs. plan: of the same T·K choices, by
+    `make_plan` for the same backend. Raises AssertionError for arrays that do not fit the plan.
+    """
+    choices = plan.slot_TxK.shape
+    check_array("routed: x_TxD", x_TxD, (choices[0], None), float)
+    check_array("routed: multiplier_TxK", multiplier_TxK, choices, jnp.float32)
     if backend in DECODING:
-        return DECODING[backend].routed(body, x_TxD, pool, multiplier_TxK, plan)
-    return grouped.routed(body, x_TxD, pool, multiplier_TxK, plan, backend)
+        return DECODING[backend].routed(computation, x_TxD, pool, multiplier_TxK, plan)
+    return grouped.routed(computation, x_TxD, pool, multiplier_TxK, plan, backend)
 
 
 def routed_linear(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mom_jax.dispatch.body import Body, Pooled, linear
+from mom_jax.dispatch.computation import ModuleComputation, PooledWeights, linear
 from mom_jax.dispatch.plan import Plan
 
 MOST = 128  # tokens for which this is meant; of more, tiles of rows of one module are worth sorting them
@@ -25,14 +25,18 @@ def plan(index_TxK: jax.Array, num_modules: int) -> Plan:
     return Plan(slot, place, module, sizes)
 
 
-def routed(body: Body, x_TxD: jax.Array, pool: Pooled, multiplier_TxK: jax.Array, plan: Plan) -> tuple:
-    """Each token's sum of `body` over its choices, [T, E], and the pool as it is."""
+def routed(
+    computation: ModuleComputation, x_TxD: jax.Array, pool: PooledWeights, multiplier_TxK: jax.Array, plan: Plan
+) -> tuple:
+    """Each token's sum of `computation` over its choices, [T, E], and the pool as it is."""
     choices, modules = plan.slot_TxK.size, plan.sizes_N.shape[0]
     terms = _by_choice if choices < modules else _by_module
-    return terms(body, x_TxD, pool.weights, multiplier_TxK, plan), pool
+    return terms(computation, x_TxD, pool.weights, multiplier_TxK, plan), pool
 
 
-def _by_choice(body: Body, x: jax.Array, weights: Any, multiplier: jax.Array, plan: Plan) -> jax.Array:
+def _by_choice(
+    computation: ModuleComputation, x: jax.Array, weights: Any, multiplier: jax.Array, plan: Plan
+) -> jax.Array:
     tokens, choices = multiplier.shape
     modules = plan.sizes_N.shape[0]
     rows = []
@@ -42,15 +46,17 @@ def _by_choice(body: Body, x: jax.Array, weights: Any, multiplier: jax.Array, pl
             module = plan.module_P[t * choices + k]
             # The last module stands in for nulls, whose result is not taken.
             own = jax.tree.map(lambda w, module=module: w[jnp.minimum(module, modules - 1)], weights)
-            term = body(linear, x[t : t + 1], multiplier[t : t + 1, k : k + 1], own)
+            term = computation(linear, x[t : t + 1], multiplier[t : t + 1, k : k + 1], own)
             total = total + jnp.where(module < modules, term, 0)
         rows.append(total)
     return jnp.concatenate(rows)
 
 
-def _by_module(body: Body, x: jax.Array, weights: Any, multiplier: jax.Array, plan: Plan) -> jax.Array:
+def _by_module(
+    computation: ModuleComputation, x: jax.Array, weights: Any, multiplier: jax.Array, plan: Plan
+) -> jax.Array:
     modules = jnp.arange(plan.sizes_N.shape[0], dtype=jnp.int32)
     chosen = plan.module_P.reshape(multiplier.shape)[None] == modules[:, None, None]  # [N, T, K]
     own_multiplier = jnp.where(chosen, multiplier[None], 0).sum(2)[:, :, None]
-    terms = jax.vmap(lambda own, multiplier: body(linear, x, multiplier, own))(weights, own_multiplier)
+    terms = jax.vmap(lambda own, multiplier: computation(linear, x, multiplier, own))(weights, own_multiplier)
     return jnp.where(chosen.any(2)[:, :, None], terms, 0).sum(0).astype(x.dtype)

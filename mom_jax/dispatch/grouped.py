@@ -1,7 +1,7 @@
 """The routed computation by grouped products: all rows, each multiplied by its module's matrix.
 
 A backend is such a product and its gradients. The gradient of the weights is added to the sink that the pool's uses
-hand on (`Pooled.sink`).
+hand on (`PooledWeights.sink`).
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.dispatch import blocked, megablox, mosaic, triton
-from mom_jax.dispatch.body import Body, Pooled, biases, scale
+from mom_jax.dispatch.computation import ModuleComputation, PooledWeights, biases, scale
 from mom_jax.dispatch.plan import Plan, combine, gather, spread
 from mom_jax.platforms import platform
 
@@ -37,16 +37,21 @@ class Products(NamedTuple):
 
 
 class _Held:
-    """A weight while a `Body` uses it: its value, and the sink as its last use has left it."""
+    """A weight while a `ModuleComputation` uses it: its value, and the sink as its last use has left it."""
 
     def __init__(self, value: jax.Array, sink: jax.Array | None):
         self.value, self.sink = value, sink
 
 
 def routed(
-    body: Body, x_TxD: jax.Array, pool: Pooled, multiplier_TxK: jax.Array, plan: Plan, backend: str
-) -> tuple[jax.Array, Pooled]:
-    """Each token's sum of `body` over its choices, [T, E], and the pool for its next use."""
+    computation: ModuleComputation,
+    x_TxD: jax.Array,
+    pool: PooledWeights,
+    multiplier_TxK: jax.Array,
+    plan: Plan,
+    backend: str,
+) -> tuple[jax.Array, PooledWeights]:
+    """Each token's sum of `computation` over its choices, [T, E], and the pool for its next use."""
     held = jax.tree.map(_Held, pool.weights, pool.sink or jax.tree.map(lambda _: None, pool.weights))
 
     def linear(rows: jax.Array, kernel: _Held, bias: _Held, multiplier: jax.Array | None = None) -> jax.Array:
@@ -57,9 +62,9 @@ def routed(
         return out
 
     multiplier = spread(multiplier_TxK, plan)[:, None]
-    rows = body(linear, gather(x_TxD, plan), multiplier, held)
+    rows = computation(linear, gather(x_TxD, plan), multiplier, held)
     sink = None if pool.sink is None else jax.tree.map(lambda weight: weight.sink, held)
-    return combine(rows, plan), Pooled(pool.weights, sink)
+    return combine(rows, plan), PooledWeights(pool.weights, sink)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -75,7 +75,7 @@ def _product(rows: jax.Array, weights: jax.Array, plan: Plan, *, transpose: bool
             return (blocks.columns, blocks.depth), lambda k: (strip, k)
         return (blocks.depth, blocks.columns), lambda k: (k, strip)
 
-    def body(module_ref, used_ref, rows_ref, weights_ref, out_ref):  # type: ignore[no-untyped-def]
+    def computation(module_ref, used_ref, rows_ref, weights_ref, out_ref):  # type: ignore[no-untyped-def]
         @plgpu.nd_loop((tiles * strips,), collective_axes="multiprocessor")
         def visit(loop: Any) -> None:
             # Neighbours share a tile of rows.
@@ -109,7 +109,7 @@ def _product(rows: jax.Array, weights: jax.Array, plan: Plan, *, transpose: bool
                 pl.run_scoped(store, plgpu.SMEM((TILE, blocks.columns), rows.dtype, transforms=transforms))
 
     kernel = plgpu.kernel(
-        body,
+        computation,
         out_type=jax.ShapeDtypeStruct((rows.shape[0], width), rows.dtype),
         grid=(_multiprocessors() * blocks.programs,),
         grid_names=("multiprocessor",),

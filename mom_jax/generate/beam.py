@@ -51,6 +51,7 @@ class Search:
 
     @property
     def done(self) -> bool:
+        """Whether nothing can change any more."""
         return all(prompt.done for prompt in self.prompts)
 
     def active(self) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mom_jax import dispatch
 from mom_jax.assembly import Noise
 from mom_jax.config import ModelConfig
-from mom_jax.model import Cache, Output, Weights, with_parameters
+from mom_jax.model import Cache, ModelWeights, Output, with_parameters
 from mom_jax.platforms import platform
 
 RAW = ("embed", "final_norm", "lm_head")  # parameters that are read as they are
@@ -20,14 +20,14 @@ class Prepared(NamedTuple):
     """Everything that decoding reads. raw: parameters by name, in the dtype in which they are used."""
 
     raw: dict[str, Any]
-    weights: Weights
+    weights: ModelWeights
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def prepare(params: dict[str, Any], *, config: ModelConfig) -> Prepared:
     """From a model's parameters. What needs no change is not copied."""
     # Accelerators have grouped products, which want the modules stacked.
-    weights = with_parameters(config, params).prepared("switched" if platform() == "cpu" else dispatch.resolve(config))
+    weights = with_parameters(config, params).prepared("branched" if platform() == "cpu" else dispatch.resolve(config))
     raw = {name: params[name] for name in RAW if name in params}
     for name in ("embed", "lm_head"):
         if name in raw:

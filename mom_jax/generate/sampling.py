@@ -22,6 +22,7 @@ class Values(NamedTuple):
 
 
 def values(settings: Settings, vocab_size: int) -> Values:
+    """The settings as numbers that a compiled program takes."""
     numbers = (settings.temperature, settings.top_p or 1.0, settings.repetition_penalty)
     temperature, top_p, penalty = (np.float32(number) for number in numbers)
     return Values(temperature, np.int32(settings.top_k or vocab_size), top_p, penalty)

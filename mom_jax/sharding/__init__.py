@@ -27,6 +27,7 @@ from mom_jax.sharding.collectives import (
     total,
     total_gradient,
 )
+from mom_jax.sharding.gather_again import gathered_again
 from mom_jax.sharding.mesh import (
     AXES,
     RULES,
@@ -39,7 +40,6 @@ from mom_jax.sharding.mesh import (
     partition,
     replicated,
 )
-from mom_jax.sharding.regather import regathered
 
 __all__ = [
     "AXES",
@@ -52,13 +52,13 @@ __all__ = [
     "gather",
     "gather_tokens",
     "gathered",
+    "gathered_again",
     "make_mesh",
     "modules_here",
     "own_index",
     "own_key",
     "parameter_specs",
     "partition",
-    "regathered",
     "replicated",
     "scatter_tokens",
     "size",

@@ -122,4 +122,5 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())

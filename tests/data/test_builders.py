@@ -16,8 +16,9 @@ import tensorflow_datasets.text
 from downloads import tar
 
 from mom_jax.fields import ConfigError
-from train.data.builders import BUILDERS, openwebtext, xsum
-from train.data.tfds import download_tfds, open_tfds
+from train.data.sources.builders import BUILDERS, openwebtext, xsum
+from train.data.sources.tfds import open_tfds
+from train.data.sources.tfds_builder import download_tfds
 
 
 def zipped(files: dict[str, str]) -> bytes:
@@ -215,12 +216,12 @@ def test_glue_mrpc_is_downloaded_as_tables(internet, tmp_path):
 def test_tensorflow_is_never_imported():
     program = """
 import sys
-import train.data.tfds
+import train.data.sources.tfds
 assert "tensorflow_datasets" not in sys.modules
-import train.data.builders.extraction
+import train.data.sources.builders.extraction
 try:
-    train.data.tfds.open_tfds("tfds:glue/no-such-task")
-except train.data.tfds.ConfigError:
+    train.data.sources.tfds.open_tfds("tfds:glue/no-such-task")
+except train.data.sources.tfds.ConfigError:
     pass
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 """

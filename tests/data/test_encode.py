@@ -279,7 +279,7 @@ encode.encode(__import__("pathlib").Path(sys.argv[1]), source, Letters(), 0.3, {
 
 
 def program(folder, slow):
-    command = [sys.executable, "-W", "error", "-c", PROGRAM, str(folder), str(ROOT / "tests"), str(slow)]
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, str(folder), str(ROOT / "tests" / "helpers"), str(slow)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
     )

@@ -11,8 +11,8 @@ import small_gpt2
 from test_tokenizer import TEXTS, random_texts
 
 from mom_jax.fields import ConfigError
-from train.data.gpt2 import GPT2Tokenizer
-from train.data.tokenizer import load
+from train.data.tokenizers import load
+from train.data.tokenizers.gpt2 import GPT2Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 

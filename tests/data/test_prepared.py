@@ -15,9 +15,9 @@ from train.config import DataConfig
 from train.data import prepared as preparing
 from train.data.documents import is_held_out
 from train.data.prepared import components, prepare
-from train.data.sources import open_source
-from train.data.spm import SentencePieceTokenizer, train_sentencepiece
-from train.data.tokenizer import load
+from train.data.sources.kinds import open_source
+from train.data.tokenizers import load
+from train.data.tokenizers.spm import SentencePieceTokenizer, train_sentencepiece
 
 TEXTS = {f"{i}.txt": f"This is document {i}. " * (i % 5) for i in range(40)}
 
@@ -201,7 +201,7 @@ def test_no_tokenizer_is_trained_for_token_files(corpus, tmp_path):
 
 def test_a_tokenizer_is_trained_on_a_sample_of_all_parts(tmp_path, monkeypatch):
     """Of a large source only so much text is read that it fits into memory, some of every part."""
-    from train.data import text_files
+    from train.data.sources import text_files
 
     monkeypatch.setattr(text_files, "_PART", 1)
     monkeypatch.setattr(preparing, "TRAINING_TEXT", 4000)

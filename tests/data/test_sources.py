@@ -7,7 +7,7 @@ import pytest
 
 from mom_jax.fields import ConfigError
 from train.data.documents import is_held_out
-from train.data.sources import open_source
+from train.data.sources.kinds import open_source
 
 
 def names(source: str) -> list[str]:

@@ -7,10 +7,9 @@ import pytest
 import sentencepiece
 
 from mom_jax.fields import ConfigError
-from train.data import spm
-from train.data.sources import open_source
-from train.data.spm import SentencePieceTokenizer, train_sentencepiece
-from train.data.tokenizer import load
+from train.data.sources.kinds import open_source
+from train.data.tokenizers import load, spm
+from train.data.tokenizers.spm import SentencePieceTokenizer, train_sentencepiece
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import os
 import pytest
 
 from mom_jax.fields import ConfigError
-from train.data import text_files
-from train.data.sources import open_source
-from train.data.text_files import zstd
+from train.data.sources import text_files
+from train.data.sources.kinds import open_source
+from train.data.sources.text_files import zstd
 
 
 def write(root, files: dict[str, bytes]) -> None:

@@ -18,10 +18,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from mom_jax.fields import ConfigError
-from train.data import tfds as module
-from train.data.builders import BUILDERS, openwebtext
 from train.data.documents import Document
-from train.data.tfds import data_dir, download_tfds, open_tfds
+from train.data.sources import tfds as module
+from train.data.sources.builders import BUILDERS, openwebtext
+from train.data.sources.tfds import open_tfds
+from train.data.sources.tfds_builder import data_dir, download_tfds
 
 
 class MomWords(tfds.core.GeneratorBasedBuilder):

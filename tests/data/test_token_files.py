@@ -129,7 +129,7 @@ def test_the_tokenizer_beside_the_files_is_taken(config, tmp_path):
     ],
 )
 def test_another_tokenizer_is_refused(config, tmp_path, meta, vocabulary):
-    from train.data.spm import train_sentencepiece
+    from train.data.tokenizers.spm import train_sentencepiece
 
     (tmp_path / "own.model").write_bytes(train_sentencepiece(["some text of letters " * 50], 280))
     write(tmp_path / "bin", [1, 2], [1], **meta)

@@ -10,10 +10,10 @@ import pytest
 import small_gpt2
 
 from mom_jax.fields import ConfigError
-from train.data.cut import safe_cut
-from train.data.ids import IdsTokenizer
-from train.data.spm import SentencePieceTokenizer, train_sentencepiece
-from train.data.tokenizer import find, load
+from train.data.splitting import safe_cut
+from train.data.tokenizers import find, load
+from train.data.tokenizers.spm import SentencePieceTokenizer, train_sentencepiece
+from train.data.tokenizers.token_ids import IdsTokenizer
 
 TEXTS = [path.read_text("utf-8") for path in sorted(Path(__file__).parents[2].glob("mom_jax/*.py"))]
 # For Python "\x1c" is white space, for GPT-2 it is not: with this a token has it inside, where no text may be cut.

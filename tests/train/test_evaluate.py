@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import jax
@@ -12,13 +11,13 @@ import tiny
 from orbax.checkpoint.args import StandardSave
 from programs import call
 from small import random_params
-
-from train import evaluate, single_file
-from train.checkpoint import Checkpoints, Meta, to_json
-from train.data.prepared import prepare
-
-sys.path.append(str(Path(__file__).parent / "tasks"))
 from small_tasks import write_gpt2
+
+from train import evaluate
+from train.checkpoints import single_file
+from train.checkpoints.manager import Checkpoints, Meta
+from train.checkpoints.run_config import to_json
+from train.data.prepared import prepare
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +139,7 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(gpt2, corpus, tmp_p
 
 
 def test_a_checkpoint_without_a_tokenizer(gpt2, corpus, tmp_path, capsys):
-    from train.checkpoint import open_model
+    from train.checkpoints.models import open_model
 
     model = open_model(gpt2, field="checkpoint")
     single_file.save(tmp_path / "alone.safetensors", model.config, jax.tree.map(np.asarray, model.params))

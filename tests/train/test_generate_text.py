@@ -1,22 +1,18 @@
 """Texts in, texts out: stop strings, half characters, truncation; and the program."""
 
 import itertools
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from programs import call
+from small_gpt2 import write_gpt2
 
 import mom_jax as mom
 from mom_jax.fields import ConfigError
 from train import generate
-from train.text import continue_texts, stream_text
-
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-from small_gpt2 import write_gpt2
+from train.tasks.text_generation import continue_texts, stream_text
 
 EOS = 255  # no byte of UTF-8
 TEXT = "Aé€𝄞b. XYz\n"  # characters of one to four bytes, all bytes different
@@ -122,7 +118,7 @@ def test_an_empty_prompt_begins_a_document(decoder, monkeypatch):
 def test_a_long_prompt_loses_its_beginning(decoder):
     said = []
     prompt = "-" * 40 + "b"
-    assert both(decoder, prompt, 6, say=said.append)[0] == ". XYz\n"
+    assert both(decoder, prompt, 6, notify=said.append)[0] == ". XYz\n"
     have = "its 41 tokens and 6 new ones exceed the model's context of 32"
     assert said == [f"prompt '{'-' * 20}...': {have}; the first 15 are left out"] * 2
     with pytest.raises(ConfigError, match=have):

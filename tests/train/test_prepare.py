@@ -15,8 +15,10 @@ import tiny
 from downloads import openwebtext_files
 from programs import ROOT, call, environment
 
-from train import checkpoint, main, metrics, prepare
-from train.data import tokenizer
+from train import checkpoint, main, prepare
+from train.data import tokenizers
+from train.reporting import metrics
+from train.training import ending
 
 pytestmark = pytest.mark.usefixtures("shared_steps")
 
@@ -189,7 +191,7 @@ def test_openwebtext_from_its_archives_to_a_trained_model(internet, tmp_path, ca
     found = checkpoint.find(tmp_path / "run", field="run")
     [cache] = (tmp_path / "owt").glob("data-*")
     ids = np.fromfile(cache / "train.bin", np.uint16)
-    text = tokenizer.load(tmp_path / "run").decode(ids[: np.fromfile(cache / "train.ends", np.int64)[0]].tolist())
+    text = tokenizers.load(tmp_path / "run").decode(ids[: np.fromfile(cache / "train.ends", np.int64)[0]].tolist())
     expected = [
         document(subset, number).strip().replace("\n\n\n\n", "\n\n") for subset in range(21) for number in range(3)
     ]
@@ -216,7 +218,7 @@ def test_training_on_a_mixture_of_token_files(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     sample = metrics.read(tmp_path / "other" / "metrics.jsonl")[-1]["sample"]
     words = sample.split()
-    assert len(words) == 32  # 12 of the prompt, and the rest of the context
+    assert len(words) == ending.PROMPT_TOKENS + ending.SAMPLE_TOKENS
     assert all(int(word) < 250 for word in words)
 
 

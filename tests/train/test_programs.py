@@ -13,7 +13,8 @@ import pytest
 import tiny
 from programs import ROOT, call, environment
 
-from train import checkpoint, evaluate, generate, main, metrics
+from train import checkpoint, evaluate, generate, main
+from train.reporting import metrics
 
 pytestmark = pytest.mark.usefixtures("shared_steps")
 
@@ -160,7 +161,7 @@ def test_evaluate_refuses_what_is_no_run(tmp_path, capsys):
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(trained, tmp_path, capsys):
-    from train.data.spm import train_sentencepiece
+    from train.data.tokenizers.spm import train_sentencepiece
 
     folder, _, _ = trained
     model = folder / "run" / "tokenizer.model"

@@ -17,7 +17,7 @@ import numpy as np
 from mom_jax.fields import ConfigError
 from train.data.cache import META, STEMS, build_folder, write_json
 from train.data.documents import SIDES, Document, Side, Source, side_of
-from train.data.tokenizer import Tokenizer
+from train.data.tokenizers import Tokenizer
 
 JOURNAL = "journal.json"
 # Characters that are tokenized at once, and seconds between two points from which an interrupted work goes on.

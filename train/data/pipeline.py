@@ -12,11 +12,11 @@ import grain
 import numpy as np
 
 from mom_jax.fields import require
+from train.batch import Rows
 from train.config import DataConfig
 from train.data.cache import TokenCache
 from train.data.packing import Packing, pack
 from train.data.prepared import Prepared
-from train.step import Rows
 
 # Elements are whole batches from memory or a memory map: a short queue hides the reading, more threads only compete.
 _PREFETCH = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)

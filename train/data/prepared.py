@@ -15,11 +15,11 @@ from train.data import token_files
 from train.data.cache import FORMAT, TokenCache, build_folder, digest
 from train.data.documents import SIDES, Source, side_of
 from train.data.encode import Report, encode
-from train.data.ids import IdsTokenizer
-from train.data.sources import open_source
-from train.data.spm import SETTINGS, SentencePieceTokenizer, train_sentencepiece
+from train.data.sources.kinds import open_source
 from train.data.token_files import TokenFiles
-from train.data.tokenizer import Tokenizer, find, load
+from train.data.tokenizers import Tokenizer, find, load
+from train.data.tokenizers.spm import SETTINGS, SentencePieceTokenizer, train_sentencepiece
+from train.data.tokenizers.token_ids import IdsTokenizer
 
 # Characters that a tokenizer is trained on: so many that more change little, so few that they fit into memory.
 TRAINING_TEXT = 2**26
@@ -59,7 +59,7 @@ def components(source: str) -> tuple[tuple[str, float], ...]:
     return tuple((name, float(weight) / total) for weight, _, name in pairs)
 
 
-def prepare(config: DataConfig, say: Say = lambda text: None, progress: Reporter | None = None) -> Prepared:
+def prepare(config: DataConfig, notify: Say = lambda text: None, progress: Reporter | None = None) -> Prepared:
     """Loads the tokenizer and the token caches of `config`, and makes what is not there yet under `config.cache`.
 
     say: called with a line of text where something is made. progress: given what is tokenized, returns what is called
@@ -70,10 +70,10 @@ def prepare(config: DataConfig, say: Say = lambda text: None, progress: Reporter
     parts = components(config.source)
     opened = [_open(name, config.validation_fraction) for name, _ in parts]
     weights = tuple(weight for _, weight in parts)
-    tokenizer = _tokenizer(config, opened, weights, say)
+    tokenizer = _tokenizer(config, opened, weights, notify)
     caches: dict[Any, list[TokenCache]] = {side: [] for side in SIDES}
     for source in opened:
-        folder = _cache(config, source, tokenizer, say, progress or (lambda what: _lines(what, say)))
+        folder = _cache(config, source, tokenizer, notify, progress or (lambda what: _lines(what, notify)))
         for side in SIDES:
             caches[side].append(TokenCache.open(folder, side))
     tokenizer = tokenizer or _tokenizer_of(opened[0], caches["train"][0])
@@ -87,14 +87,14 @@ def _open(name: str, fraction: float) -> Source | TokenFiles:
 
 
 def _tokenizer(
-    config: DataConfig, opened: list[Source | TokenFiles], weights: tuple[float, ...], say: Say
+    config: DataConfig, opened: list[Source | TokenFiles], weights: tuple[float, ...], notify: Say
 ) -> Tokenizer | None:
     """The tokenizer that the configuration names, or None where token files come without one."""
     if config.tokenizer != "sentencepiece":
         return load(config.tokenizer)
     texts = [(source, weight) for source, weight in zip(opened, weights, strict=True) if isinstance(source, Source)]
     if len(texts) == len(opened):
-        return _trained(config, texts, say)
+        return _trained(config, texts, notify)
     if texts:
         must = "cannot be trained for token files; give the tokenizer that they were made with"
         raise ConfigError(f"data.tokenizer={config.tokenizer!r}: {must}")
@@ -107,7 +107,7 @@ def _tokenizer_of(source: Source | TokenFiles, cache: TokenCache) -> Tokenizer:
     return IdsTokenizer(cache.meta["vocab_size"], cache.meta["eos_id"])
 
 
-def _trained(config: DataConfig, texts: list[tuple[Source, float]], say: Say) -> Tokenizer:
+def _trained(config: DataConfig, texts: list[tuple[Source, float]], notify: Say) -> Tokenizer:
     recipe = {
         "format": FORMAT,
         "sources": [[source.facts, weight] for source, weight in texts],
@@ -120,7 +120,7 @@ def _trained(config: DataConfig, texts: list[tuple[Source, float]], say: Say) ->
     folder = _root(config) / f"tokenizer-{digest(recipe)}"
 
     def fill(partial: Path) -> None:
-        say(f"training a tokenizer of {config.vocab_size} pieces on {config.source}")
+        notify(f"training a tokenizer of {config.vocab_size} pieces on {config.source}")
         sample = (text for source, weight in texts for text in _sample(source, config, int(weight * TRAINING_TEXT)))
         SentencePieceTokenizer(train_sentencepiece(sample, config.vocab_size)).save(partial)
 
@@ -144,11 +144,11 @@ def _sample(source: Source, config: DataConfig, characters: int) -> Iterator[str
 
 
 def _cache(
-    config: DataConfig, source: Source | TokenFiles, tokenizer: Tokenizer | None, say: Say, progress: Reporter
+    config: DataConfig, source: Source | TokenFiles, tokenizer: Tokenizer | None, notify: Say, progress: Reporter
 ) -> Path:
     """The folder of a component's cache."""
     if isinstance(source, TokenFiles):
-        return token_files.index(_root(config), source, say)
+        return token_files.index(_root(config), source, notify)
     assert tokenizer is not None
     meta = {
         "format": FORMAT,
@@ -201,7 +201,7 @@ def _root(config: DataConfig) -> Path:
     return Path(os.path.expanduser(config.cache))
 
 
-def _lines(what: str, say: Say) -> Report:
+def _lines(what: str, notify: Say) -> Report:
     """Ten lines on the way."""
     said = -1
 
@@ -209,6 +209,6 @@ def _lines(what: str, say: Say) -> Report:
         nonlocal said
         if int(share * 10) > said:
             said = int(share * 10)
-            say(f"{what}: {share:.0%}, {tokens:,} tokens")
+            notify(f"{what}: {share:.0%}, {tokens:,} tokens")
 
     return report

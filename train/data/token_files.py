@@ -85,7 +85,7 @@ def _read_meta(source: str, folder: Path) -> dict[str, Any]:
     return {"dtype": dtype, "vocab_size": vocab_size, "eos_id": eos_id, "tokenizer": tokenizer}
 
 
-def index(root: Path, files: TokenFiles, say: Callable[[str], None]) -> Path:
+def index(root: Path, files: TokenFiles, notify: Callable[[str], None]) -> Path:
     """Reads the files once, for the places where documents end, and returns the folder of a cache that points to them.
 
     Raises `ConfigError` for an id outside the vocabulary.
@@ -96,7 +96,7 @@ def index(root: Path, files: TokenFiles, say: Callable[[str], None]) -> Path:
         sides: dict[str, Any] = {}
         largest = 0
         for side in SIDES:
-            say(f"reading {files.file(side)}")
+            notify(f"reading {files.file(side)}")
             facts, top = _scan(files, side, partial / f"{STEMS[side]}.ends")
             sides[side], largest = facts, max(largest, top)
         vocab_size = files.vocab_size or largest + 1

@@ -9,7 +9,7 @@ from mom_jax.sharding import describe_mesh
 from train.config import Config, Phase
 from train.planning.program import Program
 from train.planning.roofline import Estimate
-from train.progress import duration
+from train.reporting.progress import duration
 
 
 def verdict(config: Config, phase: Phase, program: Program) -> str:

@@ -13,12 +13,11 @@ import jax
 from mom_jax.analysis import hlo
 from mom_jax.analysis.chips import Chip
 from mom_jax.sharding import MeshConfig, make_mesh
-from train.checkpoint import phase_model
-from train.compiled import check_sizes, peak_bytes, trace_step
 from train.config import Config, Phase
-from train.optim import make_optimizer
 from train.planning.topology import building
-from train.step import abstract_state
+from train.steps.compiled import check_sizes, peak_bytes, trace_step
+from train.steps.optimizer import make_optimizer
+from train.steps.state import abstract_state
 
 # What XLA says of a program that does not fit: of its temporaries alone, or of all that it has assigned.
 _TEMPORARIES = re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
@@ -74,7 +73,7 @@ def compile_program(
     """Compiles the train step of a phase for `devices`, which are such a `device`. Raises ConfigError for a mesh that
     cannot be."""
     mesh = make_mesh(mesh_config, devices)
-    model, optimizer = phase_model(config, phase.name), make_optimizer(phase.optim, phase.steps)
+    model, optimizer = config.model_of(phase.name), make_optimizer(phase.optim, phase.steps)
     check_sizes(config, phase, model, mesh.shape)
     state = abstract_state(model, optimizer, mesh)
     parameters, moments = _local_bytes(state.params), _local_bytes((state.step, state.opt_state))

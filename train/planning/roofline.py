@@ -7,7 +7,6 @@ if not at all, their sum. A real step lies between, and loses what no product sh
 import dataclasses
 
 from mom_jax.analysis.cost import train_flops_per_token
-from train.checkpoint import phase_model
 from train.config import Config, Phase
 from train.planning.program import Program
 
@@ -47,7 +46,7 @@ def estimate(config: Config, phase: Phase, program: Program) -> Estimate | None:
     """None where the program was not compiled to its end."""
     if program.flops is None or program.product_bytes is None:
         return None
-    chip, model = program.device, phase_model(config, phase.name)
+    chip, model = program.device, config.model_of(phase.name)
     peak = chip.flops(model.dtype)
     communication = sum(program.sent.values()) / (LINK_SHARE * chip.link_bandwidth)
     if program.sent_across and chip.network_bandwidth is not None:

@@ -13,9 +13,9 @@ from mom_jax.analysis.cost import parameter_count, train_flops_per_token, traini
 from mom_jax.config import SIDES, ModelConfig
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import MeshConfig
-from train.compiled import check_sizes
 from train.config import Config, Phase
 from train.planning.roofline import COMPUTE_SHARE, LINK_SHARE
+from train.steps.compiled import check_sizes
 
 
 @dataclasses.dataclass(frozen=True)

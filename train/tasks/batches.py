@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mom_jax.losses import IGNORE
-from train.step import Rows
+from train.batch import Rows
 
 SHORTEST = 32  # tokens; the lengths are this, its double, and so on up to the longest
 

@@ -18,9 +18,12 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, check_types, require
 from mom_jax.model import Head, parameters
 from train.config import OptimConfig
-from train.optim import with_schedule
-from train.progress import Progress
-from train.step import StepReport, TrainState, abstract_state, head_step, init_state, place_rows, train_step
+from train.reporting.progress import Progress
+from train.steps.evaluation_step import head_step
+from train.steps.optimizer import with_schedule
+from train.steps.placement import place_rows
+from train.steps.state import TrainState, abstract_state, init_state
+from train.steps.train_step import StepReport, train_step
 from train.tasks.batches import Example, by_length, make_batch, training_batches
 
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, require
-from train.checkpoint import FOLDER, open_model
-from train.data.tokenizer import Tokenizer
+from train.checkpoints.locate import FOLDER
+from train.checkpoints.models import open_model
+from train.data.tokenizers import Tokenizer
 
 _PLAIN = {FOLDER}  # says nothing in a name
 
@@ -56,7 +57,9 @@ def digest(config: ModelConfig, params: dict[Any, Any], tokenizer: Tokenizer) ->
     return result.hexdigest()
 
 
-def inspect(checkpoints: Sequence[str], length: int, field: str, best: bool, say: Callable[[str], None]) -> list[Model]:
+def inspect(
+    checkpoints: Sequence[str], length: int, field: str, best: bool, notify: Callable[[str], None]
+) -> list[Model]:
     """Opens each model once, so that what is wrong with the last is known before the first is trained.
 
     Raises ConfigError for what is no model, has no tokenizer, or has a context shorter than `length` (named `field`).
@@ -76,7 +79,7 @@ def inspect(checkpoints: Sequence[str], length: int, field: str, best: bool, say
         own = digest(config, opened.params, tokenizer)
         folder = f"{_parts(path)[-1]}-{own[:12]}"
         models.append(Model(path, best, name, folder, own, opened.description, config, tokenizer))
-        say(f"{name}: {path}: {opened.description}")
+        notify(f"{name}: {path}: {opened.description}")
     for model in models[1:]:
         twins = [other for other in models[: models.index(model)] if other.digest == model.digest]
         require(not twins, "checkpoint", model.path, f"is the same model as {twins[0].path!r}" if twins else "")

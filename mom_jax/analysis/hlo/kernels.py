@@ -41,6 +41,7 @@ class CustomCall:
 
 
 def custom_call(call: Instruction, operand_shapes: list[str]) -> CustomCall:
+    """What is known of a call of a library or a kernel, whose operands have these shapes."""
     target = re.search(r'custom_call_target="([^"]*)"', call.attributes)
     name = op_name(call.attributes) or re.sub(r"[.\d]+$", "", call.name)
     operands, results = [array for shape in operand_shapes for array in shapes(shape)], shapes(call.shape)

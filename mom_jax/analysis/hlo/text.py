@@ -20,6 +20,8 @@ class Instruction(NamedTuple):
 
 
 class Computation(NamedTuple):
+    """A computation of the text: its instructions by name, and the name of the one that is its result."""
+
     instructions: dict[str, Instruction]
     root: str
 

@@ -35,9 +35,11 @@ class Values:
         self.memo: dict[str, Value] = {}
 
     def root(self) -> Value:
+        """The computation's result."""
         return self.of(self.computation.root)
 
     def of(self, name: str) -> Value:
+        """What an instruction gives."""
         if name not in self.memo:
             instruction = self.computation.instructions.get(name)
             self.memo[name] = None if instruction is None else self._evaluate(instruction)

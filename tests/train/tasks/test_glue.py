@@ -14,9 +14,10 @@ import task_models
 import tensorflow_datasets as tfds
 
 from mom_jax.fields import ConfigError
-from train.tasks import finetune, glue
-from train.tasks.glue import GlueConfig
-from train.tasks.glue_tasks import AVERAGED, NAMES, TASKS
+from train.tasks import finetune
+from train.tasks.glue import evaluation
+from train.tasks.glue.evaluation import GlueConfig
+from train.tasks.glue.tasks import AVERAGED, NAMES, TASKS
 
 TRIAL = GlueConfig(seeds=(0, 1), epochs=1, batch_size=16, length=32, download=True)
 
@@ -38,7 +39,7 @@ def place(tmp_path_factory):
 
 def run(place, capsys, *, tasks, config, models=("mom", "other"), output="output"):
     """(what is printed, what is said) of an evaluation."""
-    glue.evaluate([str(place / name) for name in models], tasks, config, place / output)
+    evaluation.evaluate([str(place / name) for name in models], tasks, config, place / output)
     captured = capsys.readouterr()
     return captured.out, captured.err
 
@@ -60,7 +61,7 @@ def submitted(file):
 def finished(place):
     """Both models on two tasks with two seeds; and how often the steps were compiled."""
     config = dataclasses.replace(TRIAL, train_limit=24, evaluation_limit=8)
-    glue.evaluate([str(place / name) for name in ("other", "mom")], ("sst2", "rte"), config, place / "finished")
+    evaluation.evaluate([str(place / name) for name in ("other", "mom")], ("sst2", "rte"), config, place / "finished")
     return place, config
 
 
@@ -126,7 +127,7 @@ def test_what_is_finished_is_not_done_again(finished, capsys, monkeypatch):
     (output / "glue.json").unlink()
     done = []
     monkeypatch.setattr(
-        glue, "finetune", lambda *args, **named: done.append(args[4]) or finetune.finetune(*args, **named)
+        evaluation, "finetune", lambda *args, **named: done.append(args[4]) or finetune.finetune(*args, **named)
     )
     _, err = run(place, capsys, tasks=("sst2", "rte"), config=config, models=("other", "mom"), output="gone-on")
     assert done == [1]
@@ -147,7 +148,7 @@ def test_an_interrupted_fine_tuning_leaves_nothing(finished, capsys, monkeypatch
     def stop(*args, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(glue, "predict", stop)
+    monkeypatch.setattr(evaluation, "predict", stop)
     with pytest.raises(KeyboardInterrupt):
         run(place, capsys, tasks=("rte",), config=config, models=("mom",), output="stopped")
     assert not (place / "stopped").exists()
@@ -166,7 +167,7 @@ def test_one_program_for_all_tasks_and_seeds(finished):
     assert finetune.compiled.cache_info().currsize == 1
     model = task_models.config(place, dispatch="dense", num_classes=2)
     optim = dataclasses.replace(config.optim, learning_rate=1.0)
-    start, step = finetune.compiled(model, optim, glue.make_mesh())
+    start, step = finetune.compiled(model, optim, evaluation.make_mesh())
     assert finetune.compiled.cache_info().currsize == 1
     assert (start._cache_size(), step._cache_size()) == (1, 1)
 

@@ -5,27 +5,25 @@ import json
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import ROOT, call, environment
-
-sys.path.append(str(Path(__file__).parent))
 from small_tasks import CONTEXT, NAMES, write_gpt2, write_tasks
 
 from mom_jax.fields import ConfigError
 from mom_jax.model import with_parameters
 from train import checkpoint, evaluate
-from train.tasks import scores
+from train.tasks.perplexity import scores
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows
 
-from train.tasks import harness
+from train.tasks.lm_eval import harness, results
+from train.tasks.lm_eval.settings import Settings
 
 PAIRS = [
     ("alpha beta", " gamma"),
@@ -132,8 +130,8 @@ def test_lengths_are_compiled_once(ours):
 
 def test_the_harness_finds_the_same_with_its_own_model(ours, theirs, tasks):
     """All metrics of tasks of each kind; contexts are too long for some."""
-    found = harness.find_tasks(NAMES, str(tasks))
-    mine, other = (harness.evaluate(model, harness.Request(), found)["results"] for model in (ours, theirs))
+    found = results.find_tasks(NAMES, str(tasks))
+    mine, other = (results.evaluate(model, results.Request(), found)["results"] for model in (ours, theirs))
     assert mine.keys() == other.keys() == set(NAMES)
     for task, metrics in mine.items():
         for name, value in metrics.items():
@@ -193,15 +191,15 @@ def test_sampling_draws(ours):
 
 
 def test_settings():
-    read = harness.Settings.read
-    assert read({}, 1024) == harness.Settings((), 256, {"temperature": 0.0})
+    read = Settings.read
+    assert read({}, 1024) == Settings((), 256, {"temperature": 0.0})
     assert read({}, 100).new_tokens == 50
-    assert read({"until": "x", "max_tokens": 3}, 9) == harness.Settings(("x",), 3, {"temperature": 0.0})
+    assert read({"until": "x", "max_tokens": 3}, 9) == Settings(("x",), 3, {"temperature": 0.0})
     assert read({"temperature": 0.7, "top_k": 5}, 9).sampling == {"temperature": 0.7, "top_k": 5}
     assert read({"do_sample": True, "temperature": 1, "top_k": -1}, 9).sampling == {"temperature": 1}
     assert read({"do_sample": False, "top_p": 0.9, "num_beams": 3}, 9).sampling == {"temperature": 0, "num_beams": 3}
     assert read({"do_sample": False, "temperature": 0.7}, 9).sampling["temperature"] == 0
-    assert harness.Settings(("b", "ab"), 1, {}).cut("xaby") == "xa"  # one after another, as the harness does
+    assert Settings(("b", "ab"), 1, {}).truncated("xaby") == "xa"  # one after another, as the harness does
     for wrong, expected in (
         ({"max_gen_toks": 9}, "max_gen_toks=9: must be at least 1 and less than the model's context of 9"),
         ({"do_sample": True}, "temperature=0.0: must be above 0"),
@@ -249,8 +247,8 @@ def test_the_program_runs_tasks_and_writes_tables(gpt2, tasks, tmp_path, capsys)
 )
 def test_wrong_input_is_one_line(gpt2, tasks, tmp_path, capsys, monkeypatch, flags, expected):
     # Without the harness's own tasks, which take ten seconds to read.
-    manager = harness.TaskManager
-    monkeypatch.setattr(harness, "TaskManager", lambda **given: manager(**(given | {"include_defaults": False})))
+    manager = results.TaskManager
+    monkeypatch.setattr(results, "TaskManager", lambda **given: manager(**(given | {"include_defaults": False})))
     gone = (tasks / "small_choice.yaml").read_text().replace("documents.jsonl", "gone.jsonl")
     (tmp_path / "tasks").mkdir()
     for name, text in (("small_choice", gone), ("small_gone", gone.replace("small_choice", "small_gone"))):

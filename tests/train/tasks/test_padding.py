@@ -12,10 +12,12 @@ import small
 
 from mom_jax.losses import finish
 from mom_jax.sharding import make_mesh
-from train.step import classification_sums, head_outputs, init_state, train_step
+from train.steps.state import init_state
+from train.steps.sums import classification_sums, head_outputs
+from train.steps.train_step import train_step
 from train.tasks.batches import Example, bucket, by_length, make_batch, training_batches
 from train.tasks.finetune import FineTuneConfig, linear_schedule, predict, with_head
-from train.tasks.glue_data import join
+from train.tasks.glue.examples import join
 
 CLASSES = small.change(small.SMALL, context_length=64, num_classes=3, z_loss=0.1)
 

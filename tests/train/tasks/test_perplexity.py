@@ -15,9 +15,9 @@ from mom_jax.config import ChoiceConfig
 from mom_jax.fields import ConfigError
 from mom_jax.model import with_parameters
 from train.data.documents import is_held_out
-from train.tasks import perplexity, scores
-from train.tasks.perplexity import PerplexityConfig, Text
-from train.tasks.scores import Scorer, Window
+from train.tasks.perplexity import by_document, scores
+from train.tasks.perplexity.by_document import PerplexityConfig, Text
+from train.tasks.perplexity.scores import Scorer, Window
 
 MOM = dataclasses.replace(SMALL, vocab_size=600)
 ORDERED = ChoiceConfig(choice="ordered")
@@ -62,7 +62,7 @@ def test_every_token_is_scored_once_in_its_window(setting, length, stride):
     scorer, after = setting
     # Shorter than a window, a window and one more, several; empty.
     documents = texts(1, CONTEXT - 1, CONTEXT, CONTEXT + 1, 31, 0, 20)
-    got = perplexity.perplexity(scorer, Small(), documents, PerplexityConfig(length, stride))
+    got = by_document.perplexity(scorer, Small(), documents, PerplexityConfig(length, stride))
     span = length or CONTEXT
     want = [plain_nll(after, text.text, span, stride or span) for text in documents]
     assert [d.name for d in got.documents] == [text.name for text in documents if text.text]
@@ -83,17 +83,17 @@ def test_every_token_is_scored_once_in_its_window(setting, length, stride):
 
 def test_windows():
     ids = list(range(1, 8))
-    assert list(perplexity.windows(ids, 0, 3, 3)) == [
+    assert list(by_document.windows(ids, 0, 3, 3)) == [
         Window([0, 1, 2, 3], 3),
         Window([3, 4, 5, 6], 3),
         Window([6, 7], 1),
     ]
-    assert list(perplexity.windows(ids, 0, 3, 2)) == [
+    assert list(by_document.windows(ids, 0, 3, 2)) == [
         Window([0, 1, 2, 3], 3),
         Window([2, 3, 4, 5], 2),
         Window([4, 5, 6, 7], 2),
     ]
-    assert list(perplexity.windows([], 0, 3, 2)) == []
+    assert list(by_document.windows([], 0, 3, 2)) == []
 
 
 def test_batches_change_nothing_and_few_programs_are_compiled(setting):
@@ -120,9 +120,9 @@ def test_what_cannot_be(setting):
         (PerplexityConfig(stride=10), "stride=10: must be at most the windows' length of 9"),
     ):
         with pytest.raises(ConfigError, match=expected):
-            perplexity.perplexity(scorer, Small(), texts(3), config)
+            by_document.perplexity(scorer, Small(), texts(3), config)
     with pytest.raises(ConfigError, match="has no document with a token"):
-        perplexity.perplexity(scorer, Small(), texts(0), PerplexityConfig())
+        by_document.perplexity(scorer, Small(), texts(0), PerplexityConfig())
     with pytest.raises(ConfigError, match="stride=-1: must be at least 0"):
         PerplexityConfig(stride=-1)
 
@@ -133,13 +133,13 @@ def test_documents_of_a_source(tmp_path):
     long = "word " * 600_000  # read in pieces
     (tmp_path / "b.txt").write_text(long)
     source = f"text:{tmp_path}/*"
-    whole = list(perplexity.documents_of(source))
+    whole = list(by_document.documents_of(source))
     assert [t.text for t in whole] == [*(f"text {i}" for i in range(40)), long]
-    assert list(perplexity.documents_of(source, limit=3)) == whole[:3]
-    held = list(perplexity.documents_of(source, held_out=0.3))
+    assert list(by_document.documents_of(source, limit=3)) == whole[:3]
+    held = list(by_document.documents_of(source, held_out=0.3))
     assert held == [text for text in whole if is_held_out(text.name, 0.3)]
     assert 0 < len(held) < len(whole)
     mixture = f"mix:0.5=text:{tmp_path}/a.jsonl,0.5=text:{tmp_path}/b.txt"
-    assert list(perplexity.documents_of(mixture)) == whole
+    assert list(by_document.documents_of(mixture)) == whole
     with pytest.raises(ConfigError, match="is no source of documents"):
-        list(perplexity.documents_of(f"bin:{tmp_path}"))
+        list(by_document.documents_of(f"bin:{tmp_path}"))

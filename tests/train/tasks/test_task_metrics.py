@@ -8,8 +8,10 @@ import scipy.stats
 import sklearn.metrics
 
 from mom_jax.fields import ConfigError
-from train.tasks import glue_report, metrics, models, results, tables
-from train.tasks.glue_tasks import AVERAGED, TASKS
+from train.reporting import tables
+from train.tasks import metrics, models, results
+from train.tasks.glue import summary
+from train.tasks.glue.tasks import AVERAGED, TASKS
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 1])
 ANSWERS = np.array([1, 0, 1, 0, 1, 1, 0, 0])  # 3 true positives, 2 true negatives, 1 false positive, 2 false negatives
@@ -101,12 +103,12 @@ def full(shift=0.0):
 
 def test_the_average_is_of_eight_tasks():
     found = {"mom": full(2.0), "vanilla": {"sst2": full()["sst2"]}}
-    report = glue_report.report(found, {"mom": "a", "vanilla": "b"}, (0, 1), {"train_limit": 0, "evaluation_limit": 0})
+    report = summary.report(found, {"mom": "a", "vanilla": "b"}, (0, 1), {"train_limit": 0, "evaluation_limit": 0})
     # 10, 20, 30, 40, 50, 60, 70 and 80: tasks with several metrics count once, WNLI does not.
     assert report["models"]["mom"]["average"] == results.statistics([45.0, 47.0])
     assert report["models"]["vanilla"]["average"] is None
     assert report["models"]["vanilla"]["lacking"] == [task for task in AVERAGED if task != "sst2"]
-    text = glue_report.text(report)
+    text = summary.text(report)
     [header] = [line for line in text.splitlines() if line.startswith("| model")]
     cells = [cell.strip() for cell in header.split("|")[1:-1]]
     assert cells[0::10] == ["model", "average of 8"]
@@ -120,21 +122,21 @@ def test_the_average_is_of_eight_tasks():
 def test_the_submission_is_of_the_median_seed(tmp_path):
     scores = {0: 50.0, 1: 90.0, 2: 70.0}
     records = [record("rte", seed, accuracy=score) for seed, score in scores.items()]
-    assert glue_report.median(records)["seed"] == 2
-    assert glue_report.median(records[:2])["seed"] == 0
+    assert summary.median(records)["seed"] == 2
+    assert summary.median(records[:2])["seed"] == 0
     records[2]["test"]["RTE.tsv"] = {"index": [0, 1, 2], "prediction": [1, 0, 1]}
     stsb = record("stsb", 0, Pearson=1.0)
     stsb["test"]["STS-B.tsv"]["prediction"] = [-0.25, 5.5]
     ax = record("mnli", 0, accuracy=1.0)
     ax["test"]["AX.tsv"] = {"index": [0, 1], "prediction": [2, 1]}
-    glue_report.write_submission(tmp_path, {"rte": records, "stsb": [stsb], "mnli": [ax]})
+    summary.write_submission(tmp_path, {"rte": records, "stsb": [stsb], "mnli": [ax]})
     assert (tmp_path / "RTE.tsv").read_text() == (
         "index\tprediction\n0\tnot_entailment\n1\tentailment\n2\tnot_entailment\n"
     )
     (tmp_path / "mine.txt").touch()
-    glue_report.write_submission(tmp_path, {"stsb": [stsb]})  # of a call for this task only
+    summary.write_submission(tmp_path, {"stsb": [stsb]})  # of a call for this task only
     assert sorted(path.name for path in tmp_path.iterdir()) == ["STS-B.tsv", "mine.txt"]
-    glue_report.write_submission(tmp_path, {"rte": records, "stsb": [stsb], "mnli": [ax]})
+    summary.write_submission(tmp_path, {"rte": records, "stsb": [stsb], "mnli": [ax]})
     assert (tmp_path / "STS-B.tsv").read_text() == "index\tprediction\n0\t0.000\n1\t5.000\n"
     assert (tmp_path / "AX.tsv").read_text() == "index\tprediction\n0\tcontradiction\n1\tneutral\n"
     assert (tmp_path / "MNLI-mm.tsv").read_text() == "index\tprediction\n0\tneutral\n1\tentailment\n"

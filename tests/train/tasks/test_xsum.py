@@ -15,11 +15,11 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from mom_jax.fields import ConfigError
 from train import generate
-from train.checkpoint import open_model
-from train.data.builders import xsum as builder
-from train.tasks import xsum
-from train.tasks.xsum import XsumConfig
-from train.tasks.xsum_data import Format
+from train.checkpoints.models import open_model
+from train.data.sources.builders import xsum as builder
+from train.tasks.xsum import evaluation
+from train.tasks.xsum.articles import Format
+from train.tasks.xsum.evaluation import XsumConfig
 
 TRIAL = XsumConfig(
     epochs=24,
@@ -65,7 +65,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
         patch.setattr(tfds.download.DownloadManager, "download", downloads.from_table(archive(40)))
-        xsum.evaluate([str(folder / name) for name in NAMES], TRIAL, folder / "output")
+        evaluation.evaluate([str(folder / name) for name in NAMES], TRIAL, folder / "output")
         yield folder
 
 
@@ -98,29 +98,29 @@ def test_models_learn_to_sum_up(finished):
 
 
 def test_a_finished_model_is_not_tuned_again(finished, capsys, monkeypatch):
-    monkeypatch.setattr(xsum, "finetune", None)
+    monkeypatch.setattr(evaluation, "finetune", None)
     before = {path: os.stat(path).st_mtime_ns for path in (finished / "output" / "models").rglob("*")}
     paths = [str(finished / name) for name in NAMES]
     report = read(finished / "output" / "xsum.json")
     with monkeypatch.context() as patch:
-        patch.setattr(xsum, "summaries", None)
-        xsum.evaluate(paths, TRIAL, finished / "output")
+        patch.setattr(evaluation, "summaries", None)
+        evaluation.evaluate(paths, TRIAL, finished / "output")
     assert capsys.readouterr().err.count("finished before") == 2
     assert read(finished / "output" / "xsum.json") == report
     # Other articles and another search: written anew, by the models that are there.
     searched = dataclasses.replace(TRIAL, split="validation", evaluation_limit=4, beams=2, length_penalty=0.5)
     asked = []
-    generate = xsum.Decoder.generate
+    generate = evaluation.Decoder.generate
     with monkeypatch.context() as patch:
-        patch.setattr(xsum.Decoder, "generate", lambda *args, **how: asked.append(how) or generate(*args, **how))
-        xsum.evaluate(paths, searched, finished / "output")
+        patch.setattr(evaluation.Decoder, "generate", lambda *args, **how: asked.append(how) or generate(*args, **how))
+        evaluation.evaluate(paths, searched, finished / "output")
     assert [(how["num_beams"], how["length_penalty"]) for how in asked] == [(2, 0.5)] * 2
     changed = read(finished / "output" / "xsum.json")
     for own in changed["models"].values():
         assert own["articles"] == 4
         assert own["metrics"]["ROUGE-L"]["mean"] == pytest.approx(100)
     assert {path: os.stat(path).st_mtime_ns for path in before} == before
-    xsum.evaluate(paths, TRIAL, finished / "output")
+    evaluation.evaluate(paths, TRIAL, finished / "output")
     assert read(finished / "output" / "xsum.json") == report
 
 
@@ -139,7 +139,7 @@ def test_the_fine_tuned_model_is_a_model(finished, capsys):
 def test_another_fine_tuning_is_refused(finished):
     other = dataclasses.replace(TRIAL, epochs=2)
     with pytest.raises(ConfigError, match=r"^xsum\.epochs=2: .*seed-0 was made with 24; choose another --output"):
-        xsum.evaluate([str(finished / "first")], other, finished / "output")
+        evaluation.evaluate([str(finished / "first")], other, finished / "output")
 
 
 def test_the_loss_is_of_the_summary_and_its_end_only():
@@ -171,10 +171,10 @@ def test_an_interrupted_fine_tuning_leaves_nothing(finished, monkeypatch):
     def stop(*args, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(xsum.single_file, "save", stop)
+    monkeypatch.setattr(evaluation.single_file, "save", stop)
     short = dataclasses.replace(TRIAL, epochs=1, train_limit=8)
     with pytest.raises(KeyboardInterrupt):
-        xsum.evaluate([str(finished / "first")], short, finished / "stopped")
+        evaluation.evaluate([str(finished / "first")], short, finished / "stopped")
     assert [path for path in (finished / "stopped").rglob("*") if path.is_file()] == []
 
 
@@ -182,14 +182,16 @@ def test_wrong_input(finished, tmp_path, monkeypatch):
     bare = shutil.copytree(finished / "first", tmp_path / "bare")
     (bare / "tokenizer.model").unlink()
     with pytest.raises(ConfigError, match=r"checkpoint='.*bare': has no tokenizer beside it"):
-        xsum.evaluate([str(bare)], TRIAL, tmp_path / "output")
+        evaluation.evaluate([str(bare)], TRIAL, tmp_path / "output")
     with pytest.raises(ConfigError, match=r"xsum\.length=128: must be at most .*first's 64"):
-        xsum.evaluate([str(finished / "first")], dataclasses.replace(TRIAL, length=128), tmp_path / "output")
+        evaluation.evaluate([str(finished / "first")], dataclasses.replace(TRIAL, length=128), tmp_path / "output")
     with pytest.raises(ConfigError, match=r"xsum\.length=64: leaves a document -\d+ tokens"):
-        xsum.evaluate([str(finished / "first")], dataclasses.replace(TRIAL, summary_length=63), tmp_path / "output")
+        evaluation.evaluate(
+            [str(finished / "first")], dataclasses.replace(TRIAL, summary_length=63), tmp_path / "output"
+        )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(ConfigError, match=r"tfds:xsum': is not prepared in .*; add --xsum.download"):
-        xsum.evaluate([str(finished / "first")], dataclasses.replace(TRIAL, download=False), tmp_path / "output")
+        evaluation.evaluate([str(finished / "first")], dataclasses.replace(TRIAL, download=False), tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
 

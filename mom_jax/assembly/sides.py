@@ -1,0 +1,136 @@
+"""The two sides of a chunk, attention and FFN, during one step.
+
+A `RoutedSide` chooses modules from its pool by its router; a `PlainSide` has one module for the step, that of its order
+or the only one there is. A routed side also holds what the scan carries from step to step: its router's state, and the
+gradient sinks of its pool (`dispatch.PooledWeights`).
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from mom_jax import pool
+from mom_jax.assembly.observation import StepObserver
+from mom_jax.attention import KV, View
+from mom_jax.config import ModelConfig, Side
+from mom_jax.dispatch import Plan
+from mom_jax.layers import SublayerWeights, plain_attention, plain_ffn
+from mom_jax.remat import save
+from mom_jax.router import Router, Selection, select
+
+
+class Chosen(NamedTuple):
+    """What every token takes, and the rows by module that follow from it."""
+
+    selection: Selection
+    plan: Plan
+
+
+class Carried(NamedTuple):
+    """What a routed side hands from step to step. state: the router's, [T, R] float32, or None. sinks: where its pool's
+    gradients gather, by the pool's parts."""
+
+    state: jax.Array | None
+    sinks: dict[str, Any]
+
+
+class RouterInputs(NamedTuple):
+    """What a router reads at a step beside the residual stream. prior: [C] float32 on its logits. noise: of
+    `gru_random`, uniform on [0, 1), [B, L, R]; drawn from `key` where it is not given, else its mean."""
+
+    prior: jax.Array | None
+    noise: jax.Array | None
+    key: jax.Array | None
+
+
+class StepSide(Protocol):
+    """A side during one step. chosen: what its `choose` has returned."""
+
+    def choose(self, x: jax.Array, observer: StepObserver) -> Any:
+        """The choices of all tokens of x [B, L, D]."""
+
+    def attend(
+        self, x: jax.Array, chosen: Any, view: View, *, key: jax.Array | None, cache: KV | None
+    ) -> tuple[jax.Array, KV | None]:
+        """The attention of x [B, L, D], to be added to it, and the cache."""
+
+    def feed_forward(self, x: jax.Array, chosen: Any, *, key: jax.Array | None) -> jax.Array:
+        """The FFN of x [B, L, D], to be added to it."""
+
+
+class RoutedSide:
+    """A side whose tokens choose modules. `carried` is what the next step takes over."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        side: Side,
+        weights: pool.Pool,
+        router: Router,
+        carried: Carried,
+        inputs: RouterInputs,
+    ):
+        self.config, self.side, self.router, self.inputs = config, side, router, inputs
+        self.pool = pool.with_sinks(weights, carried.sinks)
+        self.carried = carried
+
+    def choose(self, x: jax.Array, observer: StepObserver) -> Chosen:
+        with jax.named_scope("router"):
+            logits, state = _score(self.router, x, self.carried.state, self.inputs)
+        self.carried = self.carried._replace(state=state)
+        selection, scores = select(logits, self.config, self.side, self.inputs.prior)
+        selection = observer.exchanged(self.side, selection)
+        with jax.named_scope("plan"):
+            plan = save(pool.make_plan(self.pool, selection, observer.valid_T, self.config, self.side))
+        dropped = pool.dropped(selection, plan, self.config, self.side)
+        observer.routed(self.side, selection, scores, plan, state, dropped)
+        return Chosen(selection, plan)
+
+    def attend(
+        self, x: jax.Array, chosen: Chosen, view: View, *, key: jax.Array | None, cache: KV | None
+    ) -> tuple[jax.Array, KV | None]:
+        y, cache, used = pool.routed_attention(self.pool, x, *chosen, view, self.config, key=key, cache=cache)
+        self._hand_on(used)
+        return y, cache
+
+    def feed_forward(self, x: jax.Array, chosen: Chosen, *, key: jax.Array | None) -> jax.Array:
+        # Routed FFNs have no dropout, as in the official code.
+        y, used = pool.routed_ffn(self.pool, x, *chosen, self.config)
+        self._hand_on(used)
+        return y
+
+    def _hand_on(self, used: pool.Pool) -> None:
+        self.carried = self.carried._replace(sinks=pool.sinks(used))
+
+
+class PlainSide:
+    """A side with one module for the step: nothing to choose, nothing to carry."""
+
+    def __init__(self, config: ModelConfig, weights: SublayerWeights):
+        self.config, self.weights = config, weights
+
+    def choose(self, x: jax.Array, observer: StepObserver) -> None:
+        return None
+
+    def attend(
+        self, x: jax.Array, chosen: None, view: View, *, key: jax.Array | None, cache: KV | None
+    ) -> tuple[jax.Array, KV | None]:
+        return plain_attention(self.weights, x, view, self.config, key=key, cache=cache)
+
+    def feed_forward(self, x: jax.Array, chosen: None, *, key: jax.Array | None) -> jax.Array:
+        return plain_ffn(self.weights, x, self.config, key=key)
+
+
+def _score(
+    router: Router, x: jax.Array, state: jax.Array | None, inputs: RouterInputs
+) -> tuple[jax.Array, jax.Array | None]:
+    """A router on x [B, L, D]: (logits [T, C], state)."""
+    x = x.reshape(-1, x.shape[-1])
+    noise, key = inputs.noise, inputs.key
+    if router.config.router.kind != "gru_random" or (noise is None and key is None):
+        return router(x, state)
+    shape = (x.shape[0], router.config.router.dim)
+    if noise is None:
+        assert key is not None
+        noise = jax.random.uniform(key, shape)
+    return router(x, state, noise.reshape(shape))

@@ -1,0 +1,235 @@
+"""`ModelConfig`: everything that defines a model, checked when it is made."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from mom_jax.config.parts import SIDES, BalanceConfig, ChoiceConfig, DropoutConfig, RouterConfig, Side
+from mom_jax.fields import check_types, matches, require
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A Mixture-of-Modules model; `ModelConfig.official` has the official code's behaviour, `vanilla` phase 1's model.
+
+    The layers, bottom to top: embeddings; `num_bottom` anchors (plain GPT-2 layers); `num_chunks` chunks of
+    `num_steps` assembly steps over a pool of `num_attn_modules` and `num_ffn_modules` modules, each chunk followed by
+    an anchor if `anchor_after_chunk`; `num_top` anchors; a layer norm; the head.
+
+    Attributes:
+        vocab_size: V; 0 stands for as many as the data's tokenizer has, which the programs fill in.
+        context_length: the longest sequence; there are so many learned positions.
+        d_model: D, the width of the residual stream.
+        num_heads: heads of every attention.
+        d_ff: F, the inner width of every FFN; None means 4·d_model.
+        num_bottom: anchors below the chunks.
+        num_top: anchors above the chunks.
+        num_chunks: S.
+        anchor_after_chunk: whether an anchor follows each chunk.
+        num_attn_modules: attention modules in a chunk's pool.
+        num_ffn_modules: FFN modules in a chunk's pool.
+        num_steps: H, assembly steps per chunk.
+        top_k: K, modules that a token takes at a step on each side.
+        skip: whether routers have a class SKIP that does nothing.
+        weighted_qkv: multiply queries, keys and values by the modules' weights too.
+        z_loss: the factor of the router z-loss.
+        activation: of the FFNs, by the names of Hugging Face.
+        layer_norm_epsilon: of every layer norm.
+        tie_embeddings: the head of the language model is the token embedding; else a matrix of its own.
+        num_classes: builds a sequence-classification head of so many classes.
+        dtype: of the computation; parameters, router logits and softmax are float32.
+        remat: what the backward pass recomputes. `none`; `dots`: all but matrix products (docs/results.md has the
+            measurement that made it the default); `full`: assembly steps and anchors.
+        dispatch: the backend of the routed computation (mom_jax/dispatch); `auto` goes by platform.
+        capacity_factor: rows that a module takes in one step at most, as a multiple of an even share of all choices;
+            what does not fit is dropped. None: dropless. With a factor `dispatch` has no say.
+        attention_kernel: the backend of attention (mom_jax/attention); `auto` goes by platform.
+    """
+
+    vocab_size: int = 50257
+    context_length: int = 1024
+    d_model: int = 768
+    num_heads: int = 12
+    d_ff: int | None = None
+    num_bottom: int = 1
+    num_top: int = 1
+    num_chunks: int = 1
+    anchor_after_chunk: bool = False
+    num_attn_modules: int = 4
+    num_ffn_modules: int = 4
+    num_steps: int = 8
+    top_k: int = 1
+    skip: bool = True
+    attention: ChoiceConfig = ChoiceConfig()
+    ffn: ChoiceConfig = ChoiceConfig()
+    router: RouterConfig = RouterConfig()
+    weighted_qkv: bool = False
+    balance: BalanceConfig = BalanceConfig()
+    z_loss: float = 0.0
+    activation: Literal["gelu_new", "gelu", "relu"] = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    tie_embeddings: bool = True
+    num_classes: int | None = None
+    dropout: DropoutConfig = DropoutConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "dots"
+    dispatch: Literal["auto", "dense", "blocked", "ragged", "megablox", "triton", "mosaic"] = "auto"
+    capacity_factor: float | None = None
+    attention_kernel: Literal["auto", "plain", "blocked", "splash", "cudnn", "triton"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("context_length", "d_model", "num_heads", "num_attn_modules", "num_ffn_modules"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        for name in ("num_steps", "top_k"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        for name in ("vocab_size", "num_bottom", "num_top", "num_chunks", "z_loss"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
+        require(math.isfinite(self.z_loss), "z_loss", self.z_loss, "must be finite")
+        for name in ("d_ff", "num_classes"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
+        factor = self.capacity_factor
+        require(factor is None or 0 < factor < math.inf, "capacity_factor", factor, "must be positive or None")
+        require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", self.layer_norm_epsilon, "must be positive")
+        divisible = self.d_model % self.num_heads == 0
+        require(divisible, "num_heads", self.num_heads, f"must divide d_model={self.d_model}")
+        for side in SIDES:
+            self._check_side(side)
+
+    def _check_side(self, side: Side) -> None:
+        choice, modules, classes = getattr(self, side), self.modules(side), self.classes(side)
+        # A pool of one module is shared by all steps whatever `choice` says; without chunks there is no pool.
+        if not self.num_chunks or modules == 1:
+            return
+        if choice.choice != "free":
+            allowed = f"must equal {side}'s {modules} modules where {side}.choice={choice.choice!r}"
+            require(self.num_steps == modules, "num_steps", self.num_steps, allowed)
+        if choice.choice == "ordered":
+            return
+        if choice.choice == "ordered_or_skip":
+            require(self.skip, "skip", self.skip, f"{side}.choice='ordered_or_skip' needs skip=True")
+        allowed = f"{side}.skip_preference={choice.skip_preference} needs skip=True"
+        require(self.skip or not choice.skip_preference, "skip", self.skip, allowed)
+        # Classes may be fewer than modules only where the official code counts them so (router.classes="ffn"); one less
+        # makes its SKIP a module, more would leave modules without a class.
+        room = (
+            classes
+            if choice.choice == "free" and not (choice.preference or choice.skip_preference)
+            else classes - self.skip
+        )
+        allowed = f"gives the {side} router too few classes for {modules} modules"
+        require(room >= modules, "router.classes", self.router.classes, allowed)
+        if choice.prior is not None:
+            shape = (len(choice.prior), *{len(row) for row in choice.prior})
+            want = (self.num_steps, classes)
+            require(shape == want, f"{side}.prior", shape, f"must have the shape (num_steps, classes) = {want}")
+        if self.router.all_modules:
+            allowed = f"needs a class for each of {side}'s {modules} modules"
+            require(classes - self.skip >= modules, "router.classes", self.router.classes, allowed)
+        else:
+            allowed = f"must be at most the {classes} classes of the {side} router"
+            require(self.top_k <= classes, "top_k", self.top_k, allowed)
+
+    # Derived sizes.
+
+    @property
+    def inner_width(self) -> int:
+        """F."""
+        return self.d_ff or 4 * self.d_model
+
+    @property
+    def head_dim(self) -> int:
+        """d, the width of a head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def weights(self) -> Literal["renormalised", "probability", "raw"]:
+        """`router.weights` with `auto` resolved."""
+        if self.router.weights != "auto":
+            return self.router.weights
+        if self.router.scoring == "raw":
+            return "raw"
+        return "probability" if self.top_k == 1 else "renormalised"
+
+    @property
+    def pool_size(self) -> int:
+        """M: the vanilla layers that a chunk's pool is made of."""
+        return max(self.num_attn_modules, self.num_ffn_modules)
+
+    @property
+    def num_layers(self) -> int:
+        """The layers of the vanilla counterpart."""
+        return self.num_bottom + self.num_chunks * (self.pool_size + self.anchor_after_chunk) + self.num_top
+
+    @property
+    def depth(self) -> int:
+        """The layers that a token passes through."""
+        return self.num_bottom + self.num_chunks * (self.num_steps + self.anchor_after_chunk) + self.num_top
+
+    def modules(self, side: Side) -> int:
+        """N of that side."""
+        return self.num_attn_modules if side == "attention" else self.num_ffn_modules
+
+    def classes(self, side: Side) -> int:
+        """C of that side's router; SKIP, where there is one, is the last class."""
+        modules = {"own": self.modules(side), "max": self.pool_size, "ffn": self.num_ffn_modules}
+        return modules[self.router.classes] + self.skip
+
+    def choices(self, side: Side) -> int:
+        """How many classes a token takes at each step on that side."""
+        return self.modules(side) if self.router.all_modules else self.top_k
+
+    def kind(self, side: Side) -> Literal["routed", "ordered", "shared"]:
+        """How that side's steps pick modules: by a router; module h at step h; or the only one there is."""
+        if self.modules(side) == 1:
+            return "shared"
+        return "ordered" if getattr(self, side).choice == "ordered" else "routed"
+
+    # Related configurations.
+
+    @classmethod
+    def official(cls, **fields: Any) -> "ModelConfig":
+        """A configuration that behaves as the authors' code: `fields` and the values that the code fixes.
+
+        `top_k` is cut to the number of classes, as there.
+        """
+        router: RouterConfig = fields.pop("router", RouterConfig())
+        router = dataclasses.replace(
+            router,
+            weights="renormalised" if router.scoring == "softmax" else "raw",
+            classes="ffn" if router.kind in ("mlp", "gru_dev") else "max",
+            noise_in_evaluation=True,
+        )
+        balance = dataclasses.replace(
+            fields.pop("balance", BalanceConfig()), softmax_again=True, needs_routed_attention=True
+        )
+        top_k = fields.pop("top_k", cls.top_k)
+        config = cls(**fields, router=router, balance=balance, top_k=1)
+        return dataclasses.replace(config, top_k=min(top_k, config.classes("ffn")) if matches(top_k, int) else top_k)
+
+    def vanilla(self) -> "ModelConfig":
+        """Phase 1's counterpart: the plain transformer whose layers become this model's modules and anchors."""
+        size, ordered = self.pool_size, ChoiceConfig(choice="ordered")
+        sizes: dict[str, Any] = {"num_attn_modules": size, "num_ffn_modules": size, "num_steps": size}
+        # K means nothing there: models that differ in it alone share phase 1.
+        return dataclasses.replace(self, **sizes, top_k=1, attention=ordered, ffn=ordered)
+
+    def for_inference(self) -> "ModelConfig":
+        """The model as it decodes and is evaluated on tasks: no choice is dropped, whatever shares a batch with it, and
+        attention takes sequences of any length (`splash` does not)."""
+        return dataclasses.replace(self, capacity_factor=None, attention_kernel="auto")
+
+    def at_step(self, step: int) -> "ModelConfig":
+        """This model with its annealed preferences fixed at their strength after `step` training steps."""
+
+        def fix(side: Side) -> ChoiceConfig:
+            choice: ChoiceConfig = getattr(self, side)
+            if not choice.anneal_steps:
+                return choice
+            names = [name for name in ("preference", "skip_preference") if getattr(choice, name)]
+            rest = float(choice.remaining(step, self.classes(side))) if names else 0.0
+            strengths = {name: getattr(choice, name) * rest for name in names}
+            return dataclasses.replace(choice, **strengths, anneal_steps=0)
+
+        return dataclasses.replace(self, attention=fix("attention"), ffn=fix("ffn"))

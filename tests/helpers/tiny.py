@@ -1,0 +1,65 @@
+"""A tiny experiment on a corpus that tests write: seconds on a CPU, yet all of a run's parts."""
+
+import random
+from pathlib import Path
+
+from mom_jax.config import ModelConfig, RouterConfig
+from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, Phase
+
+VOCABULARY = 300
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
+
+
+def write_corpus(folder: Path, documents: int = 40) -> str:
+    """Writes short texts and returns their source for `data.source`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(documents):
+        rng = random.Random(i)
+        lines = [" ".join(rng.choice(WORDS) for _ in range(8)) for _ in range(12)]
+        (folder / f"{i:03}.txt").write_text("\n".join(lines))
+    return f"text:{folder}/*.txt"
+
+
+def config(folder: Path, **fields) -> Config:
+    """Six steps of a vanilla phase and six of a MoM phase, with checkpoints and evaluations in between."""
+    source = fields.pop("source", None) or write_corpus(folder / "corpus")
+    model = ModelConfig(
+        vocab_size=VOCABULARY,
+        context_length=32,
+        d_model=16,
+        num_heads=2,
+        num_bottom=0,
+        num_attn_modules=2,
+        num_ffn_modules=3,
+        num_steps=3,
+        top_k=2,
+        router=RouterConfig(dim=8, temperature=1.0),
+        remat="none",  # compiles faster
+    )
+    data = DataConfig(
+        source=source,
+        vocab_size=VOCABULARY,
+        batch_size=4,
+        length=16,
+        validation_fraction=0.2,
+        validation_batches=2,
+        cache=str(folder / "cache"),
+    )
+    phases = (
+        Phase("pretrain", 6, model="vanilla", optim=OptimConfig(warmup_steps=2)),
+        Phase("mom", 6, init_from="previous", optim=OptimConfig(warmup_steps=2, router_multiplier=2.0)),
+    )
+    values = {"model": model, "data": data, "phases": phases, "run": str(folder / "run")}
+    values |= {"checkpoint": CheckpointConfig(every=2), "evaluate_every": 3, "final_batches": 2}
+    return Config(**(values | fields))
+
+
+def write_config(folder: Path) -> Path:
+    """The same as a file for `--config`."""
+    config(folder)  # writes the corpus
+    file = folder / "experiment.py"
+    file.write_text(
+        "from pathlib import Path\n\nimport tiny\n\n\n"
+        f"def get_config():\n    return tiny.config(Path({str(folder)!r}), source={f'text:{folder}/corpus/*.txt'!r})\n"
+    )
+    return file

@@ -1,0 +1,94 @@
+"""Which checkpoint a path means."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from mom_jax.config import ModelConfig
+from mom_jax.fields import ConfigError
+from mom_jax.sharding import make_mesh
+from train.checkpoints.manager import Checkpoints, Meta
+from train.checkpoints.run_config import CONFIG, read_config
+
+# In a run's folder; below it are the phases' folders, and below each the steps'.
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A checkpoint on disk: the run's folder, the phase's, and the step."""
+
+    run: Path
+    phase: Path
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.phase / str(self.step)}"
+
+    def meta(self) -> Meta:
+        return self._open(lambda checkpoints: checkpoints.meta(self.step))
+
+    def params(self, config: ModelConfig, mesh: Mesh | None = None) -> dict[Any, Any]:
+        """mesh: where they shall lie, by default on one device."""
+        return self._open(lambda checkpoints: checkpoints.restore_params(self.step, config, mesh or make_mesh()))
+
+    def arrays(self, config: ModelConfig) -> dict[Any, Any]:
+        return self._open(lambda checkpoints: checkpoints.restore_arrays(self.step, config))
+
+    def _open(self, read: Any) -> Any:
+        checkpoints = Checkpoints(self.phase, read_only=True)
+        try:
+            return read(checkpoints)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever orbax makes of a damaged folder
+            first = (str(error).splitlines() or [""])[0]
+            raise ConfigError(f"{self}: the checkpoint cannot be read ({type(error).__name__}: {first})") from error
+        finally:
+            checkpoints.close()
+
+
+def find(path: str | Path, *, field: str, best: bool = False) -> Found:
+    """The checkpoint that `path` means: a run's folder (its furthest phase), a phase's, or one step's.
+
+    Of a phase the latest step counts, or with `best` the one with the lowest validation loss. Raises ConfigError naming
+    `field` where there is none.
+    """
+    name, path = str(path), Path(path).expanduser().resolve()
+    if not path.is_dir():
+        raise ConfigError(f"{field}={name!r}: no such folder")
+    is_run = (path / CONFIG).is_file()
+    if not is_run and path.parent.parent.name == FOLDER and path.name.isdecimal():
+        return Found(path.parents[2], path.parent, int(path.name))
+    if not is_run and path.parent.name == FOLDER:
+        phases, run = [path], path.parents[1]
+    else:
+        run = path.parent if path.name == FOLDER and not is_run else path
+        phases = [run / FOLDER / row.name for row in reversed(read_config(run, field).phases)]
+    for phase in phases:
+        step = last_step(phase, best=best)
+        if step is not None:
+            return Found(run, phase, step)
+    raise ConfigError(f"{field}={name!r}: has no checkpoint")
+
+
+def last_step(phase: Path, *, best: bool = False) -> int | None:
+    """The latest (or best) step in a phase's folder; None where there is no checkpoint or no folder."""
+    if not phase.is_dir():
+        return None
+    checkpoints = Checkpoints(phase, read_only=True)
+    try:
+        return checkpoints.best() if best else checkpoints.latest()
+    finally:
+        checkpoints.close()
+
+
+def check_tokenizer(fingerprint: str, meta: Meta, name: str) -> None:
+    """Raises ConfigError (about `name`) unless the checkpoint was trained with the tokenizer of this fingerprint."""
+    if fingerprint != meta.tokenizer:
+        theirs = f"a vocabulary of {meta.model.vocab_size} tokens, fingerprint {meta.tokenizer[:12]}"
+        raise ConfigError(
+            f"{name}: the checkpoint was trained with another tokenizer ({theirs}; not {fingerprint[:12]})"
+        )

@@ -1,0 +1,87 @@
+"""Models out of checkpoints of any format, and a run's folder made of a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mom_jax.config import ModelConfig
+from mom_jax.model import MoM, with_parameters
+from train.checkpoints import formats
+from train.checkpoints.locate import FOLDER, check_tokenizer, find
+from train.checkpoints.manager import PIECE, Checkpoints, Meta
+from train.checkpoints.run_config import CONFIG, to_json
+from train.config import Config, DataConfig, Phase
+from train.data import tokenizers
+from train.files import whole_folder, write_whole
+
+
+def open_model(path: str | Path, *, field: str, best: bool = False) -> formats.Model:
+    """Reads a run's folder, a phase's or one step's, a folder of Hugging Face's GPT-2 or of the authors' code, or a
+    single safetensors file of ours. Raises ConfigError naming `field` for what is none of them, or not whole."""
+    place = Path(path).expanduser()
+    kind = formats.detect(place, field)
+    if kind is not None:
+        return formats.read(place, kind, field)
+    found = find(path, field=field, best=best)
+    meta = found.meta()
+    file = tokenizers.find(found.run)
+    tokenizer = None if file is None else tokenizers.load(file, field="tokenizer")
+    if tokenizer is not None:
+        check_tokenizer(tokenizer.fingerprint, meta, f"tokenizer={str(file)!r}")
+    description = f"step {meta.step} of phase {meta.phase} of a run"
+    return formats.Model(meta.model, found.arrays(meta.model), tokenizer, meta.tokenizer, description)
+
+
+def load(
+    path: str | Path,
+    *,
+    best: bool = False,
+    notify: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[MoM, tokenizers.Tokenizer | None]:
+    """(model, tokenizer or None) from any format that `open_model` knows; `notify` is told which it was.
+
+    best: of a run's phase take the step with the lowest validation loss, not the latest. say: an older name of
+    `notify`. Raises ConfigError naming `checkpoint` for what cannot be read.
+    """
+    model = open_model(path, field="checkpoint", best=best)
+    notify = notify or say
+    if notify is not None:
+        notify(f"{path}: {model.description}")
+    return with_parameters(model.config, jax.tree.map(jnp.asarray, model.params)), model.tokenizer
+
+
+def write_run(
+    output: Path, phase: str, config: ModelConfig, params: dict[Any, Any], tokenizer: tokenizers.Tokenizer
+) -> None:
+    """Writes a run whose only phase has parameters and has not been trained: for `init_from`, `load` and evaluation.
+
+    Raises ConfigError if `output` is there already or cannot be written.
+    """
+    data = DataConfig(tokenizer=str(output), length=min(DataConfig.length, config.context_length))
+    row = Phase(phase, 1)
+    experiment = Config(model=config, data=data, phases=(row,), run=str(output))
+    with whole_folder(output) as partial:
+        tokenizer.save(partial)
+        write_whole(partial / CONFIG, to_json(experiment))
+        # Orbax would copy all arrays on the host, and hold what it compresses until it has 2 GB of it.
+        own = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+        handler = ocp.PyTreeCheckpointHandler(
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, own))
+        )
+        pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), params)
+        arrays = jax.tree.map(np.asarray, params)
+        saved = ocp.args.PyTreeSave(arrays, save_args=pieces, ocdbt_target_data_file_size=2 * PIECE)
+        checkpoints = Checkpoints(
+            partial / FOLDER / phase, handlers={"params": handler, "meta": ocp.JsonCheckpointHandler()}
+        )
+        try:
+            checkpoints.save_items(Meta(experiment, phase, 0, 0, tokenizer.fingerprint), params=saved)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()

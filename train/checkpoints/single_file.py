@@ -1,0 +1,64 @@
+"""A model as one safetensors file: its parameters, and its configuration in the header.
+
+The arrays have the names of our parameters, joined by dots (`chunks.0.attention.qkv_kernel`), and are float32.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from mom_jax.config import ModelConfig
+from mom_jax.fields import ConfigError, from_dict
+from mom_jax.interop.arrays import check, dotted, flatten, nest
+from train.checkpoints.weights import Weights, metadata
+from train.files import whole_file
+from train.steps.state import abstract_params
+
+FORMAT, VERSION = "mom_jax", 1
+# In the header; its values are texts.
+FORMAT_KEY, VERSION_KEY, CONFIG_KEY, TOKENIZER_KEY = "format", "version", "config", "tokenizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleFile:
+    """What such a file has. tokenizer: the fingerprint of the one that the model was trained with, or empty."""
+
+    config: ModelConfig
+    params: dict[Any, Any]
+    tokenizer: str
+
+
+def save(path: Path, config: ModelConfig, params: Mapping[Any, Any], tokenizer: str = "") -> None:
+    """Writes the file, whole or not at all."""
+    header = {
+        FORMAT_KEY: FORMAT,
+        VERSION_KEY: str(VERSION),
+        CONFIG_KEY: json.dumps(dataclasses.asdict(config)),
+        TOKENIZER_KEY: tokenizer,
+    }
+    arrays = {dotted(place): np.ascontiguousarray(array) for place, array in flatten(params)}
+    with whole_file(path) as partial:
+        save_file(arrays, partial, metadata=header)
+
+
+def load(path: Path, field: str) -> SingleFile:
+    """Reads the file. Raises `ConfigError` naming `field` if it is not ours, not whole, or does not fit itself."""
+    header = metadata(path, field)
+    name = f"{field}={str(path)!r}"
+    if header.get(FORMAT_KEY) != FORMAT:
+        raise ConfigError(f"{name}: was not written by mom_jax (its header has no {FORMAT_KEY} {FORMAT!r})")
+    if header.get(VERSION_KEY) != str(VERSION):
+        raise ConfigError(f"{name}: version {header.get(VERSION_KEY)!r}: this program reads {VERSION}")
+    config = from_dict(ModelConfig, json.loads(header[CONFIG_KEY]))
+    weights = Weights([path], field)
+    try:
+        check({dotted(place): leaf.shape for place, leaf in flatten(abstract_params(config))}, weights.shapes)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    params = nest({tuple(int(k) if k.isdecimal() else k for k in key.split(".")): weights[key] for key in weights})
+    return SingleFile(config, params, header.get(TOKENIZER_KEY, ""))

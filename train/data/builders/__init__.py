@@ -1,6 +1,0 @@
-"""TFDS builders of our own: what TFDS lacks, or cannot prepare by itself. None of them needs TensorFlow."""
-
-from train.data.builders.openwebtext import OpenWebText
-from train.data.builders.xsum import Xsum
-
-BUILDERS = {builder.name: builder for builder in (OpenWebText, Xsum)}

@@ -1,0 +1,205 @@
+"""Text files as a source: a document a file, or a line of JSONL; compressed files are read through.
+
+A file is named by its place below the source's folder, so that the same files give the same documents, and the same
+held-out ones, wherever they lie.
+"""
+
+import codecs
+import glob
+import gzip
+import hashlib
+import itertools
+import json
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from mom_jax.fields import ConfigError, require
+from train.data.documents import Document, Part, Side, Source
+from train.data.splitting import safe_cut
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# Files are read in groups of about this size, in bytes; an interrupted preparation starts in the middle of one.
+_PART = 2**24
+# Longer documents come in pieces of about so many characters, so that no file has to fit into memory.
+_PIECE = 2**20
+# Up to this size, in bytes, a source is known by its contents; larger ones by sizes and times, or every start would
+# read them all.
+_HASHED = 2**26
+
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
+_COMPRESSED = tuple(_OPENERS)
+_JSONL = (".jsonl", ".ndjson", ".json")
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
+
+
+def open_text(source: str, validation_fraction: float) -> Source:
+    """Opens `text:GLOB`.
+
+    A single text file has no documents to hold out: its last `validation_fraction` becomes one. Raises `ConfigError`
+    naming `data.source` where no file matches.
+    """
+    pattern = source.removeprefix("text:")
+    expanded = Path(os.path.expanduser(pattern))
+    folders = expanded.parts[:-1]
+    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folders))
+    require(bool(pattern) and root.is_dir(), "data.source", source, f"there is no folder {str(root)!r}")
+    found = [Path(match) for match in glob.glob(str(expanded), recursive=True)]
+    files = sorted((path.relative_to(root).as_posix(), path) for path in found if path.is_file())
+    require(bool(files), "data.source", source, "no file matches (for a whole folder: text:FOLDER/**/*.txt)")
+    if len(files) == 1 and 0 < validation_fraction < 1 and not files[0][0].lower().endswith((*_COMPRESSED, *_JSONL)):
+        return _two_sides(source, *files[0], validation_fraction)
+    return from_files(source, files, {})
+
+
+def from_files(source: str, files: Sequence[tuple[str, Path]], facts: dict[str, Any]) -> Source:
+    """A source of (name, path) pairs. facts: more of what identifies it."""
+    reader = _Reader(source)
+    sizes = [reader.size(path) for _, path in files]
+    parts, group, total = [], [], 0
+    for file, size in zip(files, sizes, strict=True):
+        group.append(file)
+        total += size
+        if total >= _PART:
+            parts.append(reader.part(tuple(group), total))
+            group, total = [], 0
+    if group:
+        parts.append(reader.part(tuple(group), total))
+    return Source(source, tuple(parts), {"source": source, **facts, **reader.fingerprint(files, sum(sizes))})
+
+
+def _two_sides(source: str, name: str, path: Path, fraction: float) -> Source:
+    """One file as two documents: all but its last `fraction`, and the rest, from the start of a line or a word."""
+    reader = _Reader(source)
+    size = reader.size(path)
+    with reader.opened(path) as file:
+        start = int(size * (1 - fraction))
+        file.seek(start)
+        block = file.read(_PIECE)
+    line, word = block.find(b"\n") + 1, block.find(b" ")
+    cut = start + (line or word) if line or word >= 0 else size
+    sides: list[tuple[Side, int, int]] = [("train", 0, cut), ("validation", cut, size)]
+    parts = [
+        Part(path.name, stop - start, lambda a=start, b=stop: reader.text(name, path, a, b), side)  # type: ignore[misc]
+        for side, start, stop in sides
+        if stop > start
+    ]
+    return Source(source, tuple(parts), {"source": source, "cut": cut, **reader.fingerprint([(name, path)], size)})
+
+
+class _Reader:
+    """Reads files and complains of them in the name of their source."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def _error(self, why: str) -> ConfigError:
+        return ConfigError(f"data.source={self._source!r}: {why}")
+
+    def size(self, path: Path) -> int:
+        return self._stat(path).st_size
+
+    def _stat(self, path: Path) -> os.stat_result:
+        try:
+            return path.stat()
+        except OSError as error:
+            raise self._error(f"cannot read {path} ({error.strerror})") from None
+
+    def opened(self, path: Path) -> IO[bytes]:
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise self._error(f"cannot read {path} ({error.strerror})") from None
+
+    def fingerprint(self, files: Sequence[tuple[str, Path]], size: int) -> dict[str, Any]:
+        """What identifies the files: sha256 of names and contents or, of many bytes, of names, sizes and times."""
+        digest = hashlib.sha256()
+        for name, path in files:
+            if size <= _HASHED:
+                with self.opened(path) as file:
+                    content = file.read()
+            else:
+                stat = self._stat(path)
+                content = f"{stat.st_size} {stat.st_mtime_ns}".encode()
+            for part in (name.encode("utf-8", "surrogateescape"), content):
+                digest.update(len(part).to_bytes(8, "big") + part)
+        return {"files": len(files), "bytes": size, "sha256": digest.hexdigest()}
+
+    def part(self, files: tuple[tuple[str, Path], ...], size: int) -> Part:
+        name = files[0][0] if len(files) == 1 else f"{files[0][0]} to {files[-1][0]}"
+        return Part(name, size, lambda: self._files(files))
+
+    def _files(self, files: tuple[tuple[str, Path], ...]) -> Iterator[Document]:
+        before = 0
+        for name, path in files:
+            size, plain = self.size(path), path.name.lower()
+            for ending in _COMPRESSED:
+                plain = plain.removesuffix(ending)
+            read = self._lines if plain.endswith(_JSONL) else self.text
+            for document in read(name, path):
+                yield document._replace(position=before + document.position)
+            before += size
+
+    def text(self, name: str, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        """The text of a file, or of its bytes from `start` to `stop`, in pieces."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        rest, done = "", start
+        with self.opened(path) as raw:
+            raw.seek(start)
+            stream = _decompressed(path, raw)
+            while True:
+                block = self._read(stream, path, _PIECE if stop is None else min(_PIECE, stop - done))
+                pending = len(decoder.getstate()[0])
+                try:
+                    rest += decoder.decode(block, final=not block)
+                except UnicodeDecodeError as error:
+                    raise self._error(f"{path} is not UTF-8 (byte {done - pending + error.start})") from None
+                done += len(block)
+                if not block:
+                    break
+                while len(rest) > 2 * _PIECE:
+                    cut = safe_cut(rest, _PIECE)
+                    yield Document(name, rest[:cut], last=False, position=raw.tell() - start)
+                    rest = rest[cut:]
+            yield Document(name, rest, position=raw.tell() - start)
+
+    def _lines(self, name: str, path: Path) -> Iterator[Document]:
+        """The documents of a JSONL file: an object a line, its text under "text"; empty lines are left out."""
+        with self.opened(path) as raw:
+            stream, number = _decompressed(path, raw), 0
+            while line := self._read(stream, path):
+                number += 1
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                    text = record["text"]
+                    text.encode()  # JSON can hold halves of surrogate pairs, which no text has
+                except UnicodeDecodeError as error:
+                    raise self._error(f"{path}, line {number} is not UTF-8 (byte {error.start} of it)") from None
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    must = 'must be a JSON object with a text under "text"'
+                    raise self._error(f"{path}, line {number}: {must}") from None
+                yield Document(f"{name}:{number}", text, position=raw.tell())
+
+    def _read(self, stream: IO[bytes], path: Path, size: int | None = None) -> bytes:
+        """At most `size` bytes, or a line."""
+        try:
+            return stream.readline() if size is None else stream.read(size)
+        except _DAMAGED as error:
+            raise self._error(f"{path} is damaged or cut off ({error}); replace it") from None
+        except OSError as error:
+            raise self._error(f"cannot read {path} ({error.strerror or error})") from None
+
+
+def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    opener: Any = _OPENERS.get(path.suffix.lower())
+    return raw if opener is None else opener(raw)

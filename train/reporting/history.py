@@ -1,0 +1,82 @@
+"""What a run's metrics say: its records by phase, in the order of training."""
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mom_jax.analysis.cost import parameter_count
+from mom_jax.fields import ConfigError, from_dict
+from train.config import Config
+from train.reporting.metrics import FILE, read
+
+Record = dict[str, Any]
+
+
+class Run:
+    """The records by phase, in the order of training, and where each phase starts.
+
+    Raises FileNotFoundError or ConfigError where the folder has no readable metrics.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.resolve().name
+        self.records = [r for r in read(folder / FILE) if isinstance(r.get("step"), int)]
+        if not self.records:
+            raise ConfigError(f"{folder / FILE}: has no records")
+        path = folder / "config.json"
+        try:
+            self.raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except (ValueError, ConfigError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+        try:
+            self.config = from_dict(Config, self.raw)
+        except ConfigError:
+            self.config = None  # another version's: its text is shown, nothing is derived from it
+        planned = {p.name: p.steps for p in self.config.phases} if self.config else {}
+        seen = list(dict.fromkeys(str(r.get("phase", "run")) for r in self.records))
+        self.phases = [name for name in planned if name in seen] + [name for name in seen if name not in planned]
+        self.offsets: dict[str, int] = {}
+        start = 0
+        for name in self.phases:
+            self.offsets[name] = start
+            start += max([planned.get(name, 0), *(r["step"] for r in self.of(name))])
+
+    def of(self, phase: str, kind: str | None = None) -> list[Record]:
+        return [
+            r for r in self.records if str(r.get("phase", "run")) == phase and kind in (None, r.get("kind", "train"))
+        ]
+
+    def series(self, phase: str, key: str, kind: str = "train") -> tuple[list[int], list[float]]:
+        """Steps, counted across phases, and values of one quantity; unknown ones are left out."""
+        found = [(self.offsets[phase] + r["step"], r[key]) for r in self.of(phase, kind) if is_number(r.get(key))]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def routed(self, phase: str) -> list[Record]:
+        """The records of a phase that have routers, in order of steps."""
+        return [r for r in self.of(phase) if isinstance(r.get("routers"), dict) and r["routers"]]
+
+    def parameters(self, phase: str) -> int | None:
+        for row in self.config.phases if self.config else ():
+            if row.name == phase:
+                model = self.config.model if row.model == "model" else self.config.model.vanilla()
+                return parameter_count(model).total
+        return None
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """The centred mean over a fiftieth of the series; at its ends over the half of that which there is."""
+    half, sums = len(values) // 100, [0.0, *itertools.accumulate(values)]
+    spans = ((max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values)))
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
+
+
+def router_value(record: Record, side: str, key: str) -> Any:
+    """One quantity of one side's routers, None where it is missing."""
+    return (record["routers"].get(side) or {}).get(key)

@@ -1,0 +1,174 @@
+"""The report of a run, one self-contained page, `RUN/report.html`.
+
+Pictures are embedded, each once for light and once for dark screens; nothing is loaded from elsewhere.
+"""
+
+import html
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from mom_jax.config import SIDES
+from train.files import write_whole
+from train.reporting import pictures
+from train.reporting.history import Record, Run, is_number, router_value, smooth
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #24292f; --soft: #626b75; --line: #d5dae0; --paper: #ffffff; --box: #f5f7f9 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #d7dde4; --soft: #97a1ac; --line: #3b434d; --paper: #14181d; --box: #1c2229 } }
+body { max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+p, figcaption { color: var(--soft); margin: .3rem 0 }
+figure { margin: .8rem 0 } img { width: 100%; height: auto }
+div { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right }
+th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 500; font-size: .85rem }
+pre { background: var(--box); padding: 1rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem }
+"""
+
+
+def summary(run: Path) -> list[Record]:
+    """One row a phase: the run's main numbers, None where unknown. Losses in nats per token.
+
+    Raises FileNotFoundError or ConfigError where `run` has no readable metrics.
+    """
+    return _summary(Run(Path(run)))
+
+
+def write_report(run: Path) -> Path:
+    """Writes `run/report.html` from the run's metrics.jsonl and, where present, config.json; returns its path.
+
+    The page is replaced atomically. Raises FileNotFoundError or ConfigError where there are no readable metrics.
+    """
+    data = Run(Path(run))
+    path = Path(run) / "report.html"
+    write_whole(path, _page(data).encode())
+    return path
+
+
+def _summary(run: Run) -> list[Record]:
+    rows = []
+    for phase in run.phases:
+        validation: Record = {}
+        for record in run.of(phase, "validation")[-1:] + run.of(phase, "final")[-1:]:
+            # A final evaluation may say less than the one during training at the same step.
+            validation = {**(validation if validation.get("step") == record["step"] else {}), **record}
+        loss: Any = validation.get("loss")
+        speeds = run.series(phase, "tokens_per_s")[1]
+        perplexity = validation.get("perplexity", math.exp(min(loss, 700)) if is_number(loss) else None)
+        rows.append(
+            {
+                "phase": phase,
+                "steps": max(r["step"] for r in run.of(phase)),
+                "parameters": run.parameters(phase),
+                "train_loss": next(reversed(smooth(run.series(phase, "loss")[1])), None),
+                "validation_loss": loss,
+                "perplexity": perplexity,
+                "bits_per_byte": validation.get("bits_per_byte"),
+                "tokens_per_s": statistics.median(speeds) if speeds else None,
+                "data_wait": _data_wait(run, phase),
+            }
+        )
+    return rows
+
+
+def _data_wait(run: Run, phase: str) -> float | None:
+    """The share of the steps' time that went by waiting for data."""
+    timed = [r for r in run.of(phase, "train") if is_number(r.get("data_wait")) and is_number(r.get("seconds"))]
+    seconds = sum(r["seconds"] for r in timed)
+    return sum(r["data_wait"] * r["seconds"] for r in timed) / seconds if seconds else None
+
+
+def _page(run: Run) -> str:
+    losses = "Loss of every phase. Thin: each step; thick: smoothed; circles: held-out documents."
+    rates = "Learning rate, and norm of the gradient before clipping."
+    parts = [
+        f"<h1>{html.escape(run.name)}</h1>",
+        _describe(run),
+        _table(_summary(run)),
+        "<h2>Training</h2>",
+        pictures.embedded(10, 4.2, lambda f, t: pictures.losses(run, f, t), losses),
+        pictures.embedded(10, 2.9, lambda f, t: pictures.rates(run, f, t), rates),
+    ]
+    for phase in run.phases:
+        routed = run.routed(phase)
+        if routed:
+            parts += _routing(run, phase, routed)
+    for phase in run.phases:
+        for final in run.of(phase, "final")[-1:]:
+            parts += _outcome(phase, final)
+    if run.raw is not None:
+        text = html.escape(json.dumps(run.raw, indent=2, ensure_ascii=False))
+        parts.append(f"<h2>Configuration</h2><details><summary>config.json</summary><pre>{text}</pre></details>")
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{html.escape(run.name)}</title><style>{_STYLE}</style>"
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + ("\n</body></html>\n")
+
+
+def _describe(run: Run) -> str:
+    if run.config is None:
+        return ""
+    m, data = run.config.model, run.config.data
+    text = (
+        f"Width {m.d_model}, {m.num_bottom} + {m.num_top} anchors, {m.num_chunks} chunk(s) of {m.num_attn_modules} "
+        f"attention and {m.num_ffn_modules} FFN modules, {m.num_steps} steps, K = {m.top_k}"
+        f"{', SKIP' if m.skip else ''}; depth {m.depth} layers, {m.num_layers} in the vanilla model. "
+        f"Data {data.source}: {data.batch_size} sequences of {data.length} tokens per step."
+    )
+    return f"<p>{html.escape(text)}</p>"
+
+
+def _table(rows: list[Record]) -> str:
+    columns: list[tuple[str, str, str]] = [
+        ("phase", "Phase", "{}"),
+        ("steps", "Steps", "{:,}"),
+        ("parameters", "Parameters", "{:,}"),
+        ("train_loss", "Train loss<br>nats/token, smoothed", "{:.4f}"),
+        ("validation_loss", "Validation loss<br>nats/token", "{:.4f}"),
+        ("perplexity", "Perplexity<br>per token", "{:.2f}"),
+        ("bits_per_byte", "Bits<br>per byte", "{:.4f}"),
+        ("tokens_per_s", "Speed<br>tokens/s, median", "{:,.0f}"),
+        ("data_wait", "Waiting<br>for data", "{:.2%}"),
+    ]
+    columns = [column for column in columns if any(row[column[0]] is not None for row in rows)]
+    head = "".join(f"<th>{title}</th>" for _, title, _ in columns)
+    body = ""
+    for row in rows:
+        cells = ["–" if row[key] is None else html.escape(form.format(row[key])) for key, _, form in columns]
+        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    return f"<div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _routing(run: Run, phase: str, routed: list[Record]) -> list[str]:
+    parts = [f"<h2>Routing in phase {html.escape(phase)}</h2>"]
+    # The held-out documents' figures are steadier than one training batch's.
+    known = [r for r in routed if any(router_value(r, side, "usage") for side in SIDES)]
+    latest = next(reversed([r for r in known if r.get("kind") == "validation"] or known), None)
+    if latest is not None:
+        usage = {side: router_value(latest, side, "usage") for side in SIDES}
+        height = max(2.4, 1.3 + 0.26 * max(len(table) for table in usage.values() if table))
+        caption = f"Share of a step's choices that fall on each module, after {latest['step']:,} steps of the phase."
+        parts.append(pictures.embedded(10, height, lambda f, t: pictures.heat_maps(run, usage, f, t), caption))
+    if any(router_value(r, side, key) is not None for r in routed for side in SIDES for key in ("entropy", "skip")):
+        caption = "Entropy of the routers' probabilities at each assembly step, and the share of choices on SKIP."
+        parts.append(pictures.embedded(10, 2.9, lambda f, t: pictures.router_curves(run, phase, routed, f, t), caption))
+    return parts
+
+
+def _outcome(phase: str, final: Record) -> list[str]:
+    parts = []
+    exchanged = final.get("exchanged")
+    if isinstance(exchanged, dict) and exchanged.get("normal") and exchanged.get("exchanged"):
+        normal, other = ([v for v in exchanged[key] if is_number(v)] for key in ("normal", "exchanged"))
+        if normal and other:
+            difference = statistics.fmean(other) - statistics.fmean(normal)
+            caption = f"The exchange changes the mean loss by {difference:+.4f} nats/token."
+            parts.append(f"<h2>Exchange test after phase {html.escape(phase)}</h2>")
+            parts.append(pictures.embedded(10, 2.2, lambda f, t: pictures.exchange(normal, other, f, t), caption))
+    if isinstance(final.get("sample"), str):
+        parts.append(f"<h2>Sample after phase {html.escape(phase)}</h2><pre>{html.escape(final['sample'])}</pre>")
+    return parts

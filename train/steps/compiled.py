@@ -1,0 +1,60 @@
+"""The train step before there is a state: traced from shapes, compiled for this machine or for another one."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mom_jax import attention, dispatch
+from mom_jax.config import ModelConfig
+from mom_jax.fields import require
+from mom_jax.sharding import batch_sharding, check_mesh
+from train.config import Config, DataConfig, Phase
+from train.steps.optimizer import make_optimizer
+from train.steps.state import abstract_state
+from train.steps.train_step import jit_train_step
+
+
+def check_devices(config: Config, mesh: Mesh) -> None:
+    """Raises ConfigError where the models or the batch cannot be divided among the devices of the mesh, or these cannot
+    run the backends that a phase asks for."""
+    for phase in config.phases:
+        model = config.model_of(phase.name)
+        check_sizes(config, phase, model, mesh.shape)
+        dispatch.resolve(model)
+        attention.resolve(model, config.data.length, packed=config.data.packing == "documents")
+
+
+def check_sizes(config: Config, phase: Phase, model: ModelConfig, sizes: Mapping[str, int]) -> None:
+    """The same for one phase and the sizes of a mesh."""
+    check_mesh(model, sizes)
+    devices, size = math.prod(sizes.values()), config.data.batch_size
+    require(size % devices == 0, "data.batch_size", size, f"must be a multiple of the mesh's {devices} devices")
+    own, parts = size // devices, phase.optim.accumulation
+    allowed = f"must divide the {own} of {size} sequences that each of the mesh's {devices} devices has"
+    require(own % parts == 0, f"phases.{phase.name}.optim.accumulation", parts, allowed)
+
+
+def abstract_batch(data: DataConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a training batch."""
+    rows = jax.ShapeDtypeStruct((data.batch_size, data.length), jnp.int32, sharding=batch_sharding(mesh))
+    names = ["tokens"] + ["segment_ids", "positions"] * (data.packing == "documents")
+    return dict.fromkeys(names, rows)
+
+
+def trace_step(config: Config, phase: Phase, mesh: Mesh) -> Any:
+    """The train step of a phase, traced: `.lower().compile()` gives the program. Nothing is allocated."""
+    model, optimizer = config.model_of(phase.name), make_optimizer(phase.optim, phase.steps)
+    step = jit_train_step(model, optimizer, phase.optim.accumulation, config.seed, mesh)
+    return step.trace(abstract_state(model, optimizer, mesh), abstract_batch(config.data, mesh))
+
+
+def peak_bytes(compiled: Any) -> int:
+    """Bytes that a compiled step holds on each device at its peak: state, batch and temporaries."""
+    memory = compiled.memory_analysis()
+    # The donated state is argument and output at once.
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes

@@ -1,0 +1,150 @@
+"""The loss sums of a batch, by what it has labels for; of micro-batches they add up exactly."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.config import ModelConfig
+from mom_jax.losses import IGNORE, LossSums, cross_entropy, next_token
+from mom_jax.model import Output, with_parameters
+from train.batch import Batch
+
+
+def counted(batch: Batch) -> tuple[jax.Array | None, jax.Array]:
+    """(the real tokens, bool [B, L] or None for all; the labels [B, L], IGNORE where they do not count).
+
+    A label counts where its token and the one before it, which predicts it, are real and of one segment: the first
+    token of a document is nobody's label.
+    """
+    mask, segments, labels = batch.get("mask"), batch.get("segment_ids"), batch.get("labels", batch["tokens"])
+    if mask is None and segments is None:
+        return None, labels
+    real = jnp.ones(labels.shape, bool) if mask is None else mask.astype(bool)
+    if segments is None:
+        segments = jnp.ones_like(labels)
+    segments = jnp.where(real, segments, 0)
+    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
+    return segments > 0, jnp.where((segments > 0) & (segments == before), labels, IGNORE)
+
+
+def language_model_sums(
+    params: dict[Any, Any],
+    batch: Batch,
+    config: ModelConfig,
+    *,
+    key: jax.Array | None = None,
+    step: jax.Array | int | None = None,
+    exchange_key: jax.Array | None = None,
+    debug_checks: bool = False,
+) -> LossSums:
+    """The loss sums of a batch. debug_checks: also counts what is wrong with the routing."""
+    mask, labels = counted(batch)
+    model = with_parameters(config, params)
+    output = model(
+        batch["tokens"],
+        mask=mask,
+        segment_ids=batch.get("segment_ids"),
+        positions=batch.get("positions"),
+        key=key,
+        step=step,
+        exchange_key=exchange_key,
+        capture=("faults",) if debug_checks else (),
+    )
+    nll, count = next_token(output, labels)
+    return LossSums(nll, count, output.routing, output.captured)
+
+
+def head_outputs(
+    params: dict[Any, Any],
+    batch: Batch,
+    config: ModelConfig,
+    *,
+    key: jax.Array | None = None,
+    step: jax.Array | int | None = None,
+    debug_checks: bool = False,
+) -> tuple[jax.Array, Output]:
+    """(the head's logits for the last real token of each row, float32 [B, num_classes]; the model's output)."""
+    mask = batch["mask"].astype(bool)
+    model = with_parameters(config, params)
+    capture = ("faults",) if debug_checks else ()
+    output = model(batch["tokens"], mask=mask, key=key, step=step, capture=capture)
+    # Padding may lie on either side.
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return model.classify(output.hidden, last), output
+
+
+def classification_sums(
+    params: dict[Any, Any],
+    batch: Batch,
+    config: ModelConfig,
+    *,
+    key: jax.Array | None = None,
+    step: jax.Array | int | None = None,
+    debug_checks: bool = False,
+) -> LossSums:
+    """The loss sums of a batch of labelled rows: -log p of `classes`, nats, or squared errors against `targets`, with a
+    head of one output. count: the rows that are not all padding."""
+    outputs, output = head_outputs(params, batch, config, key=key, step=step, debug_checks=debug_checks)
+    rows = batch["mask"].astype(bool).any(1)
+    if "classes" in batch:
+        nll, count = cross_entropy(outputs, jnp.where(rows, batch["classes"], IGNORE))
+        return LossSums(nll, count, output.routing, output.captured)
+    errors = jnp.where(rows, jnp.square(outputs[:, 0] - batch["targets"]), 0.0)
+    return LossSums(errors.sum(), rows.sum().astype(jnp.float32), output.routing, output.captured)
+
+
+def batch_sums(
+    params: dict[Any, Any],
+    batch: Batch,
+    config: ModelConfig,
+    *,
+    key: jax.Array | None,
+    step: jax.Array,
+    debug_checks: bool = False,
+) -> LossSums:
+    """The loss sums of what the batch has labels for."""
+    sums = classification_sums if {"classes", "targets"} & set(batch) else language_model_sums
+    return sums(params, batch, config, key=key, step=step, debug_checks=debug_checks)
+
+
+def accumulated_sums(
+    params: dict[Any, Any],
+    batch: Batch,
+    config: ModelConfig,
+    accumulation: int,
+    key: jax.Array | None,
+    step: jax.Array,
+    debug_checks: bool = False,
+) -> LossSums:
+    """The batch's sums, taken over `accumulation` micro-batches one after the other.
+
+    The sums add up exactly, and the losses are made of the added sums: so the gradient of the balance loss, a product
+    of means over the whole batch, is right too. Averaging micro-batches' losses or gradients would not do.
+    """
+    if accumulation == 1:
+        return batch_sums(params, batch, config, key=key, step=step, debug_checks=debug_checks)
+
+    @jax.checkpoint
+    def micro(inputs: tuple) -> LossSums:
+        part, index = inputs
+        micro_key = None if key is None else jax.random.fold_in(key, index)
+        return batch_sums(params, part, config, key=micro_key, step=step, debug_checks=debug_checks)
+
+    parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
+    sums = jax.lax.map(micro, (parts, jnp.arange(accumulation)))
+    return jax.tree.map(lambda x: x.sum(0), sums)
+
+
+def is_random(config: ModelConfig) -> bool:
+    """Whether training draws random numbers."""
+    routed = config.num_chunks and "routed" in (config.kind("attention"), config.kind("ffn"))
+    return config.dropout.active or bool(routed and config.router.kind == "gru_random")
+
+
+def for_evaluation(config: ModelConfig) -> tuple[ModelConfig, jax.Array | None]:
+    """(the model without dropout, the fixed key of routers that want noise in evaluation)."""
+    noisy = is_random(config) and config.router.kind == "gru_random" and config.router.noise_in_evaluation
+    config = dataclasses.replace(config, dropout=type(config.dropout)())
+    return config, jax.random.key(0) if noisy else None

@@ -1,0 +1,93 @@
+"""The train step: a pure function of a state and a batch, the same for every phase."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from mom_jax import sharding
+from mom_jax.checks import not_finite
+from mom_jax.config import ModelConfig
+from mom_jax.losses import Losses, LossSums, finish
+from mom_jax.routing import Routing
+from train.batch import Batch
+from train.steps.placement import BATCH, WHOLE, on_devices
+from train.steps.state import TrainState, abstract_state, param_specs
+from train.steps.sums import accumulated_sums, is_random
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """losses: of the whole batch. grad_norm: before clipping. count: labels. routing: sums over the batch. faults: with
+    `debug_checks` how often each was seen, int32 by name, [S, H] or a scalar."""
+
+    losses: Losses
+    grad_norm: jax.Array
+    count: jax.Array
+    routing: Routing
+    faults: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    accumulation: int,
+    seed: int | jax.Array,
+    mesh: Mesh,
+    debug_checks: bool = False,
+) -> tuple[TrainState, StepReport]:
+    """One optimizer step. debug_checks: also counts what is wrong with the routing and the gradients."""
+    # Keys are a function of the step: nothing random needs to be saved, and a resumed run draws the same numbers.
+    key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random(config) else None
+    specs = param_specs(config, mesh)
+
+    def gradient(params: dict[Any, Any], batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple:
+        def loss(params: dict[Any, Any]) -> tuple[jax.Array, tuple[Losses, LossSums]]:
+            own = accumulated_sums(params, batch, config, accumulation, key, step, debug_checks)
+            sums = sharding.total(own)
+            losses = finish(sums, config)
+            # What is differentiated is the sum over all devices: each has its share of the one loss.
+            return losses.total / sharding.size(*sharding.AXES), (losses, sums)
+
+        gradients, aux = jax.grad(loss, has_aux=True)(params)
+        return sharding.total_gradient(gradients, specs), aux
+
+    everywhere = on_devices(gradient, mesh, in_specs=(specs, BATCH, WHOLE, WHOLE), out_specs=(specs, WHOLE))
+    gradients, (losses, sums) = everywhere(state.params, batch, key, state.step)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer counter with floats
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    faults = sums.faults | ({"gradients are not finite": not_finite(gradients)} if debug_checks else {})
+    report = StepReport(losses, optax.tree.norm(gradients), sums.count, sums.routing, faults)
+    return TrainState(state.step + 1, params, opt_state), report
+
+
+def jit_train_step(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    accumulation: int,
+    seed: int,
+    mesh: Mesh,
+    *,
+    debug_checks: bool = False,
+) -> Any:
+    """`train_step` compiled for a phase: (state, batch) -> (state, report). The state is donated."""
+    bound = functools.partial(
+        train_step,
+        config=config,
+        optimizer=optimizer,
+        accumulation=accumulation,
+        seed=seed,
+        mesh=mesh,
+        debug_checks=debug_checks,
+    )
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
+    # Pinned: XLA may choose other shardings for the new state, and the next step would be compiled anew.
+    return jax.jit(bound, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))

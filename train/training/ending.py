@@ -1,0 +1,61 @@
+"""The end of a phase: a longer evaluation, the exchange test, a sample."""
+
+from typing import Any
+
+import jax
+
+from mom_jax.config import ModelConfig
+from mom_jax.generate import generate
+from mom_jax.model import with_parameters
+from train.config import Phase
+from train.reporting.sentences import describe_exchange, describe_routing
+from train.steps.placement import whole_params
+from train.steps.state import TrainState
+from train.training import processes
+from train.training.context import Context
+from train.training.validation import exchange_test
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
+
+
+def finish(context: Context, phase: Phase, state: TrainState) -> None:
+    """The phase's last word: a longer evaluation, the exchange test, a sample."""
+    model = context.config.model_of(phase.name)
+    evaluation = context.validate(phase, state, context.config.final_batches)
+    record = {"kind": "final", "phase": phase.name, "step": phase.steps, **evaluation.record()}
+    context.notify(
+        f"{phase.name}: validation loss {evaluation.loss:.4f} nats/token, perplexity {evaluation.perplexity:.2f} "
+        f"per token, over {evaluation.tokens:,} tokens"
+    )
+    if evaluation.routers:
+        data = context.config.data
+        losses = exchange_test(state.params, model, context.prepared, data, step=phase.steps, mesh=context.mesh)
+        record["exchanged"] = losses
+        context.notify(describe_exchange(phase.name, losses))
+        for side, summary in evaluation.routers.items():
+            context.notify(f"{phase.name}: {describe_routing(side, summary, model.skip)}")
+    prompt, text = _sample(context, model, state)
+    if text:
+        record["prompt"], record["sample"] = prompt, text
+        context.notify(f"{phase.name}: a sample, after {prompt!r}\n{text}")
+    context.log.write(record, offset=context.offsets[phase.name])
+    context.log.flush()
+    processes.wait_for_all(f"end of {phase.name}")  # for the sample; orbax would not wait as long
+
+
+def _sample(context: Context, model: ModelConfig, state: TrainState) -> tuple[str, str]:
+    """The start of the held-out text, and what the model makes of it; nothing where there is no room."""
+    # On one device, as generation is; all take part in the copy.
+    params = jax.tree.map(lambda leaf: leaf.addressable_data(0), whole_params(state.params, context.mesh))
+    tokenizer = context.prepared.tokenizer
+    prompt = context.prepared.validation[0].tokens[:PROMPT_TOKENS].tolist()
+    count = min(SAMPLE_TOKENS, model.context_length - len(prompt))
+    if count < 1 or not processes.is_first():
+        return "", ""
+    network = with_parameters(model.at_step(int(state.step)), params)
+    settings: dict[str, Any] = {"temperature": 0.8, "top_k": min(40, model.vocab_size), "eos_id": tokenizer.eos_id}
+    [tokens] = generate(network, [prompt], count, **settings)
+    start, whole = (
+        tokenizer.decode([t for t in part if t < tokenizer.vocab_size]) for part in (prompt, [*prompt, *tokens])
+    )
+    return start, whole

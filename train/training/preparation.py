@@ -1,0 +1,23 @@
+"""What a run needs before its folder is touched: devices, data, and a configuration that can be trained."""
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from mom_jax.sharding import make_mesh
+from train.config import Config
+from train.data.prepared import Prepared, prepare
+from train.steps.compiled import check_devices
+from train.training.initial_state import check_sources
+from train.training.run import check_unchanged
+
+
+def make_ready(config: Config, console: Console) -> tuple[Config, Mesh, Prepared]:
+    """The configuration with the data's vocabulary, the devices and the data of a run. Raises ConfigError for whatever
+    cannot be trained; the run's folder is not touched."""
+    mesh = make_mesh(config.mesh)
+    check_devices(config, mesh)
+    check_unchanged(config)
+    prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+    config = config.with_vocabulary(prepared.tokenizer.vocab_size)
+    check_sources(config, prepared.tokenizer.fingerprint)
+    return config, mesh, prepared

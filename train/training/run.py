@@ -1,0 +1,76 @@
+"""A run's folder: whose it is, that one process has it, and that its configuration does not change."""
+
+import contextlib
+import dataclasses
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mom_jax.fields import ConfigError
+from train.checkpoints.run_config import CONFIG, read_config, to_json
+from train.config import Config
+from train.files import write_whole
+
+# What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.
+FREE = (
+    *("mesh", "run", "evaluate_every", "final_batches", "checkpoint", "data.cache"),
+    *("model.remat", "model.dispatch", "model.attention_kernel"),
+)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """`field: old -> new` for every leaf in which two configurations differ."""
+    if dataclasses.is_dataclass(old) and type(old) is type(new):
+        pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
+    elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    elif isinstance(old, tuple) and old and dataclasses.is_dataclass(old[0]):
+        return [f"{path}: {len(old)} rows -> {len(new)}"]
+    else:
+        return [] if old == new or path.startswith(FREE) else [f"{path}: {old!r} -> {new!r}"]
+    return [line for name, a, b in pairs for line in differences(a, b, f"{path}.{name}" if path else name)]
+
+
+def check_unchanged(config: Config) -> bool:
+    """Whether the run's folder already holds this configuration; raises ConfigError if it holds another one."""
+    folder = Path(config.run).expanduser()
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise ConfigError(f"run={config.run!r}: is not a folder")
+    if not (folder / CONFIG).exists():
+        if any(path for path in folder.iterdir() if not path.name.startswith(".")):
+            raise ConfigError(f"run={config.run!r}: the folder has other files and no {CONFIG}")
+        return False
+    old = read_config(folder, "run")
+    if config.model.vocab_size == 0:  # whatever the data has, which is known by its tokenizer
+        config = config.with_vocabulary(old.model.vocab_size)
+    changed = differences(old, config)
+    if changed:
+        raise ConfigError(f"run={config.run!r}: holds a run with another configuration ({'; '.join(changed)})")
+    return True
+
+
+@contextlib.contextmanager
+def claimed(config: Config) -> Iterator[Path]:
+    """The run's folder, made if need be, for this process alone.
+
+    Raises ConfigError if another process is training in it or it holds another configuration.
+    """
+    check_unchanged(config)
+    folder = Path(config.run).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"run={config.run!r}: cannot be written ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"run={config.run!r}: another process is training in this folder") from None
+        # Another process may have begun, and ended, since the first look.
+        if not check_unchanged(config):
+            write_whole(folder / CONFIG, to_json(config))
+        yield folder

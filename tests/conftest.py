@@ -4,13 +4,11 @@ Most of the tests' time would go to compiling. So XLA optimises little, unless a
 and compiled programs are kept in one folder for all tests, the processes that they start, and reruns.
 """
 
-import ctypes
 import functools
 import gc
 import importlib.metadata
 import importlib.util
 import os
-import platform
 import sys
 from pathlib import Path
 
@@ -87,13 +85,14 @@ def _compiled(request):
     """
     jax.config.update("jax_enable_compilation_cache", "train" in request.path.parts)
     compilation_cache.reset_cache()
+    from train.steps.memory import return_freed_memory
+
     yield
     if "devices" in sys.modules:
         sys.modules["devices"].end()
     jax.clear_caches()
     gc.collect()
-    if platform.libc_ver()[0] == "glibc":  # which by itself keeps it for later
-        ctypes.CDLL(None).malloc_trim(0)
+    return_freed_memory()
 
 
 @pytest.fixture

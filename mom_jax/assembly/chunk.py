@@ -103,28 +103,28 @@ class Chunk(nnx.Module):
             exchange_key=keys(exchange_key),
             cache=None,
         )
-        if weights is not None:
+
+        def use(weights: ChunkWeights, given: tuple) -> tuple[jax.Array, StepOutputs]:
+            x, view, valid, inputs, cache = given
             return self._run(weights, x, view, Observation(valid, capture), inputs, cache)
+
+        given = x, view, valid, inputs, cache
+        if weights is not None:
+            return use(weights, given)
         graphdef, state = nnx.split(self)
 
         def prepare(state: nnx.State) -> ChunkWeights:
             return nnx.merge(graphdef, state).prepared()
 
-        def use(prepared: ChunkWeights, given: tuple) -> tuple[jax.Array, StepOutputs]:
-            x, view, valid, inputs, cache = given
-            return self._run(prepared, x, view, Observation(valid, capture), inputs, cache)
-
-        return gathered_again(prepare, use, state, (x, view, valid, inputs, cache))
+        return gathered_again(prepare, use, state, given)
 
     def prepared(self, *, decoding: str | None = None) -> ChunkWeights:
         """The weights as the steps use them, gathered where devices divide them.
 
         decoding: the pools' backend in steps without a scan and without gradients.
         """
-        return prepare_chunk(self.config, self._sublayers(), self._routers(), decoding)
-
-    def _sublayers(self) -> dict[Side, Sublayer]:
-        return {side: getattr(self, side) for side in SIDES}
+        sublayers = {side: getattr(self, side) for side in SIDES}
+        return prepare_chunk(self.config, sublayers, self._routers(), decoding)
 
     def _routers(self) -> dict[Side, Router]:
         return {side: getattr(self, f"{side}_router") for side in SIDES if self.config.kind(side) == "routed"}

@@ -11,6 +11,7 @@ import jax
 from mom_jax.checks import not_finite, routing_faults
 from mom_jax.config import ModelConfig, Side
 from mom_jax.dispatch import Plan
+from mom_jax.pool import dropped
 from mom_jax.router import Scores, Selection
 from mom_jax.routing import Routing, SideStats, collect, exchange
 
@@ -63,10 +64,10 @@ class StepObserver:
         scores: Scores,
         plan: Plan,
         state: jax.Array | None,
-        dropped_T: jax.Array,
     ) -> None:
-        """A side has made its choices. dropped_T: how many of each token's choices found no room."""
+        """A side has made its choices."""
         with jax.named_scope("statistics"):
+            dropped_T = dropped(selection, plan, self.config, side)
             self._statistics[side] = collect(selection, scores, dropped_T, self.step, self.valid_T, self.config, side)
         if "faults" in self.observation.capture:
             faults = routing_faults(scores.logits_TxC, scores.reported_TxC, *selection, plan, self.config, side)

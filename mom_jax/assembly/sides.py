@@ -82,8 +82,7 @@ class RoutedSide:
         selection = observer.exchanged(self.side, selection)
         with jax.named_scope("plan"):
             plan = save(pool.make_plan(self.pool, selection, observer.valid_T, self.config, self.side))
-        dropped = pool.dropped(selection, plan, self.config, self.side)
-        observer.routed(self.side, selection, scores, plan, state, dropped)
+        observer.routed(self.side, selection, scores, plan, state)
         return Chosen(selection, plan)
 
     def attend(

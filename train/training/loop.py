@@ -62,7 +62,7 @@ def train(
                 if stop.signal is not None:
                     return stop.signal
         if first:
-            console.print(f"report: {write_report(run)}", markup=False, highlight=False, soft_wrap=True)
+            context.notify(f"report: {write_report(run)}")
         processes.wait_for_all("end of the run")
     return None
 

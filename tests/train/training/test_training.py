@@ -33,19 +33,24 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
+def recording(steps):
+    """`jit_train_step`, which also appends what it makes to `steps`."""
+    original = loop.jit_train_step
+
+    def recorded(*args, **kwargs):
+        steps.append(original(*args, **kwargs))
+        return steps[-1]
+
+    return recorded
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of both phases, and the compiled steps that it used."""
     folder = tmp_path_factory.mktemp("finished")
     config, steps = tiny.config(folder), []
     with pytest.MonkeyPatch.context() as patch:
-        original = loop.jit_train_step
-
-        def recorded(*args, **kwargs):
-            steps.append(original(*args, **kwargs))
-            return steps[-1]
-
-        patch.setattr(loop, "jit_train_step", recorded)
+        patch.setattr(loop, "jit_train_step", recording(steps))
         assert loop.train(config) is None
     return folder, config, steps
 
@@ -95,12 +100,8 @@ def test_one_compilation_after_a_restore(finished, tmp_path, monkeypatch):
     # The second phase once more, interrupted after step 3 and gone on with.
     shutil.copytree(folder / "run", tmp_path / "run")
     phase = tmp_path / "run" / locate.FOLDER / "mom"
-    steps, original = [], loop.jit_train_step
-
-    def recorded(*args, **kwargs):
-        steps.append(original(*args, **kwargs))
-        return steps[-1]
-
+    steps = []
+    recorded = recording(steps)
     monkeypatch.setattr(loop, "jit_train_step", recorded)
     interrupted = dataclasses.replace(config, run=str(tmp_path / "run"))
     shutil.rmtree(phase)

@@ -59,6 +59,8 @@ class PhaseLoop:
                 examples_seen += data.batch_size
                 # The step is under way; meanwhile the one before is written down.
                 self._log(pending, progress)
+                if self.context.debug_checks:
+                    check_report(report, f"phase {self.phase.name}, step {step}")
                 pending = _Pending(step, report, examples_seen, placed.waited)
                 stopping = self.context.stop.wanted(self._offset + step)
                 evaluating = step % self.config.evaluate_every == 0 or step == last
@@ -75,8 +77,6 @@ class PhaseLoop:
     def _log(self, pending: _Pending | None, progress: Progress) -> None:
         if pending is None:
             return
-        if self.context.debug_checks:
-            check_report(pending.report, f"phase {self.phase.name}, step {pending.step}")
         step, report = pending.step, jax.device_get(pending.report)
         now = time.perf_counter()
         seconds = None if self.clock is None else now - self.clock

@@ -25,9 +25,9 @@ def measure(*arguments: str) -> dict:
 
 @pytest.mark.slow
 @needs_libtpu
-@pytest.mark.parametrize("top_k", [1, 3])
-def test_the_default_backend_multiplies_by_the_chosen_modules_only(top_k):
-    result = measure("--top-k", str(top_k))
+def test_the_default_backend_multiplies_by_the_chosen_modules_only():
+    """With one choice a token, where rows that fill up a block weigh most."""
+    result = measure("--top-k", "1")
     assert 1 <= result["ratio"] <= 1.1
     grouped = [kernel for kernel in result["kernels"] if "gmm" in kernel["name"]]
     # Two matrices on each side; each multiplies in the forward pass and for both of its gradients, at every step.

@@ -146,6 +146,7 @@ def last_loss(run):
     return [r for r in metrics.read(run / "metrics.jsonl") if r["kind"] == "final"][-1]["loss"]
 
 
+@pytest.mark.slow
 def test_training_on_compressed_jsonl_in_whole_documents(tmp_path, capsys):
     """Packed documents through both phases, with interruption and resumption, and evaluation of the result."""
     file, source = tiny.write_config(tmp_path), jsonl(tmp_path / "jsonl")

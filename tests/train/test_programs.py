@@ -81,6 +81,7 @@ def test_dry_run_writes_no_run(trained, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_profile_writes_a_trace(trained, tmp_path, capsys):
     _, file, _ = trained
     flags = ("--config", file, "--run", tmp_path / "run", "--profile", "2:3")

@@ -7,13 +7,12 @@ TensorBoard's events cannot be cut; there a purge mark hides the repeated steps.
 import json
 import math
 import os
+import sys
 import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
-
-from tensorboardX import SummaryWriter
 
 from mom_jax.fields import ConfigError
 from train.files import write_whole
@@ -33,7 +32,7 @@ class MetricsLog:
         self._folder, self._writes = Path(folder), write
         self._path = self._folder / FILE
         self._file: TextIO | None = None
-        self._board: SummaryWriter | None = None
+        self._board: Any = None
         self._purge_step: int | None = None
 
     def truncate(self, phase_order: list[str], phase: str, step: int, *, offset: int = 0) -> None:
@@ -119,7 +118,7 @@ class MetricsLog:
         if self._board is None:
             # TensorBoard reads event files in the order of their names; without the suffix two within one second
             # would be one, the later overwriting the earlier.
-            self._board = SummaryWriter(
+            self._board = _summary_writer()(
                 str(self._folder / "tensorboard"), purge_step=self._purge_step, filename_suffix=f".{time.time_ns()}"
             )
         step = offset + record["step"]
@@ -127,6 +126,20 @@ class MetricsLog:
         start = [str(record.get("phase", "run")), *([] if kind == "train" else [str(kind)])]
         for path, value in _scalars({k: v for k, v in record.items() if k not in ("kind", "phase", "step")}):
             self._board.add_scalar("/".join([*start, *path]), value, step)
+
+
+def _summary_writer() -> Any:
+    """tensorboardX's class. It would import PyTorch where that is installed, which takes seconds and serves its images
+    and graphs: of numbers it needs nothing."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def read(path: Path) -> list[dict[str, Any]]:

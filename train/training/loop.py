@@ -9,7 +9,6 @@ from mom_jax.fields import require
 from train.checkpoints.locate import FOLDER, last_step
 from train.config import Config, Phase
 from train.reporting import metrics
-from train.reporting.page import write_report
 from train.steps.optimizer import make_optimizer
 from train.steps.train_step import jit_train_step
 from train.training import processes
@@ -62,6 +61,8 @@ def train(
                 if stop.signal is not None:
                     return stop.signal
         if first:
+            from train.reporting.page import write_report  # and matplotlib, which nothing needs before
+
             context.notify(f"report: {write_report(run)}")
         processes.wait_for_all("end of the run")
     return None

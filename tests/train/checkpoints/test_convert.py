@@ -107,6 +107,7 @@ def mom_config(folder, tokenizer, **changes):
     return file
 
 
+@pytest.mark.slow
 def test_a_gpt2_becomes_a_mom_and_trains(gpt2, tmp_path, capsys):
     run = converted(capsys, gpt2, tmp_path / "gpt2", "vanilla")
     file = mom_config(tmp_path, run)

@@ -86,6 +86,7 @@ def test_a_gradient_alone(setup):
         check_report(dataclasses.replace(report, grad_norm=jnp.float32(jnp.nan)), "here")
 
 
+@pytest.mark.slow
 def test_the_step_itself_is_the_same(setup):
     _, config, optimizer, batch = setup.parts
     plain = jit_train_step(config.model, optimizer, 2, 0, make_mesh())

@@ -22,7 +22,8 @@ MESH = ("--mesh.fsdp", "2", "--mesh.module", "2")
 # XLA prints these words for every group of devices.
 GLOO_WORDS = {"Gloo", "Rank", "is", "connected", "to", "peer", "ranks", "Expected", "number", "of"}
 # Long enough for a signal to come in between.
-LONG = ("--phases.0.steps", "30", "--checkpoint.every", "5", "--evaluate-every", "30")
+STEPS = 48
+LONG = ("--phases.0.steps", str(STEPS), "--checkpoint.every", "5", "--evaluate-every", str(STEPS))
 
 
 def write_vanilla_config(folder):
@@ -180,12 +181,6 @@ def assert_refused(result, expected, run, *, prepared=False):
     assert not run.exists()
 
 
-@pytest.mark.slow
-def test_a_batch_that_does_not_fit_the_mesh(vanilla, tmp_path):
-    result = one(vanilla, 8, "--run", str(tmp_path / "run"), "--data.batch-size", "12")
-    assert_refused(result, "data.batch_size=12: must be a multiple of the mesh's 8 devices", tmp_path / "run")
-
-
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_process_without_the_others(vanilla, tmp_path, process):
     address = f"127.0.0.1:{free_port()}"
@@ -242,23 +237,9 @@ def test_a_finished_run_and_a_folder_in_use(vanilla, pair):
     assert "another process is training in this folder" in results[0][2]
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(vanilla):
-    run = vanilla.parent / "uninterrupted"
-    finished(ended(start(vanilla, "--run", str(run), *LONG)))
-    return run
-
-
-def assert_goes_on(vanilla, run, uninterrupted):
-    """The same command again ends as if nothing had happened."""
-    assert checkpoint.find(run, field="run").step < 30
-    finished(ended(start(vanilla, "--run", str(run), *LONG)))
-    assert_same_losses(run, uninterrupted)
-    assert_same_params(run, uninterrupted, "pretrain", 1e-6)
-
-
 @pytest.mark.slow
-def test_a_process_is_killed(vanilla, uninterrupted, tmp_path):
+def test_a_run_that_is_killed_and_stopped_ends_as_if_nothing_had_happened(vanilla, tmp_path):
+    """One process is killed; started again, one is sent SIGTERM, and then one SIGINT, which stops both."""
     run = tmp_path / "run"
     processes = start(vanilla, "--run", str(run), *LONG)
     wait_for_step(run, 8, processes)
@@ -266,24 +247,20 @@ def test_a_process_is_killed(vanilla, uninterrupted, tmp_path):
     [(code, _, err), _] = ended(processes, seconds=60)
     assert code == -signal.SIGABRT
     assert "another task died" in err
-    assert_goes_on(vanilla, run, uninterrupted)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "process", "codes"),
-    [(signal.SIGTERM, 1, [0, 0]), (signal.SIGINT, 0, [130, 0])],
-)
-def test_a_signal_to_one_process_stops_both(vanilla, uninterrupted, tmp_path, number, process, codes):
-    run = tmp_path / "run"
-    processes = start(vanilla, "--run", str(run), *LONG)
-    wait_for_step(run, 8, processes)
-    processes[process].send_signal(number)
-    results = ended(processes)
-    assert [code for code, _, _ in results] == codes, results
-    assert f"stopped by {number.name}; everything is saved" in results[0][1]
-    assert not any("Traceback" in err for _, _, err in results)
-    assert_goes_on(vanilla, run, uninterrupted)
+    for number, process, codes, step in ((signal.SIGTERM, 1, [0, 0], 16), (signal.SIGINT, 0, [130, 0], 24)):
+        processes = start(vanilla, "--run", str(run), *LONG)
+        wait_for_step(run, step, processes)
+        processes[process].send_signal(number)
+        results = ended(processes)
+        assert [code for code, _, _ in results] == codes, results
+        assert f"stopped by {number.name}; everything is saved" in results[0][1]
+        assert not any("Traceback" in err for _, _, err in results)
+        assert checkpoint.find(run, field="run").step < STEPS
+    finished(ended(start(vanilla, "--run", str(run), *LONG)))
+    uninterrupted = tmp_path / "uninterrupted"
+    finished(ended(start(vanilla, "--run", str(uninterrupted), *LONG)))
+    assert_same_losses(run, uninterrupted)
+    assert_same_params(run, uninterrupted, "pretrain", 1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ The first kind costs nothing when the program runs. The second is for debugging 
 wrong, which add up over steps, micro-batches and devices like everything else that a pass reports.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -30,13 +31,13 @@ def routing_faults(
     reported_TxC: jax.Array,
     index_TxK: jax.Array,
     weight_TxK: jax.Array,
-    plan: Any,
+    plans: Sequence[Any],
     config: ModelConfig,
     side: Side,
 ) -> dict[str, jax.Array]:
     """What is wrong with a side's routing at one step: by a sentence, how often, int32 scalars that should be 0.
 
-    plan: a `dispatch.Plan` of the same choices, or one that a device has of its own modules' choices only.
+    plans: `dispatch.Plan`s, of the same choices, or of those that others have sent.
     """
     classes = config.classes(side)
     faults = {
@@ -44,12 +45,12 @@ def routing_faults(
         "weights of choices are not finite": ~jnp.isfinite(weight_TxK),
         # C itself stands for a choice that the prior forbids.
         f"choices are outside of the {classes} classes": (index_TxK < 0) | (index_TxK > classes),
-        "choices have another row than the plan says": plan_faults(plan),
+        "choices have another row than the plan says": sum(plan_faults(plan).sum() for plan in plans),
     }
     if config.router.scoring == "softmax":
         off = jnp.abs(reported_TxC.sum(-1) - 1) > TOLERANCE
         faults["router probabilities do not sum to 1"] = off | ~jnp.isfinite(reported_TxC).all(-1)
-    return {name: wrong.sum().astype(jnp.int32) for name, wrong in faults.items()}
+    return {name: jnp.sum(wrong).astype(jnp.int32) for name, wrong in faults.items()}
 
 
 def plan_faults(plan: Any) -> jax.Array:

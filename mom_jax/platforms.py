@@ -14,6 +14,7 @@ AMPERE: Capability = (8, 0)  # the first that multiplies bfloat16, which kernels
 class _Target(NamedTuple):
     platform: str
     capability: Capability | None
+    kind: str | None
 
 
 _TARGET: contextvars.ContextVar[_Target | None] = contextvars.ContextVar("target", default=None)
@@ -42,11 +43,17 @@ def has_capability(least: Capability) -> bool:
     return capability is not None and capability >= least
 
 
+def device_kind() -> str | None:
+    """Such as `TPU v5 lite`; None where a program is built for a platform without saying for which of its devices."""
+    target = _TARGET.get()
+    return jax.devices()[0].device_kind if target is None else target.kind
+
+
 @contextlib.contextmanager
-def building_for(name: str, capability: Capability | None = None) -> Iterator[None]:
-    """What is traced within is for the platform `name`, and for a GPU of that compute capability. A function that was
-    traced before is not traced again."""
-    token = _TARGET.set(_Target(name, capability))
+def building_for(name: str, capability: Capability | None = None, kind: str | None = None) -> Iterator[None]:
+    """What is traced within is for the platform `name`, for a GPU of that compute capability, and for devices of that
+    kind. A function that was traced before is not traced again."""
+    token = _TARGET.set(_Target(name, capability, kind))
     try:
         yield
     finally:

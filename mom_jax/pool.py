@@ -3,6 +3,7 @@
 T tokens are B·L flattened. The sum over a token's choices is the sum over rows (mom_jax/dispatch).
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,7 +14,7 @@ from mom_jax import dispatch, sharding
 from mom_jax.attention import KV, View, attend, dropout
 from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig, Side
-from mom_jax.dispatch import Linear, Plan, PooledWeights, weighted_linear
+from mom_jax.dispatch import ExchangePlan, Linear, Plan, PooledWeights, weighted_linear
 from mom_jax.layers import SublayerWeights, ffn, normalise
 from mom_jax.remat import save
 from mom_jax.router import Selection, straight_through
@@ -46,46 +47,52 @@ def with_sinks(pool: Pool, carried: dict[str, Any]) -> Pool:
 
 
 def _backend(pool: Pool, config: ModelConfig, tokens: int) -> str:
+    if sharding.size("module") > 1:
+        config = dataclasses.replace(config, capacity_factor=None)  # what is dropped does not travel
     return dispatch.for_decoding(next(iter(pool.values())), tokens) or dispatch.resolve(config)
 
 
-def make_plan(pool: Pool, selection: Selection, valid_T: jax.Array, config: ModelConfig, side: Side) -> Plan:
-    """The plan of a selection on one side: this device's modules and the tokens for which it computes.
+def make_plan(
+    pool: Pool, selection: Selection, valid_T: jax.Array, config: ModelConfig, side: Side
+) -> Plan | ExchangePlan:
+    """The plan of a selection on one side, of the tokens of the devices along `tensor`.
 
     valid_T: bool; where room is limited, or each module's weights are read if any token takes it, the others take none.
     """
     modules, factor = config.modules(side), config.capacity_factor
     backend = _backend(pool, config, valid_T.shape[0])
-    here = sharding.modules_here(modules)
+    index = selection.index_TxK
     if factor is not None or backend == "branched":
-        selection = selection._replace(index_TxK=jnp.where(valid_T[:, None], selection.index_TxK, modules))
+        index = jnp.where(valid_T[:, None], index, modules)
+    index = sharding.gather_tokens(index, "tensor")
+    if sharding.size("module") == 1:
+        return dispatch.make_plan(index, modules, backend, factor)
     if factor is not None:
-        factor = factor * here / modules  # a share of all choices, of which this device has some modules'
-    return dispatch.make_plan(_own_choices(selection, modules), here, backend, factor)
+        index = dispatch.limited(index, modules, factor)
+    return dispatch.exchange_plan(index, modules, backend, config.exchange_room)
 
 
-def _own_choices(selection: Selection, modules: int) -> jax.Array:
-    """The choices of all tokens of a plan, by this device's modules; those of others are nulls."""
-    return sharding.own_index(sharding.gather_tokens(selection.index_TxK, *sharding.ROUTED), modules)
-
-
-def dropped(selection: Selection, plan: Plan, config: ModelConfig, side: Side) -> jax.Array:
+def dropped(selection: Selection, plan: Plan | ExchangePlan, config: ModelConfig, side: Side) -> jax.Array:
     """How many of each token's choices of modules have no row, [T] float32: with a capacity, what did not fit."""
     if config.capacity_factor is None:
         return jnp.zeros(selection.index_TxK.shape[0], jnp.float32)
-    modules = config.modules(side)
-    own = _own_choices(selection, modules) < sharding.modules_here(modules)
-    lost = own & (plan.slot_TxK == plan.choice_P.shape[0])
+    chosen = sharding.gather_tokens(selection.index_TxK, "tensor") < config.modules(side)
+    lost = chosen & ~plan.has_row
     # Devices along `tensor` have the same plan.
     count = lost.sum(1).astype(jnp.float32) / sharding.size("tensor")
-    return sharding.scatter_tokens(count, *sharding.ROUTED)
+    return sharding.scatter_tokens(count, "tensor")
+
+
+def further_rounds(plan: Plan | ExchangePlan) -> jax.Array:
+    """How many rounds after the first rows take to other devices' modules and back, float32 scalar."""
+    return plan.further_rounds.astype(jnp.float32) if isinstance(plan, ExchangePlan) else jnp.zeros(())
 
 
 def _multiplier(selection: Selection, config: ModelConfig) -> jax.Array:
     """The weights as they multiply, of all tokens of a plan. Called once a use: straight-through clamps the gradient of
     each use by itself."""
     weight = straight_through(selection.weight_TxK) if config.router.straight_through else selection.weight_TxK
-    return sharding.gather_tokens(weight, *sharding.ROUTED)
+    return sharding.gather_tokens(weight, "tensor")
 
 
 def _unweighted(linear: Linear, rows: jax.Array, multiplier: jax.Array, weights: tuple) -> jax.Array:
@@ -96,7 +103,7 @@ def routed_attention(
     pool: Pool,
     x: jax.Array,
     selection: Selection,
-    plan: Plan,
+    plan: Plan | ExchangePlan,
     view: View,
     config: ModelConfig,
     *,
@@ -112,33 +119,33 @@ def routed_attention(
     length, d = x.shape[1:]
     probability_key, output_key = (None, None) if key is None else jax.random.split(key)
     routed = functools.partial(dispatch.routed, plan=plan, backend=_backend(pool, config, x.shape[0] * length))
-    rows = sharding.gather_tokens(normalise(x, config.layer_norm_epsilon).reshape(-1, d), *sharding.ROUTED)
-    computation = weighted_linear if config.weighted_qkv else _unweighted
+    rows = sharding.gather_tokens(normalise(x, config.layer_norm_epsilon).reshape(-1, d), "tensor")
+    weighted = config.weighted_qkv
+    computation = weighted_linear if weighted else _unweighted
     with jax.named_scope("routed_qkv"):
-        qkv, qkv_pool = routed(computation, rows, pool["qkv"], _multiplier(selection, config))
-    # Attention needs the sum over all modules; heads stay divided.
-    qkv = save(sharding.scatter_tokens(qkv, "module"))
+        qkv, qkv_pool = routed(computation, rows, pool["qkv"], _multiplier(selection, config), weighted=weighted)
+    qkv = save(qkv)  # with the heads of this device
     output, cache = attend(qkv.reshape(-1, length, qkv.shape[1]), view, config, key=probability_key, cache=cache)
-    rows = sharding.gather_tokens(output.reshape(qkv.shape[0], -1), "module")
+    rows = output.reshape(qkv.shape[0], -1)
     with jax.named_scope("routed_out"):
         y, out_pool = routed(weighted_linear, rows, pool["out"], _multiplier(selection, config))
-    y = save(sharding.scatter_tokens(y, *sharding.ROUTED))
+    y = save(sharding.scatter_tokens(y, "tensor"))
     y = dropout(y.reshape(x.shape), config.dropout.residual, output_key)
     return y, cache, {"qkv": qkv_pool, "out": out_pool}
 
 
 def routed_ffn(
-    pool: Pool, x: jax.Array, selection: Selection, plan: Plan, config: ModelConfig
+    pool: Pool, x: jax.Array, selection: Selection, plan: Plan | ExchangePlan, config: ModelConfig
 ) -> tuple[jax.Array, Pool]:
     """The contribution of the chosen FFN modules to x [B, L, D], and the pool for its next use."""
     _check("routed_ffn", x, selection, config, "ffn")
     rows = normalise(x, config.layer_norm_epsilon).reshape(-1, x.shape[-1])
-    rows = sharding.gather_tokens(rows, *sharding.ROUTED)
+    rows = sharding.gather_tokens(rows, "tensor")
     computation = functools.partial(ffn, activation=config.activation)
     multiplier, backend = _multiplier(selection, config), _backend(pool, config, x.shape[0] * x.shape[1])
     with jax.named_scope("routed_ffn"):
         y, used = dispatch.routed(computation, rows, pool["ffn"], multiplier, plan, backend)
-    return save(sharding.scatter_tokens(y, *sharding.ROUTED)).reshape(x.shape), {"ffn": used}
+    return save(sharding.scatter_tokens(y, "tensor")).reshape(x.shape), {"ffn": used}
 
 
 def _check(name: str, x: jax.Array, selection: Selection, config: ModelConfig, side: Side) -> None:

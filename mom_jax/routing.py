@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from mom_jax.checks import check_array
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.router import Scores, Selection
+from mom_jax.sharding import AXES, size
 
 
 @jax.tree_util.register_dataclass
@@ -19,7 +20,8 @@ class SideStats:
     class it is. choices_C: how often a class was among the K chosen. dropped: choices of a module that had no room for
     them (only with a capacity). off_diagonal: real modules other than step h's own
     module h that were chosen. entropy: of the reported distribution, nats. z: of logsumexp(logits)². tokens: how many.
-    All float32.
+    further_rounds: rounds after the first in which rows travelled along the mesh's `module` axis in the step, the mean
+    over devices; of micro-batches they add up. All float32.
     """
 
     probability_C: jax.Array
@@ -30,6 +32,7 @@ class SideStats:
     entropy: jax.Array
     z: jax.Array
     tokens: jax.Array
+    further_rounds: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -49,12 +52,14 @@ def collect(
     selection: Selection,
     scores: Scores,
     dropped_T: jax.Array,
+    further_rounds: jax.Array,
     step: jax.Array,
     valid_T: jax.Array,
     config: ModelConfig,
     side: Side,
 ) -> SideStats:
-    """The sums of one step. dropped_T: choices that found no room. step: h. valid_T: bool, the tokens that count."""
+    """The sums of one step. dropped_T: choices that found no room. further_rounds: of the rows' exchange. step: h.
+    valid_T: bool, the tokens that count."""
     reported = scores.reported_TxC
     check_array("collect: valid_T", valid_T, reported.shape[:1], bool)
     check_array("collect: dropped_T", dropped_T, reported.shape[:1], jnp.float32)
@@ -80,6 +85,7 @@ def collect(
         entropy=total(jax.lax.stop_gradient(jax.scipy.special.entr(distribution).sum(-1))),
         z=total(jnp.square(jax.nn.logsumexp(scores.logits_TxC, -1))),
         tokens=weight.sum(),
+        further_rounds=further_rounds / size(*AXES),
     )
 
 

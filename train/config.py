@@ -185,9 +185,10 @@ class Config:
             require(divides, f"phases[{i}].optim.accumulation", phase.optim.accumulation, allowed)
 
     def model_of(self, phase: str) -> ModelConfig:
-        """The model that the phase of this name trains."""
+        """The model that the phase of this name trains, on the mesh."""
         row = next(row for row in self.phases if row.name == phase)
-        return self.model.vanilla() if row.model == "vanilla" else self.model
+        model = dataclasses.replace(self.model, exchange_room=self.mesh.room)
+        return model.vanilla() if row.model == "vanilla" else model
 
     def with_vocabulary(self, size: int) -> "Config":
         """The same for data of `size` token ids: the model's vocabulary where it is not given.

@@ -15,7 +15,8 @@ def summary(routing: Routing, config: ModelConfig) -> dict[str, dict[str, Any]]:
     entropy: of the router's distribution, nats, per step. usage: the share of each class among the choices, per step.
     skip: the share of choices that fell on SKIP (0 without SKIP). off_diagonal: the share that fell on another module
     than step h's own module h. dropped: the share of the choices of real modules for which a module had no room (0
-    without a capacity). taken: real modules that a token takes at a step, on average.
+    without a capacity). taken: real modules that a token takes at a step, on average. further_rounds: all that the
+    exchange of rows along a mesh's `module` axis took after the first ones.
     """
     return {side: _side(jax.device_get(stats), config, side) for side, stats in routing.sides().items()}
 
@@ -32,4 +33,5 @@ def _side(stats: SideStats, config: ModelConfig, side: Side) -> dict[str, Any]:
         "off_diagonal": float(np.sum(stats.off_diagonal) / total),
         "dropped": float(np.sum(stats.dropped) / max(real, 1.0)),
         "taken": float(real / tokens.sum()),
+        "further_rounds": float(np.sum(stats.further_rounds)),
     }

@@ -10,8 +10,8 @@ import jax
 
 from mom_jax.checks import not_finite, routing_faults
 from mom_jax.config import ModelConfig, Side
-from mom_jax.dispatch import Plan
-from mom_jax.pool import dropped
+from mom_jax.dispatch import ExchangePlan, Plan
+from mom_jax.pool import dropped, further_rounds
 from mom_jax.router import Scores, Selection
 from mom_jax.routing import Routing, SideStats, collect, exchange
 
@@ -62,15 +62,18 @@ class StepObserver:
         side: Side,
         selection: Selection,
         scores: Scores,
-        plan: Plan,
+        plan: Plan | ExchangePlan,
         state: jax.Array | None,
     ) -> None:
         """A side has made its choices."""
         with jax.named_scope("statistics"):
             dropped_T = dropped(selection, plan, self.config, side)
-            self._statistics[side] = collect(selection, scores, dropped_T, self.step, self.valid_T, self.config, side)
+            self._statistics[side] = collect(
+                selection, scores, dropped_T, further_rounds(plan), self.step, self.valid_T, self.config, side
+            )
         if "faults" in self.observation.capture:
-            faults = routing_faults(scores.logits_TxC, scores.reported_TxC, *selection, plan, self.config, side)
+            plans = [plan] if isinstance(plan, Plan) else [p for part in plan.parts for p in (part.home, part.first)]
+            faults = routing_faults(scores.logits_TxC, scores.reported_TxC, *selection, plans, self.config, side)
             self.captured |= {f"faults/{side} {name}": count for name, count in faults.items()}
         if "routing" not in self.observation.capture:
             return

@@ -13,7 +13,7 @@ from mom_jax import pool
 from mom_jax.assembly.observation import StepObserver
 from mom_jax.attention import KV, View
 from mom_jax.config import ModelConfig, Side
-from mom_jax.dispatch import Plan
+from mom_jax.dispatch import ExchangePlan, Plan
 from mom_jax.layers import SublayerWeights, plain_attention, plain_ffn
 from mom_jax.remat import save
 from mom_jax.router import Router, Selection, select
@@ -23,7 +23,7 @@ class Chosen(NamedTuple):
     """What every token takes, and the rows by module that follow from it."""
 
     selection: Selection
-    plan: Plan
+    plan: Plan | ExchangePlan
 
 
 class Carried(NamedTuple):

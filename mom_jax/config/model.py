@@ -43,6 +43,8 @@ class ModelConfig:
         dispatch: the backend of the routed computation (mom_jax/dispatch); `auto` goes by platform.
         capacity_factor: rows that a module takes in one step at most, as a multiple of an even share of all choices;
             what does not fit is dropped. None: dropless. With a factor `dispatch` has no say.
+        exchange_room: on a mesh that divides pools along `module`: rows that a device takes at a time, as a multiple of
+            an even share; what does not fit takes another round. Training sets it from `mesh.room`.
         attention_kernel: the backend of attention (mom_jax/attention); `auto` goes by platform.
     """
 
@@ -75,6 +77,7 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "dots"
     dispatch: Literal["auto", "dense", "blocked", "ragged", "megablox", "triton", "mosaic"] = "auto"
     capacity_factor: float | None = None
+    exchange_room: float = 1.5
     attention_kernel: Literal["auto", "plain", "blocked", "splash", "cudnn", "triton"] = "auto"
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class ModelConfig:
             require(value is None or value >= 1, name, value, "must be at least 1")
         factor = self.capacity_factor
         require(factor is None or 0 < factor < math.inf, "capacity_factor", factor, "must be positive or None")
+        room = self.exchange_room
+        require(0 < room < math.inf, "exchange_room", room, "must be positive")
         require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", self.layer_norm_epsilon, "must be positive")
         divisible = self.d_model % self.num_heads == 0
         require(divisible, "num_heads", self.num_heads, f"must divide d_model={self.d_model}")

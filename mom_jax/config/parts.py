@@ -109,10 +109,14 @@ class BalanceConfig:
         kind: `global`: over all steps of all chunks together; `depthwise`: the mean of each step's loss.
         softmax_again: take the softmax of scores that already are probabilities once more, as the official code does.
         needs_routed_attention: no balance loss at all where attention is not routed, as in the official code.
+        over: the tokens whose means f and P are: of the whole `batch`, whatever it is accumulated from, or of each
+            `micro_batch`, over whose losses is averaged, as happens where the official code accumulates. f of the batch
+            must be known before the first gradient, so that `batch` costs a second forward pass of each micro-batch.
     """
 
     weight: float = 0.01
     kind: Literal["global", "depthwise"] = "global"
+    over: Literal["batch", "micro_batch"] = "batch"
     softmax_again: bool = False
     needs_routed_attention: bool = False
 

@@ -12,6 +12,9 @@ mosaic    the same, with products for Hopper's own units; interpreted elsewhere 
 capacity  one batched product with a fixed number of rows per module: drops what does not fit
 gathered  a module's matrices out of the stack for each choice, or all modules: decoding on accelerators
 branched  a branch per module, weights that are arrays of their own: decoding on CPUs; without gradients
+
+Where devices along `module` have some modules each, the rows travel to them and back (`exchange_plan`, exchanged.py);
+each device computes with one of these backends.
 """
 
 from typing import Any
@@ -21,10 +24,11 @@ import jax.numpy as jnp
 
 from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig
-from mom_jax.dispatch import blocked, branched, gathered, grouped, megablox, mosaic, triton
+from mom_jax.dispatch import branched, exchanged, gathered, grouped, mosaic
 from mom_jax.dispatch.branched import is_unstacked
 from mom_jax.dispatch.computation import Linear, ModuleComputation, PooledWeights, linear, weighted_linear, with_sink
-from mom_jax.dispatch.plan import Plan, capacity_plan, sort_plan
+from mom_jax.dispatch.exchanged import ExchangePlan, exchange_plan
+from mom_jax.dispatch.plan import Plan, limited
 from mom_jax.fields import require
 from mom_jax.platforms import AMPERE, compute_capability, has_capability, platform
 
@@ -33,11 +37,14 @@ DECODING: dict[str, Any] = {"gathered": gathered, "branched": branched}  # witho
 
 __all__ = [
     "BACKENDS",
+    "ExchangePlan",
     "Linear",
     "ModuleComputation",
     "Plan",
     "PooledWeights",
+    "exchange_plan",
     "is_unstacked",
+    "limited",
     "linear",
     "weighted_linear",
 ]
@@ -97,16 +104,9 @@ def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_fac
     capacity_factor: room per module over an even share of all choices; `capacity` needs it, no other has it.
     """
     check_array("make_plan: index_TxK", index_TxK, (None, None), jnp.int32)
-    if backend == "capacity":
-        assert capacity_factor is not None
-        return capacity_plan(index_TxK, num_modules, capacity_factor)
     if backend in DECODING:
         return DECODING[backend].plan(index_TxK, num_modules)
-    if backend == "blocked":
-        return sort_plan(index_TxK, num_modules, blocked.UNIT)
-    if backend in ("triton", "mosaic"):
-        return sort_plan(index_TxK, num_modules, triton.TILE)
-    return sort_plan(index_TxK, num_modules, multiple=megablox.TILE)
+    return grouped.make_plan(index_TxK, num_modules, backend, capacity_factor)
 
 
 def pooled(weights: Any, backend: str, dtype: Any) -> PooledWeights:
@@ -124,17 +124,22 @@ def routed(
     x_TxD: jax.Array,
     pool: PooledWeights,
     multiplier_TxK: jax.Array,
-    plan: Plan,
+    plan: Plan | ExchangePlan,
     backend: str,
+    *,
+    weighted: bool = True,
 ) -> tuple[jax.Array, PooledWeights]:
     """Each token's sum of `computation` over the modules that it chose, [T, E], and the pool for its next use.
 
     x: tokens in the compute dtype. multiplier: float32, how much each choice weighs. plan: of the same T·K choices, by
-    `make_plan` for the same backend. Raises AssertionError for arrays that do not fit the plan.
+    `make_plan` or `exchange_plan` for the same backend. weighted: whether the computation looks at the multiplier.
+    Raises AssertionError for arrays that do not fit the plan.
     """
-    choices = plan.slot_TxK.shape
+    choices = plan.has_row.shape
     check_array("routed: x_TxD", x_TxD, (choices[0], None), float)
     check_array("routed: multiplier_TxK", multiplier_TxK, choices, jnp.float32)
+    if isinstance(plan, ExchangePlan):
+        return exchanged.routed(computation, x_TxD, pool, multiplier_TxK, plan, backend, weighted=weighted)
     if backend in DECODING:
         return DECODING[backend].routed(computation, x_TxD, pool, multiplier_TxK, plan)
     return grouped.routed(computation, x_TxD, pool, multiplier_TxK, plan, backend)

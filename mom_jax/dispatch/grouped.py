@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mom_jax.dispatch import blocked, megablox, mosaic, triton
 from mom_jax.dispatch.computation import ModuleComputation, PooledWeights, biases, scale
-from mom_jax.dispatch.plan import Plan, combine, gather, spread
+from mom_jax.dispatch.plan import Plan, capacity_plan, combine, gather, sort_plan, spread
 from mom_jax.platforms import platform
 
 Product = Callable[[jax.Array, jax.Array, Plan], jax.Array]
@@ -41,6 +41,18 @@ class _Held:
 
     def __init__(self, value: jax.Array, sink: jax.Array | None):
         self.value, self.sink = value, sink
+
+
+def make_plan(index_TxK: jax.Array, num_modules: int, backend: str, capacity_factor: float | None = None) -> Plan:
+    """The plan of choices for a backend of `PRODUCTS`."""
+    if backend == "capacity":
+        assert capacity_factor is not None
+        return capacity_plan(index_TxK, num_modules, capacity_factor)
+    if backend == "blocked":
+        return sort_plan(index_TxK, num_modules, blocked.UNIT)
+    if backend in ("triton", "mosaic"):
+        return sort_plan(index_TxK, num_modules, triton.TILE)
+    return sort_plan(index_TxK, num_modules, multiple=megablox.TILE)
 
 
 def routed(

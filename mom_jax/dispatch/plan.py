@@ -25,6 +25,11 @@ class Plan(NamedTuple):
     module_P: jax.Array
     sizes_N: jax.Array
 
+    @property
+    def has_row(self) -> jax.Array:
+        """Which choices have a row, bool [T, K]."""
+        return self.slot_TxK < self.choice_P.shape[0]
+
 
 def sort_plan(index_TxK: jax.Array, num_modules: int, unit: int = 1, multiple: int = 1) -> Plan:
     """Groups the choices by module, each module's rows from a multiple of `unit` on; an index of `num_modules` or more
@@ -48,6 +53,12 @@ def capacity_plan(index_TxK: jax.Array, num_modules: int, factor: float) -> Plan
     slot = jnp.where(fits, module * room + rank, num_modules * room)
     module_P = jnp.repeat(jnp.arange(num_modules, dtype=jnp.int32), room)
     return _plan(slot.reshape(index_TxK.shape), num_modules * room, module_P, jnp.minimum(sizes, room))
+
+
+def limited(index_TxK: jax.Array, num_modules: int, factor: float) -> jax.Array:
+    """The choices, with nulls (`num_modules`) for those that `capacity_plan` would drop."""
+    plan = capacity_plan(index_TxK, num_modules, factor)
+    return jnp.where(plan.has_row, index_TxK, num_modules)
 
 
 def _ranks(index_TxK: jax.Array, num_modules: int) -> tuple[jax.Array, jax.Array, jax.Array]:

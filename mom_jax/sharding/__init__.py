@@ -5,7 +5,7 @@ they divide:
 
 data    nothing: the parameters are there once for each of its positions
 fsdp    parameters at rest; they are gathered for use
-module  the modules of routed pools, in the computation too: a device multiplies its own modules' rows only
+module  the modules of routed pools, in the computation too: rows travel to the devices that have their modules
 tensor  the heads of attention and the inner width of FFNs, in the computation too
 
 A training step runs under `jax.shard_map` over the whole mesh: code sees the shards that one device has, and says where
@@ -14,18 +14,25 @@ work, a gradient is the sum over all devices, and the collectives' plain transpo
 """
 
 from mom_jax.sharding.collectives import (
-    ROUTED,
     gather,
     gather_tokens,
     gathered,
     modules_here,
-    own_index,
     own_key,
     scatter_tokens,
     size,
     sum_of_parts,
     total,
     total_gradient,
+)
+from mom_jax.sharding.exchange import (
+    Exchange,
+    back,
+    compiler_options,
+    make_exchange,
+    modules_received,
+    runs_beside,
+    there,
 )
 from mom_jax.sharding.gather_again import gathered_again
 from mom_jax.sharding.mesh import (
@@ -43,26 +50,31 @@ from mom_jax.sharding.mesh import (
 
 __all__ = [
     "AXES",
-    "ROUTED",
     "RULES",
+    "Exchange",
     "MeshConfig",
+    "back",
     "batch_sharding",
     "check_mesh",
+    "compiler_options",
     "describe_mesh",
     "gather",
     "gather_tokens",
     "gathered",
     "gathered_again",
+    "make_exchange",
     "make_mesh",
     "modules_here",
-    "own_index",
+    "modules_received",
     "own_key",
     "parameter_specs",
     "partition",
     "replicated",
+    "runs_beside",
     "scatter_tokens",
     "size",
     "sum_of_parts",
+    "there",
     "total",
     "total_gradient",
 ]

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from mom_jax.platforms import platform
 from mom_jax.sharding.mesh import AXES, COMPUTED, partition
 
-# A routed product works for the tokens of all devices along these axes.
-ROUTED = ("module", "tensor")
+RING = 8  # TPUs that one row has, at most
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -53,15 +53,6 @@ def scatter_tokens(x: jax.Array, *axes: str) -> jax.Array:
 def modules_here(modules: int) -> int:
     """How many of a pool's modules this device has. The last may be padding, which nothing chooses."""
     return -(-modules // size("module"))
-
-
-def own_index(index: jax.Array, modules: int) -> jax.Array:
-    """Indices of a pool's modules as those of this device's; `modules_here` for all that it has not."""
-    if size("module") == 1:
-        return index
-    here = modules_here(modules)
-    own = index - jax.lax.axis_index("module").astype(index.dtype) * here
-    return jnp.where((index < modules) & (own >= 0) & (own < here), own, here)
 
 
 def sum_of_parts(x: jax.Array, axes: Sequence[str], whole: Sequence[int], axis: str) -> jax.Array:
@@ -107,10 +98,27 @@ def _gather(x: jax.Array, axes: tuple[str, ...], dimension: int, dtype: Any) -> 
 
 
 def _scatter(axes: tuple[str, ...], dimension: int, dtype: Any, _: None, d: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.psum_scatter(d, axes, scatter_dimension=dimension, tiled=True),)
+    for axis in axes:
+        for groups in _rings(size(axis)):
+            d = jax.lax.psum_scatter(d, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
+    return (d,)
 
 
 _gather.defvjp(lambda x, *static: (_gather(x, *static), None), _scatter)
+
+
+def _rings(devices: int) -> list[list[list[int]] | None]:
+    """The groups of devices along an axis among which to scatter, one after the other.
+
+    Many TPUs lie in a plane, for which XLA makes an all-reduce of a reduce-scatter and sends twice as much. Along the
+    rows of the plane and then along its columns it stays one (tests/sharding/test_collectives.py).
+    """
+    if devices <= RING or platform() != "tpu":
+        return [None]
+    columns = max(n for n in range(1, math.isqrt(devices) + 1) if devices % n == 0)
+    table = [[row * columns + column for column in range(columns)] for row in range(devices // columns)]
+    # Blocks of the array are numbered along the rows: first those for each row, then each device's own.
+    return [[list(column) for column in zip(*table, strict=True)], table] if columns > 1 else [None]
 
 
 def gathered(module: M, dtype: Any = jnp.float32) -> M:

@@ -36,18 +36,22 @@ class MeshConfig:
         fsdp: parts into which parameters and optimizer state are divided.
         module: groups of devices among which a pool's modules are divided.
         tensor: devices among which heads and inner widths are divided.
+        room: along `module`, rows that a device takes at a time, as a multiple of an even share. What does not fit
+            takes another round, so that no routing needs more memory.
     """
 
     data: int | None = None
     fsdp: int = 1
     module: int = 1
     tensor: int = 1
+    room: float = 1.5
 
     def __post_init__(self) -> None:
         check_types(self)
         for name in AXES:
             size = getattr(self, name)
             require(size is None or size >= 1, name, size, "must be at least 1")
+        require(0 < self.room < math.inf, "room", self.room, "must be positive")
 
     def sizes(self, devices: int) -> dict[str, int]:
         """The axes' sizes on so many devices. Raises ConfigError where they are too few."""

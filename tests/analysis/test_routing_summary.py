@@ -22,6 +22,7 @@ def test_summary_of_known_sums():
         entropy=jnp.array([[2.0, 4.0]]),
         z=jnp.zeros((1, 2)),
         tokens=jnp.full((1, 2), 4.0),
+        further_rounds=jnp.array([[0.0, 2.0]]),
     )
     result = summary(Routing(None, stats), CONFIG)
     assert list(result) == ["ffn"]
@@ -32,3 +33,4 @@ def test_summary_of_known_sums():
     assert ffn["off_diagonal"] == pytest.approx(1 / 8)
     assert ffn["dropped"] == pytest.approx(1 / 5)
     assert ffn["taken"] == pytest.approx(5 / 8)
+    assert ffn["further_rounds"] == 2

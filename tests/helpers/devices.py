@@ -15,9 +15,9 @@ from tpu_compiler import ROOT, environment
 class Server:
     """A process that answers one call after the other, since starting one takes seconds. It ends with an exception."""
 
-    def __init__(self, folder, for_tpu):
+    def __init__(self, for_tpu):
         own = environment() if for_tpu else os.environ
-        places = str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers"), folder, own.get("PYTHONPATH")
+        places = str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers"), own.get("PYTHONPATH")
         path = os.pathsep.join(filter(None, places))
         command = [sys.executable, "-W", "error", __file__]
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `end`
@@ -39,7 +39,7 @@ class Server:
         self.errors.close()
 
 
-RUNNING = {}  # one at most, by what it was started with
+RUNNING = {}  # one at most, by whether it compiles for TPUs
 
 
 def end():
@@ -55,11 +55,11 @@ def on_eight(function, *arguments, for_tpu=False):
 
     for_tpu: whether it compiles for TPUs, for which libtpu is needed.
     """
-    settings = str(Path(sys.modules[function.__module__].__file__).parent), for_tpu
-    if settings not in RUNNING or RUNNING[settings].process.poll() is not None:
+    if for_tpu not in RUNNING or RUNNING[for_tpu].process.poll() is not None:
         end()
-        RUNNING[settings] = Server(*settings)
-    return RUNNING[settings].call(function.__module__, function.__name__, arguments)
+        RUNNING[for_tpu] = Server(for_tpu)
+    folder = str(Path(sys.modules[function.__module__].__file__).parent)
+    return RUNNING[for_tpu].call(folder, function.__module__, function.__name__, arguments)
 
 
 def serve():
@@ -67,7 +67,9 @@ def serve():
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         for line in sys.stdin:
-            module, name, arguments = json.loads(line)
+            folder, module, name, arguments = json.loads(line)
+            if folder not in sys.path:
+                sys.path.append(folder)
             answer = getattr(importlib.import_module(module), name)(*arguments)
             jax.clear_caches()
             print(json.dumps(answer), file=answers, flush=True)

@@ -40,7 +40,9 @@ def attention(qkv, visible):
 
 
 def collected(valid):
-    return collect(*select(jnp.zeros((T, C)), SMALL, "ffn"), jnp.zeros(T), jnp.int32(0), valid, SMALL, "ffn")
+    return collect(
+        *select(jnp.zeros((T, C)), SMALL, "ffn"), jnp.zeros(T), jnp.zeros(()), jnp.int32(0), valid, SMALL, "ffn"
+    )
 
 
 def model(ids, **given):
@@ -122,7 +124,7 @@ def faults(plan=None, *, backend="blocked", **wrong):
     room = 0.5 if backend == "capacity" else None
     plan = plan or dispatch.make_plan(chosen.index_TxK, SMALL.modules("ffn"), backend, room)
     arrays = {"logits_TxC": scores.logits_TxC, "reported_TxC": scores.reported_TxC, **chosen._asdict()}
-    found = checks.routing_faults(**(arrays | wrong), plan=plan, config=SMALL, side="ffn")
+    found = checks.routing_faults(**(arrays | wrong), plans=[plan], config=SMALL, side="ffn")
     return {name: int(count) for name, count in found.items() if int(count)}, plan
 
 

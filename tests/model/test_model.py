@@ -12,6 +12,7 @@ from small import ORDERED, SMALL, assert_close, change, quick, random_ids, rando
 
 import mom_jax as mom
 from mom_jax import losses
+from mom_jax.analysis import hlo
 from mom_jax.sharding import make_mesh
 from train.steps.state import init_state
 from train.steps.sums import language_model_sums
@@ -210,3 +211,41 @@ def test_accumulated_steps_are_the_whole_batchs(accumulation):
     loss = quick(lambda part: losses.finish(language_model_sums(params, part, config), config).total)
     parts = [loss({name: array[rows] for name, array in batch.items()}) for rows in (slice(0, 2), slice(2, 4))]
     assert abs(sum(parts) / 2 - report.losses.total) > 1e-2
+
+
+def test_micro_batches_that_are_balanced_by_themselves():
+    config = change(SMALL, balance={"weight": 5.0, "over": "micro_batch"}, z_loss=0.3, num_steps=2)
+    params, ids = random_params(config), random_ids(4)
+    mask = jnp.asarray(np.arange(7)[None] < np.array([[7], [6], [3], [2]]))
+    batch, optimizer = {"tokens": ids, "mask": mask}, optax.sgd(1.0)
+    settings = {"config": config, "optimizer": optimizer, "accumulation": 2, "seed": 0, "mesh": make_mesh()}
+    state, report = quick(functools.partial(train_step, **settings))(init_state(params, optimizer), batch)
+
+    def plain(params):
+        parts = [{name: array[rows] for name, array in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
+        sums = [language_model_sums(params, part, config) for part in parts]
+        finished = [losses.finish(part, config) for part in sums]
+        routers = sum(5.0 * own.balance + 0.3 * own.z for own in finished) / 2
+        return sum(part.nll for part in sums) / sum(part.count for part in sums) + routers
+
+    loss, gradient = quick(jax.value_and_grad(plain))(params)
+    assert_close(jax.tree.map(lambda a, b: a - b, params, state.params), gradient, atol=2e-5)
+    assert_close(report.losses.total, loss, atol=2e-5)
+    parts = report.losses
+    assert_close(parts.loss + 5.0 * parts.balance + 0.3 * parts.z, loss, atol=2e-5)
+
+
+@pytest.mark.parametrize(("over", "least", "most"), [("batch", 1.25, 1.4), ("micro_batch", 0.99, 1.05)])
+def test_products_of_micro_batches(over, least, most):
+    """f of the whole batch takes a forward pass of its own, f of a micro-batch none."""
+    config = change(SMALL, balance={"over": over}, remat="none", dispatch="dense", attention_kernel="plain")
+    # So many tokens that no rows fill up a tile.
+    batch, optimizer = {"tokens": random_ids(64, 8)}, optax.sgd(1.0)
+    state = init_state(random_params(config), optimizer)
+
+    def flops(accumulation):
+        settings = {"accumulation": accumulation, "seed": 0, "mesh": make_mesh()}
+        step = functools.partial(train_step, config=config, optimizer=optimizer, **settings)
+        return hlo.count(jax.jit(step).lower(state, batch).compile().as_text()).flops
+
+    assert least <= flops(2) / flops(1) <= most

@@ -92,10 +92,8 @@ def outputs(params, batch, *, config):
             for case in [
                 ("k1", "blocked", SHORT),
                 ("k1-weighted", "plain", SHORT),
-                ("vanilla", "plain", SHORT),
                 ("k3", "blocked", LONG),
                 ("k3-weighted", "splash", LONG),
-                ("k3-deep", "blocked", SHORT),
                 ("vanilla", "splash", LONG),
             ]
         ),

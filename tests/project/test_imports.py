@@ -21,7 +21,8 @@ FORBIDDEN = {
 LAYERS = (
     {"fields"},
     {"config"},
-    {"checks", "platforms", "products", "remat", "sharding"},
+    {"checks", "platforms", "products", "remat"},
+    {"sharding"},
     {"attention", "dispatch"},
     {"cache", "layers"},
     {"embeddings", "router"},

@@ -9,148 +9,21 @@ import optax
 import pytest
 from devices import on_eight
 from flax import nnx
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh
+from mesh_steps import MODEL, compare_gradients, compare_training
 from small import change
 
 from configs import mom_small
 from mom_jax import pool
 from mom_jax.analysis import hlo
-from mom_jax.config import ModelConfig, RouterConfig
-from mom_jax.dispatch import PooledWeights, blocked
 from mom_jax.fields import ConfigError
-from mom_jax.model import MoM, parameters
-from mom_jax.router import Selection
 from mom_jax.sharding import AXES, RULES, MeshConfig, batch_sharding, check_mesh, make_mesh, partition
 from train.config import OptimConfig
-from train.data.packing import pack
 from train.steps.optimizer import make_optimizer
-from train.steps.state import abstract_model, abstract_state, init_state
+from train.steps.state import abstract_model, abstract_state
 from train.steps.train_step import jit_train_step
 
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), (2, 1, 2, 2), (1, 2, 2, 2)]
-
-MODEL = ModelConfig(
-    vocab_size=61,
-    context_length=16,
-    d_model=32,
-    num_heads=8,
-    d_ff=64,
-    num_attn_modules=4,
-    num_ffn_modules=4,
-    num_steps=3,
-    top_k=1,
-    anchor_after_chunk=True,
-    router=RouterConfig(dim=16, temperature=0.5),
-)
-# name -> fields that differ, and a seed whose routing has gaps that rounding does not cross in five steps.
-MODELS = {
-    "k1": ({}, 3),
-    "k3": ({"top_k": 3}, 3),
-    "uneven": ({"num_attn_modules": 3, "num_ffn_modules": 5, "top_k": 2, "d_ff": 40}, 3),
-    "capacity": ({"capacity_factor": 8.0, "top_k": 2}, 3),
-    "straight-through": ({"router": {"straight_through": True, "scoring": "raw"}, "weighted_qkv": True}, 3),
-    "shared": ({"num_attn_modules": 1, "num_chunks": 2}, 3),
-    "megablox": ({"dispatch": "megablox"}, 3),
-    "splash": ({"attention_kernel": "splash", "context_length": 128, "num_steps": 2}, 3),
-    "full": ({"remat": "full"}, 3),
-    "none": ({"remat": "none"}, 3),
-    "untied": ({"tie_embeddings": False}, 3),
-}
-STEPS = 5
-
-
-def model_of(name):
-    if name == "vanilla":
-        return MODEL.vanilla()
-    return change(MODEL, **MODELS[name][0])
-
-
-def seed_of(name):
-    return MODELS.get(name, ({}, 3))[1]
-
-
-def setting(config, optimizer, mesh, seed):
-    """(a state with parameters large enough that routing spreads, the step)."""
-
-    def make():
-        params = parameters(MoM(config, rngs=nnx.Rngs(seed)))
-        return init_state(jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, params), optimizer)
-
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
-    return jax.jit(make, out_shardings=placed)(), placed
-
-
-def batch(step, mesh, size=16):
-    tokens = np.random.default_rng(step).integers(0, MODEL.vocab_size, (size, 16)).astype(np.int32)
-    mask = np.ones(tokens.shape, np.bool_)
-    mask[1, 5:] = mask[6, 11:] = mask[size - 1] = False
-    return jax.device_put({"tokens": tokens, "mask": mask}, batch_sharding(mesh))
-
-
-def packed_batch(mesh, length):
-    """Documents in windows with some padding; the last row is all padding, as where there are too few windows."""
-    rng = np.random.default_rng(0)
-    starts = np.concatenate([[0], np.cumsum(rng.choice([3, 5, 7, 9], 48) * length // 16)])
-    packing, tokens = pack(starts, length), rng.integers(0, MODEL.vocab_size, starts[-1])
-    windows = [packing.window(i, tokens) for i in range(16)]
-    rows = {name: np.stack([window[name] for window in windows]) for name in windows[0]}
-    for row in rows.values():
-        row[-1] = 0
-    segments = rows["segment_ids"]
-    assert (segments[:-1].max(1) > 1).all()
-    assert (segments[:-1] == 0).any()
-    return jax.device_put(rows, batch_sharding(mesh))
-
-
-def train(name, shape, accumulation=1):
-    """(losses of five steps, parameters after them, how often the step was compiled)."""
-    config, mesh = model_of(name), make_mesh(None if shape is None else MeshConfig(*shape))
-    optimizer = make_optimizer(OptimConfig(learning_rate=3e-4), 100)
-    state, placed = setting(config, optimizer, mesh, seed_of(name))
-    step, losses = jit_train_step(config, optimizer, accumulation, 0, mesh), []
-    for i in range(STEPS):
-        state, report = step(state, batch(i, mesh))
-        losses.append(jax.device_get(report.losses))
-    assert jax.tree.map(lambda leaf: leaf.sharding, state) == placed
-    return losses, jax.tree.map(np.asarray, state.params), step._cache_size()
-
-
-def gradient(name, shape, accumulation=1, packed=False):
-    """(the report of one step, the gradient): SGD with a rate of 1 subtracts it."""
-    config, mesh = model_of(name), make_mesh(None if shape is None else MeshConfig(*shape))
-    optimizer = optax.sgd(1.0)
-    state, _ = setting(config, optimizer, mesh, seed_of(name))
-    before = jax.tree.map(np.asarray, state.params)
-    step = jit_train_step(config, optimizer, accumulation, 0, mesh)
-    state, report = step(state, packed_batch(mesh, config.context_length) if packed else batch(0, mesh))
-    return jax.device_get(report), jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
-
-
-def worst(a, b):
-    """The largest difference of two trees, each array's in units of its largest value where that is above 1."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return float(max(np.max(np.abs(x - y)) / max(1, np.max(np.abs(x))) for x, y in pairs))
-
-
-# These run on eight devices.
-
-
-def compare_training(name, shapes):
-    losses, params, _ = train(name, None)
-    result = []
-    for shape in shapes:
-        other_losses, other_params, compiled = train(name, shape)
-        result.append([worst(losses, other_losses), worst(params, other_params), compiled])
-    return [losses[0].total.item(), losses[-1].total.item(), result]
-
-
-def compare_gradients(name, shapes, accumulation, packed=False):
-    report, want = gradient(name, None, packed=packed)
-    result = []
-    for shape in shapes:
-        other_report, got = gradient(name, shape, accumulation, packed)
-        result.append([worst(report, other_report), worst(want, got)])
-    return result
 
 
 @pytest.mark.parametrize(
@@ -160,8 +33,8 @@ def compare_gradients(name, shapes, accumulation, packed=False):
         *(
             pytest.param(name, shapes, marks=pytest.mark.slow)
             for name, shapes in [
-                ("k1", [(8, 1, 1, 1), (1, 1, 8, 1), (2, 1, 2, 2)]),
-                ("k3", [(1, 8, 1, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)]),
+                ("k1", [(8, 1, 1, 1), (1, 1, 1, 8)]),
+                ("k3", [(1, 8, 1, 1), (1, 1, 8, 1), (2, 1, 2, 2)]),
                 ("vanilla", [(1, 2, 2, 2)]),
             ]
         ),
@@ -183,7 +56,7 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
         *(
             pytest.param(name, shapes, accumulation, marks=pytest.mark.slow)
             for name, shapes, accumulation in [
-                ("uneven", [(1, 1, 8, 1), (1, 4, 2, 1)], 1),
+                ("uneven", [(1, 4, 2, 1)], 1),
                 ("capacity", [(8, 1, 1, 1)], 1),
                 ("straight-through", [(2, 1, 2, 2), (1, 2, 2, 2)], 1),
                 ("shared", [(1, 2, 2, 2)], 1),
@@ -197,7 +70,7 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
     ],
 )
 def test_gradients_on_a_mesh_are_those_on_one_device(name, shapes, accumulation):
-    for report, gradients in on_eight(compare_gradients, name, shapes, accumulation):
+    for report, gradients, _ in on_eight(compare_gradients, name, shapes, accumulation):
         assert report < 1e-5
         assert gradients < 1e-5
 
@@ -214,7 +87,7 @@ def test_gradients_on_a_mesh_are_those_on_one_device(name, shapes, accumulation)
     ],
 )
 def test_a_step_on_packed_windows_is_that_on_one_device(name, shapes, accumulation):
-    for report, gradients in on_eight(compare_gradients, name, shapes, accumulation, True):
+    for report, gradients, _ in on_eight(compare_gradients, name, shapes, accumulation, True):
         assert report < 1e-5
         assert gradients < 1e-5
 
@@ -376,35 +249,3 @@ def test_pools_are_gathered_outside_of_the_loop(fields):
 def test_a_gather_in_the_loop_is_seen():
     found = on_eight(loop_collectives, {"top_k": 1}, (1, 2, 2, 1), True)
     assert any(depth and size >= 2 * 64 * 64 for _, depth, _, size in found)
-
-
-def device_flops(shape):
-    # One product of a fixed number of rows a module, which the program says.
-    return hlo.count(compiled_step({"capacity_factor": 1.0, "num_steps": 6}, shape, 16)).flops
-
-
-def test_a_quarter_of_the_modules_is_a_quarter_of_the_work():
-    whole, quarter = (on_eight(device_flops, shape) for shape in ((1, 1, 1, 1), (1, 1, 4, 1)))
-    assert 0.24 * whole < quarter < 1.15 * whole / 4
-
-
-def routed_rows(modules):
-    """Rows in blocks on each of four devices, of choices that are balanced: without a capacity."""
-    config = change(MODEL, num_ffn_modules=16, num_attn_modules=16, top_k=2, dispatch="blocked")
-    mesh = make_mesh(MeshConfig(module=modules))
-    tokens = 4096
-    index = np.stack([np.arange(tokens), np.arange(tokens) + 7], 1).astype(np.int32) % 16
-
-    def rows(index):
-        chosen = Selection(index, index.astype(np.float32))
-        stacked = {"ffn": PooledWeights((), ())}  # in training
-        plan = pool.make_plan(stacked, chosen, np.ones(len(index), bool), config, "ffn")
-        return (-(-plan.sizes_N // blocked.UNIT) * blocked.UNIT).sum()[None]
-
-    spec = PartitionSpec(AXES)
-    return jax.jit(jax.shard_map(rows, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))(index).tolist()
-
-
-def test_without_a_capacity_a_device_multiplies_its_own_modules_rows_only():
-    for rows in on_eight(routed_rows, 8):
-        assert 4096 * 2 / 8 <= rows <= 1.15 * 4096 * 2 / 8

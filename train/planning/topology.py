@@ -26,7 +26,7 @@ def building(mesh: Mesh) -> Iterator[tuple[str, ...]]:
     """What is traced and lowered within is for the devices of the mesh; gives `lower`'s platforms."""
     device = mesh.devices.flat[0]
     if device.platform == "tpu":
-        with building_for("tpu"):
+        with building_for("tpu", kind=device.device_kind):
             yield ("tpu",)
         return
     # Kernels ask the mesh of the context what device they are for.

@@ -24,4 +24,7 @@ def describe_routing(side: str, summary: dict[str, Any], skip: bool) -> str:
         names[-1] = "SKIP"
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip(names, usage, strict=True))
     dropped = f", dropped for want of room {100 * summary['dropped']:.1f} %" if summary["dropped"] else ""
-    return f"{side} router: entropy {np.mean(summary['entropy']):.3f} nats, usage {shares}{dropped}"
+    # Logs of earlier versions do not have it.
+    more = summary.get("further_rounds", 0)
+    waited = f", {more:,.0f} further rounds of exchange along the mesh's `module` axis" if more else ""
+    return f"{side} router: entropy {np.mean(summary['entropy']):.3f} nats, usage {shares}{dropped}{waited}"

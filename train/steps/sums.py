@@ -1,6 +1,7 @@
 """The loss sums of a batch, by what it has labels for; of micro-batches they add up exactly."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -128,19 +129,39 @@ def accumulated_sums(
 
     @jax.checkpoint
     def micro(inputs: tuple) -> LossSums:
-        part, index = inputs
-        micro_key = None if key is None else jax.random.fold_in(key, index)
+        part, micro_key = inputs
         return batch_sums(params, part, config, key=micro_key, step=step, debug_checks=debug_checks)
 
-    parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
-    sums = jax.lax.map(micro, (parts, jnp.arange(accumulation)))
+    sums = jax.lax.map(micro, micro_batches(batch, accumulation, key))
     return jax.tree.map(lambda x: x.sum(0), sums)
+
+
+def needs_whole_batch(config: ModelConfig) -> bool:
+    """Whether a micro-batch's gradient depends on the others: where the balance loss is one of the whole batch."""
+    return is_routed(config) and config.balance.over == "batch"
+
+
+def micro_batches(batch: Batch, accumulation: int, key: jax.Array | None) -> tuple[Batch, jax.Array | None]:
+    """The micro-batches on a leading axis, and a key for each."""
+    keys = None if key is None else jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(accumulation))
+    return jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch), keys
+
+
+def label_count(batch: Batch) -> jax.Array:
+    """How many labels of a batch count, float32: `LossSums.count` before any model has run."""
+    if {"classes", "targets"} & set(batch):
+        return batch["mask"].astype(bool).any(1).sum().astype(jnp.float32)
+    return (counted(batch)[1][:, 1:] != IGNORE).sum().astype(jnp.float32)
 
 
 def is_random(config: ModelConfig) -> bool:
     """Whether training draws random numbers."""
-    routed = config.num_chunks and "routed" in (config.kind("attention"), config.kind("ffn"))
-    return config.dropout.active or bool(routed and config.router.kind == "gru_random")
+    return config.dropout.active or (is_routed(config) and config.router.kind == "gru_random")
+
+
+def is_routed(config: ModelConfig) -> bool:
+    """Whether tokens choose anything."""
+    return bool(config.num_chunks) and "routed" in (config.kind("attention"), config.kind("ffn"))
 
 
 def for_evaluation(config: ModelConfig) -> tuple[ModelConfig, jax.Array | None]:

@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -16,7 +17,7 @@ from mom_jax.routing import Routing
 from train.batch import Batch
 from train.steps.placement import BATCH, WHOLE, on_devices
 from train.steps.state import TrainState, abstract_state, param_specs
-from train.steps.sums import accumulated_sums, is_random
+from train.steps.sums import accumulated_sums, batch_sums, is_random, label_count, micro_batches, needs_whole_batch
 
 
 @jax.tree_util.register_dataclass
@@ -49,14 +50,10 @@ def train_step(
     specs = param_specs(config, mesh)
 
     def gradient(params: dict[Any, Any], batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple:
-        def loss(params: dict[Any, Any]) -> tuple[jax.Array, tuple[Losses, LossSums]]:
-            own = accumulated_sums(params, batch, config, accumulation, key, step, debug_checks)
-            sums = sharding.total(own)
-            losses = finish(sums, config)
-            # What is differentiated is the sum over all devices: each has its share of the one loss.
-            return losses.total / sharding.size(*sharding.AXES), (losses, sums)
-
-        gradients, aux = jax.grad(loss, has_aux=True)(params)
+        function = of_batch if accumulation == 1 or needs_whole_batch(config) else of_micro_batches
+        gradients, aux = function(
+            params, batch, key, step, config=config, accumulation=accumulation, debug_checks=debug_checks
+        )
         return sharding.total_gradient(gradients, specs), aux
 
     everywhere = on_devices(gradient, mesh, in_specs=(specs, BATCH, WHOLE, WHOLE), out_specs=(specs, WHOLE))
@@ -67,6 +64,63 @@ def train_step(
     faults = sums.faults | ({"gradients are not finite": not_finite(gradients)} if debug_checks else {})
     report = StepReport(losses, optax.tree.norm(gradients), sums.count, sums.routing, faults)
     return TrainState(state.step + 1, params, opt_state), report
+
+
+def of_batch(
+    params: dict[Any, Any],
+    batch: Batch,
+    key: jax.Array | None,
+    step: jax.Array,
+    *,
+    config: ModelConfig,
+    accumulation: int,
+    debug_checks: bool,
+) -> tuple[dict[Any, Any], tuple[Losses, LossSums]]:
+    """This device's part of the gradient, and the losses and sums of all devices."""
+
+    def loss(params: dict[Any, Any]) -> tuple[jax.Array, tuple[Losses, LossSums]]:
+        own = accumulated_sums(params, batch, config, accumulation, key, step, debug_checks)
+        sums = sharding.total(own)
+        losses = finish(sums, config)
+        # What is differentiated is the sum over all devices: each has its share of the one loss.
+        return losses.total / sharding.size(*sharding.AXES), (losses, sums)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def of_micro_batches(
+    params: dict[Any, Any],
+    batch: Batch,
+    key: jax.Array | None,
+    step: jax.Array,
+    *,
+    config: ModelConfig,
+    accumulation: int,
+    debug_checks: bool,
+) -> tuple[dict[Any, Any], tuple[Losses, LossSums]]:
+    """The same where each micro-batch is balanced by itself: then its gradient needs nothing of the others but the
+    number of labels, and each takes one forward pass."""
+    count = jnp.maximum(sharding.total(label_count(batch)), 1)
+
+    def add(gradient: dict[Any, Any], given: tuple) -> tuple[dict[Any, Any], tuple[Losses, LossSums]]:
+        part, micro_key = given
+
+        def loss(params: dict[Any, Any]) -> tuple[jax.Array, tuple[Losses, LossSums]]:
+            own = batch_sums(params, part, config, key=micro_key, step=step, debug_checks=debug_checks)
+            sums = sharding.total(own)
+            alone = finish(sums, config)
+            # Tokens weigh alike wherever they are; the routers' losses of micro-batches are averaged.
+            share = sums.nll / count
+            total = share + (alone.total - alone.loss) / accumulation
+            losses = Losses(total, share, alone.balance / accumulation, alone.z / accumulation)
+            return total / sharding.size(*sharding.AXES), (losses, sums)
+
+        more, aux = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(jnp.add, gradient, more), aux
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    gradient, aux = jax.lax.scan(add, zeros, micro_batches(batch, accumulation, key))
+    return gradient, jax.tree.map(lambda x: x.sum(0), aux)
 
 
 def jit_train_step(
@@ -90,4 +144,7 @@ def jit_train_step(
     )
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
     # Pinned: XLA may choose other shardings for the new state, and the next step would be compiled anew.
-    return jax.jit(bound, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
+    options = sharding.compiler_options(mesh)
+    return jax.jit(
+        bound, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)), compiler_options=options or None
+    )

@@ -29,6 +29,7 @@ from mom_jax.analysis.hlo.values import Value, Values
 
 __all__ = ["Collective", "CustomCall", "HloCost", "count", "large_in_loops", "members"]
 
+FURTHER_ROUNDS = "further_rounds"  # the scope in mom_jax/dispatch/exchanged.py
 _MAX_TRIPS = 1 << 17  # a loop that is still running then is an unknown one
 
 
@@ -66,6 +67,7 @@ class HloCost:
 def count(text: str) -> HloCost:
     """The products and collectives of an HLO module's text.
 
+    Loops for the further rounds of an exchange along `module` count as not entered: balanced routing needs none.
     Of a conditional's branches the one with the most FLOPs counts, among equal ones that with the most bytes sent.
 
     Raises ValueError where the text has no entry computation, or a collective's groups are written in an unknown way.
@@ -178,6 +180,8 @@ class _Counter:
         cost = self.tally(body, [fixed])
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return cost, int(known[1])
+        if FURTHER_ROUNDS in (op_name(loop.attributes) or ""):
+            return _Tally(), 0
         trips = self._trips(condition, body, start)
         if trips is None and (cost.flops or cost.calls or cost.collectives):
             cost.loops.append(loop.name)

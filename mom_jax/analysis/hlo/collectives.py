@@ -26,7 +26,8 @@ class Collective:
 
     bytes: what one device sends in one run, rounded up, if the n devices of a group are a ring: all-gather
     result·(n-1)/n, reduce-scatter and all-to-all operand·(n-1)/n, all-reduce twice that, permute and broadcast all of
-    the operand. A ragged all-to-all counts as if all of its first operand were sent, which is the most.
+    the operand. A ragged all-to-all counts as if its smaller side were full: the rows that are chosen fill it, while
+    the other side, a buffer for them, has room for more.
     """
 
     kind: str
@@ -63,8 +64,8 @@ def collective(
         if slices and None not in slices:
             kind, results = "reduce-scatter", [array for part in slices if part is not None for array in shapes(part)]
     size, groups = _group(kind, instruction, devices)
-    sent = {"all-gather": results, "ragged-all-to-all": operands[:1]}.get(kind, operands)
-    moved = sum(map(size_bytes, sent)) if size > 1 else 0
+    sides = {"all-gather": [results], "ragged-all-to-all": [operands[:1], results]}.get(kind, [operands])
+    moved = min(sum(map(size_bytes, side)) for side in sides) if size > 1 else 0
     if kind in _ROUNDS:
         moved = -(-_ROUNDS[kind] * moved * (size - 1) // size)
     name = op_name(instruction.attributes) or (op_name(caller.attributes) if caller else None) or ""

@@ -1,7 +1,7 @@
 """What a run needs on a pod, before one is paid for: `python -m train.plan --config FILE --topology v5e:4x4 [...]`.
 
 Compiles the real train step for TPUs or GPUs on a machine without any, and reads memory, products and communication out
-of the program. `--search` ranks all meshes by arithmetic and compiles the best five. Exit code 3: nothing tried fits.
+of the program. `--search` ranks all meshes by arithmetic and compiles the best. Exit code 3: nothing tried fits.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from rich.console import Console
 from mom_jax import attention
 from mom_jax.analysis.chips import chip
 from mom_jax.fields import ConfigError, require
-from mom_jax.sharding import describe_mesh
 from train.cli import parse_config, run_program
 from train.config import Config
 from train.data.prepared import expected_vocabulary
@@ -25,8 +24,6 @@ from train.planning.program import compile_program
 from train.planning.roofline import ASSUMPTIONS, estimate
 from train.planning.search import candidates
 from train.planning.topology import devices_of, prepare_environment
-
-COMPILED = 5  # meshes of a search
 
 
 def compilable(config: Config, topology: str) -> tuple[Config, str]:
@@ -44,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m train.plan", description=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="such as v5e:16x16, h100:8 or h100:8x4")
     parser.add_argument("--phase", metavar="NAME", help="the phase to plan; default: the last")
-    parser.add_argument("--search", action="store_true", help=f"rank all meshes, compile the best {COMPILED}")
+    parser.add_argument("--search", action="store_true", help="rank all meshes, and compile the best")
+    parser.add_argument("--compile", type=int, default=5, metavar="N", help="how many of a search; default: 5")
     parser.add_argument("--json", action="store_true", help="one JSON object on the standard output")
     own, config = parse_config(parser, arguments)
     if config.model.vocab_size == 0:
@@ -52,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [phase.name for phase in config.phases]
     name = names[-1] if own.phase is None else own.phase
     require(name in names, "phase", name, f"must be one of {names}")
+    require(own.compile >= 1, "compile", own.compile, "must be at least 1")
     phase = config.phases[names.index(name)]
     prepare_environment(own.topology)
     config, note = compilable(config, own.topology)
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ranked = candidates(config, phase, config.model_of(name), len(devices), device)
         allowed = f"no mesh of {len(devices)} chips divides the model and the batch of {config.data.batch_size}"
         require(bool(ranked), "topology", own.topology, allowed)
-        meshes = [candidate.mesh for candidate in ranked[:COMPILED]]
+        meshes = [candidate.mesh for candidate in ranked[: own.compile]]
         console.print(f"{len(ranked)} meshes are possible; compiling {len(meshes)}")
     records = []
     for mesh in meshes:
@@ -79,12 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if own.search:
         # Those that fit, the fastest first.
         records.sort(key=lambda r: (not r["fits"], r["estimate"]["step_worst"] if r["estimate"] else 0))
-        best = records[0]
-        console.print(f"best: {describe_mesh(best['mesh'])}; {best['verdict']}")
+        console.print(f"best: {advice.choice(records)}", soft_wrap=True)
     console.print(f"Assumed: {ASSUMPTIONS}. Figures of the chip: {device.source}", soft_wrap=True)
     if own.json:
         result = {"topology": own.topology, "assumptions": ASSUMPTIONS, "plans": records}
-        print(json.dumps(result | ({"ranked": [dataclasses.asdict(c) for c in ranked]} if own.search else {})))
+        if own.search:
+            result |= {"ranked": [dataclasses.asdict(c) for c in ranked], "choice": advice.choice(records)}
+        print(json.dumps(result))
     return 0 if any(record["fits"] for record in records) else 3
 
 

@@ -5,6 +5,7 @@ width, C router classes. Only matrix products are counted as FLOPs, a multiply-a
 """
 
 import dataclasses
+import math
 
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.losses.chunked import DEFAULT_CHUNK_LOGITS
@@ -139,6 +140,13 @@ def forward_flops_per_token(
     """
     parts = forward_flops_by_part(config, length, attn_taken=attn_taken, ffn_taken=ffn_taken, causal=causal)
     return sum(parts.values())
+
+
+def busiest_share(config: ModelConfig, devices: int) -> float:
+    """How many rows the device with the most modules computes with balanced routing, over an even share, where so many
+    devices divide the pools: 17 modules on 4 devices are 5 at most, 5 · 4 / 17 of the share. 1 without routing."""
+    sizes = [config.modules(side) for side in SIDES if config.num_chunks and config.kind(side) == "routed"]
+    return max((math.ceil(size / devices) * devices / size for size in sizes), default=1.0)
 
 
 def train_flops_per_token(

@@ -238,7 +238,7 @@ def nanogpt(folder, tokens=20_000):
 
 @pytest.mark.slow
 def test_the_quickstart_on_nanogpts_files(tmp_path):
-    """With no flag for the data but its place; the steps are few to save time."""
+    """With no flag for the data but its place; the steps are few and the second phase is none, to save time."""
     source = nanogpt(tmp_path / "owt")
     command = [
         sys.executable,
@@ -249,7 +249,18 @@ def test_the_quickstart_on_nanogpts_files(tmp_path):
         "--workdir",
         str(tmp_path / "x"),
     ]
-    short = ["--phases.0.steps", "3", "--phases.1.steps", "3", "--final-batches", "2", "--data.validation-batches", "2"]
+    short = [
+        "--phases.0.steps",
+        "3",
+        "--phases.1.steps",
+        "1",
+        "--phases.1.model",
+        "vanilla",
+        "--final-batches",
+        "2",
+        "--data.validation-batches",
+        "2",
+    ]
     short += [f"--phases.{i}.optim.warmup-steps=1" for i in (0, 1)] + ["--data.cache", str(tmp_path / "cache")]
     done = subprocess.run(
         [*command, "--data.source", source, *short], capture_output=True, text=True, cwd=ROOT, env=environment()

@@ -223,7 +223,7 @@ def test_a_killed_run_ends_bit_for_bit_alike(trained, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_killed_five_times_ends_bit_for_bit_alike(trained, tmp_path, capsys):
-    assert sum(killed_again_and_again(trained, tmp_path / str(seed), capsys, 5, seed) for seed in (1, 2)) >= 6
+    assert killed_again_and_again(trained, tmp_path, capsys, 5, 1) >= 3
 
 
 def copy_of(trained, tmp_path):

@@ -62,6 +62,28 @@ def record(config: Config, phase: Phase, program: Program, estimate: Estimate | 
     }
 
 
+def choice(records: list[dict[str, Any]]) -> str:
+    """Why the first of the plans is the one to take, in a sentence; they are in order."""
+    best, *others = records
+    name, estimate = describe_mesh(best["mesh"]), best["estimate"]
+    if not best["fits"] or estimate is None:
+        return f"{name}, and it {best['verdict']}"
+    said = f"{name}: {_times(estimate)}, and it {best['verdict']}"
+    fitting = [other for other in others if other["fits"] and other["estimate"]]
+    if not fitting:
+        return said + ("; no other that was compiled fits" if others else "")
+    other = fitting[0]
+    saved = {part: other["estimate"][part] - estimate[part] for part in ("products", "memory", "communication")}
+    most = max(saved, key=lambda part: saved[part])
+    words = {"products": "in products", "memory": "in moving memory", "communication": "in communication"}[most]
+    more = f"{1000 * saved[most]:,.0f} ms more {words}"
+    return f"{said}; the next, {describe_mesh(other['mesh'])}, spends {more} ({_times(other['estimate'])})"
+
+
+def _times(estimate: dict[str, Any]) -> str:
+    return f"{1000 * estimate['step_best']:,.0f} to {1000 * estimate['step_worst']:,.0f} ms a step"
+
+
 def _estimate(estimate: Estimate, program: Program) -> dict[str, Any]:
     values = dataclasses.asdict(estimate)
     chip_hours = {"chip_hours_best": estimate.hours_best * program.chips}

@@ -12,6 +12,7 @@ import jax
 
 from mom_jax.analysis import hlo
 from mom_jax.analysis.chips import Chip
+from mom_jax.analysis.cost import busiest_share
 from mom_jax.sharding import MeshConfig, make_mesh
 from train.config import Config, Phase
 from train.planning.topology import building
@@ -46,9 +47,9 @@ class Memory:
 class Program:
     """What one chip does in a step.
 
-    flops: of products, routed ones as far as balanced routing leaves them to this chip. product_bytes: operands and
-    results of products. Both are None where the program does not fit and was not compiled to its end. state_bytes: of
-    what the step reads and writes beside. sent: bytes by kind of collective; in_loops: those of them that are sent
+    flops: of products, routed ones as far as balanced routing leaves them to the busiest chip. product_bytes: operands
+    and results of products. Both are None where the program does not fit and was not compiled to its end. state_bytes:
+    of what the step reads and writes beside. sent: bytes by kind of collective; in_loops: those of them that are sent
     within loops; across: what of it a device's own adapter sends to other servers of GPUs. uncounted: loops and kernels
     that are in no figure.
     """
@@ -93,9 +94,11 @@ def compile_program(
     temporaries, capacity = analysis.temp_size_in_bytes, device.memory_bytes
     counted = hlo.count(compiled.as_text())
     routed = [call for call in counted.custom_calls if "gmm" in call.name]
-    # The kernels' shapes have room for all choices of all tokens; a balanced share of them is this chip's.
-    elsewhere = 1 - 1 / mesh.shape["module"]
-    flops = counted.flops + counted.kernel_flops - elsewhere * sum(call.flops or 0 for call in routed)
+    # Where rows are exchanged the kernels' shapes have room for more than an even share; the device with the most
+    # modules, for which the others wait, has so much of it.
+    parts = mesh.shape["module"]
+    full = busiest_share(model, parts) / model.exchange_room if parts > 1 else 1.0
+    flops = counted.flops + counted.kernel_flops + (full - 1) * sum(call.flops or 0 for call in routed)
     return Program(
         **found,
         memory=Memory(parameters, moments, temporaries, peak_bytes(compiled), capacity),

@@ -5,17 +5,17 @@ travel; it does not know what XLA makes of them. It serves to leave out what can
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 from mom_jax.analysis.chips import Chip
-from mom_jax.analysis.cost import parameter_count, train_flops_per_token, training_memory_bytes
+from mom_jax.analysis.cost import busiest_share, forward_flops_by_part, parameter_count, training_memory_bytes
 from mom_jax.config import SIDES, ModelConfig
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import MeshConfig
 from train.config import Config, Phase
 from train.planning.roofline import COMPUTE_SHARE, LINK_SHARE
 from train.steps.compiled import check_sizes
+from train.steps.sums import needs_whole_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +58,11 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
     length, width = config.data.length, 2 if model.dtype == "bfloat16" else 4
     sequences = config.data.batch_size // chips // phase.optim.accumulation
     tokens = config.data.batch_size // chips * length  # of one chip in one step
+    twice = phase.optim.accumulation > 1 and needs_whole_batch(model)  # forward passes
     count = parameter_count(model)
     routed = [side for side in SIDES if model.num_chunks and model.kind(side) == "routed"]
     pools = count.modules if routed else 0
-    # Modules that are padding take room and no time.
-    pad = math.ceil(model.pool_size / mesh.module) * mesh.module / model.pool_size if routed else 1.0
+    pad = busiest_share(model, mesh.module)
     divided = mesh.fsdp * mesh.module * mesh.tensor
     whole = 4 * count.total / divided
     # In use: one chunk's pool and its gradient, or a layer's; and the embedding, the head and their gradients.
@@ -76,16 +76,20 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
     passes = phase.optim.accumulation
     own = 4 * count.total / mesh.tensor / mesh.module
     sent = passes * (2 * own * width / 4 + own) * (1 - 1 / mesh.fsdp) + 2 * whole * (1 - divided / chips)
-    # Tokens: gathered and scattered around each product that devices share, forward and back.
+    # Tokens: along `tensor` gathered and scattered around each product, forward and back.
     steps = model.num_chunks * model.num_steps
     row = tokens * width * model.d_model
-    plain = model.num_bottom + model.num_top + model.num_chunks * model.anchor_after_chunk
-    if not routed:
-        plain += steps
-    around = ((mesh.tensor, 4 * plain), (mesh.module * mesh.tensor, 4 * steps * bool(routed)))
-    sent += sum(3 * times * row * (size - 1) for size, times in around)
+    layers = model.num_bottom + model.num_top + model.num_chunks * model.anchor_after_chunk + steps
+    sent += 3 * 4 * layers * row * (mesh.tensor - 1)
     if routed and mesh.module > 1:
-        sent += 3 * 4 * steps * row * mesh.tensor * (1 - 1 / mesh.module)
-    flops = tokens * train_flops_per_token(model, length, causal=False)
+        # Each choice's row goes out and comes back: two rows for an FFN and an output projection, four with queries,
+        # keys and values; in the backward pass all that goes out does so again with the gradients of what came back,
+        # and gradients come back. Devices along `tensor` do it for all their tokens.
+        forward, backward = 8, 11
+        sent += (forward * (1 + twice) + backward) * model.top_k * steps * row * mesh.tensor * (1 - 1 / mesh.module)
+        resident += model.exchange_room * model.top_k * sequences * length * mesh.tensor * width * 8 * model.d_model
+    # The device with the most modules is waited for.
+    parts = forward_flops_by_part(model, length, causal=False)
+    flops = tokens * (3 + twice) * (sum(parts.values()) + (pad - 1) * bool(routed) * parts["modules"])
     seconds = flops / (COMPUTE_SHARE * chip.flops(model.dtype)) + sent / (LINK_SHARE * chip.link_bandwidth)
     return Candidate(mesh, seconds, round(resident))

@@ -26,11 +26,12 @@ STEPS = 48
 LONG = ("--phases.0.steps", str(STEPS), "--checkpoint.every", "5", "--evaluate-every", str(STEPS))
 
 
-def write_vanilla_config(folder):
-    """The tiny experiment's first phase only: it compiles quickly, and processes divide a MoM no differently."""
+def write_config_of(folder, phase):
+    """The tiny experiment with one of its phases only, from scratch."""
     file = tiny.write_config(folder)
     text = file.read_text().replace("return ", "config = ")
-    file.write_text(f"import dataclasses\n{text}    return dataclasses.replace(config, phases=config.phases[:1])\n")
+    phases = f"(dataclasses.replace(config.phases[{phase}], init_from='scratch'),)"
+    file.write_text(f"import dataclasses\n{text}    return dataclasses.replace(config, phases={phases})\n")
     return file
 
 
@@ -101,7 +102,8 @@ def assert_same_params(run, other, phase, tolerance):
 
 @pytest.fixture(scope="module")
 def vanilla(tmp_path_factory):
-    return write_vanilla_config(tmp_path_factory.mktemp("vanilla"))
+    """Its first phase compiles quickly, and processes divide a MoM no differently."""
+    return write_config_of(tmp_path_factory.mktemp("vanilla"), 0)
 
 
 @pytest.fixture(scope="module")
@@ -302,8 +304,8 @@ def test_a_run_goes_on_with_other_processes_and_another_mesh(modules, tmp_path, 
 
 
 @pytest.mark.slow
-def test_random_numbers_on_a_mesh(modules, tmp_path):
+def test_random_numbers_on_a_mesh(tmp_path):
     run = tmp_path / "run"
-    random = ("--model.router.kind", "gru_random", "--model.dropout.residual", "0.1", "--phases.1.init-from", "scratch")
-    finished([one(modules, 8, "--run", str(run), *MESH, *random)])
+    random = ("--model.router.kind", "gru_random", "--model.dropout.residual", "0.1")
+    finished([one(write_config_of(tmp_path, 1), 8, "--run", str(run), *MESH, *random)])
     assert np.isfinite([record["loss"] for record in train_records(run)]).all()

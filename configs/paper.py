@@ -8,11 +8,11 @@ of modules and steps for the small and the medium model is not known to us. They
 one module a step, and the number of steps whose depth comes nearest to its +38.9 %. The small one has a pool of 8,
 which 2, 4 and 8 devices can divide.
 
-Training: the recipe of the official scripts; their shorter second phase is `--phases.1.steps 5000
---phases.1.optim.warmup-steps 500`. Routing has this library's defaults where the official code differs
-(docs/architecture.md). Phase 1 is the whole run of the GPT-2: with `--resume runs/gpt2_small` it need not be
-trained again. A step takes its 512 sequences at once, divided among the devices; few devices need micro-batches,
-`--phases.0.optim.accumulation 8`, and `python -m train.plan` says how many.
+Training: the recipe of the official scripts, in which each micro-batch is balanced by itself; their shorter second
+phase is `--phases.1.steps 5000 --phases.1.optim.warmup-steps 500`. Routing has this library's defaults where the
+official code differs (docs/architecture.md). Phase 1 is the whole run of the GPT-2: with `--resume runs/gpt2_small` it
+need not be trained again. A step takes its 512 sequences at once, divided among the devices; few devices need
+micro-batches, `--phases.0.optim.accumulation 8`, and `python -m train.plan` says how many.
 
 Data: OpenWebText, prepared once by `python -m train.prepare --config configs/mom_small.py`, with a SentencePiece
 tokenizer of as many pieces as GPT-2's vocabulary. The paper's own data are nanoGPT's token files, with GPT-2's
@@ -123,7 +123,7 @@ def _model(size: SizeName, *, top_k: int, num_steps: int) -> ModelConfig:
         num_steps=num_steps,
         top_k=top_k,
         router=RouterConfig(kind="gru", dim=256, temperature=0.2),
-        balance=BalanceConfig(weight=0.01),
+        balance=BalanceConfig(weight=0.01, over="micro_batch"),
         dtype="bfloat16",
     )
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from mom_jax.dispatch import grouped
 from mom_jax.dispatch.computation import ModuleComputation, PooledWeights
 from mom_jax.dispatch.plan import Plan, combine, gather, sort_plan, spread
-from mom_jax.sharding import Exchange, back, make_exchange, modules_here, modules_received, runs_beside, there
+from mom_jax.sharding import Exchange, back, has_ragged, make_exchange, modules_here, modules_received, there
 from mom_jax.sharding import size as devices
 
 LEAST = 1024  # rows of a half: of fewer, tiles of kernels would be filled up with empty ones
@@ -59,7 +59,7 @@ def exchange_plan(index_TxK: jax.Array, num_modules: int, backend: str, room: fl
         return Part(home, exchange, _received_plan(exchange, 0, backend))
 
     tokens, choices = index_TxK.shape
-    halves = 2 if runs_beside() and tokens % 2 == 0 and tokens * choices >= 2 * LEAST else 1
+    halves = 2 if has_ragged() and tokens % 2 == 0 and tokens * choices >= 2 * LEAST else 1
     return ExchangePlan(tuple(part(index) for index in jnp.split(index_TxK, halves)))
 
 

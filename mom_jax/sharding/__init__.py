@@ -29,9 +29,9 @@ from mom_jax.sharding.exchange import (
     Exchange,
     back,
     compiler_options,
+    has_ragged,
     make_exchange,
     modules_received,
-    runs_beside,
     there,
 )
 from mom_jax.sharding.gather_again import gathered_again
@@ -62,6 +62,7 @@ __all__ = [
     "gather_tokens",
     "gathered",
     "gathered_again",
+    "has_ragged",
     "make_exchange",
     "make_mesh",
     "modules_here",
@@ -70,7 +71,6 @@ __all__ = [
     "parameter_specs",
     "partition",
     "replicated",
-    "runs_beside",
     "scatter_tokens",
     "size",
     "sum_of_parts",

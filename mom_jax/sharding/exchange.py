@@ -58,26 +58,22 @@ def make_exchange(sizes: jax.Array, rows: int, room: float) -> Exchange:
     """sizes: [M · N] int32, this device's rows for all modules of its group, padding included. rows: as many as every
     device has at most; room: of what a device receives, over that."""
     counts = jax.lax.all_gather(sizes.reshape(size(AXIS), -1), AXIS)
-    return Exchange(counts, math.ceil(room * rows), _has_ragged())
+    return Exchange(counts, math.ceil(room * rows), has_ragged())
 
 
-def runs_beside() -> bool:
-    """Whether devices compute while rows travel."""
-    return _has_ragged()
+def has_ragged() -> bool:
+    """Whether rounds are `ragged_all_to_all`, beside which devices compute."""
+    if platform() == "tpu":
+        return not _is_limited(device_kind(), size(*AXES))
+    return platform() == "gpu"
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool]:
-    """What XLA has to be told for that when it compiles for the devices of a mesh."""
+    """What XLA has to be told when it compiles for the devices of a mesh, so that TPUs compute while rows travel."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu" or mesh.shape[AXIS] == 1 or _is_limited(device.device_kind, mesh.size):
         return {}
     return {"xla_tpu_enable_async_ragged_all_to_all": True}
-
-
-def _has_ragged() -> bool:
-    if platform() == "tpu":
-        return not _is_limited(device_kind(), size(*AXES))
-    return platform() == "gpu"
 
 
 def _is_limited(kind: str | None, devices: int) -> bool:
@@ -105,8 +101,8 @@ def _segment(ends: jax.Array, place: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def there(rows_PxD: jax.Array, exchange: Exchange, turn: jax.Array | int) -> jax.Array:
-    """The rows that this device receives in a round, [received, D]; what empty rows have is not defined. Of what all
-    devices have, sorted by device and module."""
+    """The rows that this device receives in a round, [received, D]; empty ones are zeros. rows: this device's own,
+    sorted by device and module."""
     if exchange.ragged:
         sent, received = _windows(exchange, turn)
         return _ragged(rows_PxD, exchange.room, sent, received)

@@ -207,7 +207,7 @@ class ModelConfig:
             noise_in_evaluation=True,
         )
         balance = dataclasses.replace(
-            fields.pop("balance", BalanceConfig()), softmax_again=True, needs_routed_attention=True
+            fields.pop("balance", BalanceConfig()), softmax_again=True, needs_routed_attention=True, over="micro_batch"
         )
         top_k = fields.pop("top_k", cls.top_k)
         config = cls(**fields, router=router, balance=balance, top_k=1)

@@ -99,7 +99,7 @@ IGNORED = BOOKKEEPING | {
     "scale_attn_by_inverse_layer_idx",
 }
 
-HOW_NOT_WHAT = ("dtype", "remat", "dispatch", "attention_kernel")
+HOW_NOT_WHAT = ("dtype", "remat", "dispatch", "exchange_room", "attention_kernel", "balance.over")
 
 
 def config_from_official(official: Mapping[str, Any]) -> ModelConfig:

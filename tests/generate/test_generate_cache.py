@@ -72,6 +72,7 @@ def check(config, *, sides=("left", "right"), unstacked=(True, False), atol=1e-4
     return captured
 
 
+@pytest.mark.slow
 def test_two_chunks_with_anchors_and_skip():
     captured = check(change(ROUTED, top_k=1), unstacked=(True,))
     for side in ("attention", "ffn"):

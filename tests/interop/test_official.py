@@ -233,7 +233,7 @@ def test_every_field_and_option_is_accounted_for():
         "tie_embeddings",
         "z_loss",
         "capacity_factor",
-        *official.HOW_NOT_WHAT,
+        *(name for name in official.HOW_NOT_WHAT if "." not in name),
     }
     assert {f"router.{f.name}" for f in dataclasses.fields(RouterConfig)} - mapped == {
         "router.weights",

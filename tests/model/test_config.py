@@ -277,7 +277,8 @@ def test_official(kind, scoring, weights, classes):
     assert config.router.classes == classes
     assert config.classes("attention") == config.classes("ffn") == 4
     assert config.router.noise_in_evaluation
-    assert config.balance == BalanceConfig(weight=0.2, softmax_again=True, needs_routed_attention=True)
+    fixed = {"softmax_again": True, "needs_routed_attention": True, "over": "micro_batch"}
+    assert config.balance == BalanceConfig(weight=0.2, **fixed)
     assert (config.router.dim, config.router.temperature) == (16, 0.5)
     assert not config.weighted_qkv
 

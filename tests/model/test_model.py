@@ -170,7 +170,8 @@ def test_the_order_of_the_modules_means_nothing():
     assert abs(objective(params | {"chunks": {0: alone}})[0] - value) > 1e-3
 
 
-@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "dots"])
 def test_recomputation_changes_nothing(remat):
     config = change(SMALL, num_steps=2)
     params, ids = random_params(config), random_ids()
@@ -235,6 +236,7 @@ def test_micro_batches_that_are_balanced_by_themselves():
     assert_close(parts.loss + 5.0 * parts.balance + 0.3 * parts.z, loss, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("over", "least", "most"), [("batch", 1.25, 1.4), ("micro_batch", 0.99, 1.05)])
 def test_products_of_micro_batches(over, least, most):
     """f of the whole batch takes a forward pass of its own, f of a micro-batch none."""

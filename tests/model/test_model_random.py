@@ -97,7 +97,8 @@ def test_annealing_does_not_compile_again():
     np.testing.assert_array_equal(at[1], at[2])
 
 
-@pytest.mark.parametrize("all_modules", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("all_modules", [False, True])
 def test_half_precision(all_modules):
     config = change(SMALL, dtype="bfloat16", router={"all_modules": all_modules, "temperature": 2.0}, num_steps=2)
     params, ids = random_params(config), random_ids()

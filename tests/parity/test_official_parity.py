@@ -16,7 +16,15 @@ from mom_jax.interop.official import params_from_official, params_to_official
 pytestmark = pytest.mark.parity
 
 
-@pytest.fixture(scope="module", params=golden.golden_files(), ids=lambda path: path.stem)
+# Compiling takes seconds a golden: these are compared always, the others by `make test-slow`.
+QUICK = ("02_gru_softmax", "05_naive", "14_vanilla", "15_gru_random", "16_mask", "22_ste_clamp")
+FILES = [
+    pytest.param(path, marks=() if path.stem.startswith(QUICK) else pytest.mark.slow, id=path.stem)
+    for path in golden.golden_files()
+]
+
+
+@pytest.fixture(scope="module", params=FILES)
 def case(request):
     loaded = golden.load(request.param)
     params = jax.tree.map(jnp.asarray, params_from_official(loaded.state_dict, loaded.config))

@@ -52,21 +52,18 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
 @pytest.mark.parametrize(
     ("name", "shapes", "accumulation"),
     [
-        ("uneven", [(1, 2, 2, 2)], 1),
-        *(
-            pytest.param(name, shapes, accumulation, marks=pytest.mark.slow)
-            for name, shapes, accumulation in [
-                ("uneven", [(1, 4, 2, 1)], 1),
-                ("capacity", [(8, 1, 1, 1)], 1),
-                ("straight-through", [(2, 1, 2, 2), (1, 2, 2, 2)], 1),
-                ("shared", [(1, 2, 2, 2)], 1),
-                ("megablox", [(1, 2, 2, 2)], 1),
-                ("full", [(1, 2, 2, 2)], 1),
-                ("none", [(1, 2, 2, 2)], 1),
-                ("untied", [(1, 2, 2, 2)], 1),
-                ("k1", [(2, 2, 1, 1), (1, 2, 2, 1)], 2),
-            ]
-        ),
+        pytest.param(name, shapes, accumulation, marks=pytest.mark.slow)
+        for name, shapes, accumulation in [
+            ("uneven", [(1, 2, 2, 2)], 1),
+            ("capacity", [(8, 1, 1, 1), (1, 1, 4, 1)], 1),
+            ("straight-through", [(2, 1, 2, 2)], 1),
+            ("shared", [(1, 2, 2, 2)], 1),
+            ("megablox", [(1, 2, 2, 2)], 1),
+            ("full", [(1, 2, 2, 2)], 1),
+            ("none", [(1, 2, 2, 2)], 1),
+            ("untied", [(1, 2, 2, 2)], 1),
+            ("k1", [(1, 2, 2, 1)], 2),
+        ]
     ],
 )
 def test_gradients_on_a_mesh_are_those_on_one_device(name, shapes, accumulation):

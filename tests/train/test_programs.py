@@ -303,7 +303,9 @@ def test_every_way_to_name_a_checkpoint(trained, tmp_path, monkeypatch):
         assert (found.run, found.phase.name, found.step) == (run, "mom", 6)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, capsys, number, code):
     reference, file, _ = trained
     flags = ("--run", str(tmp_path / "run"))

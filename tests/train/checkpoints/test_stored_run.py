@@ -39,6 +39,7 @@ def test_the_model_is_the_same(stored):
     assert tokenizer.decode(tokenizer.encode("alpha beta")) == "alpha beta"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_it(stored, tmp_path):
     old = read_config(stored, "run")
     source = tiny.write_corpus(tmp_path / "corpus")

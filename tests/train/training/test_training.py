@@ -232,6 +232,7 @@ def test_a_changed_configuration_is_refused(finished):
     assert json.loads((folder / "run" / "config.json").read_text())["seed"] == 0
 
 
+@pytest.mark.slow
 def test_freezing_accumulation_and_half_precision_in_a_run(finished, tmp_path):
     folder, config, _ = finished
     half = dataclasses.replace(config.model, dtype="bfloat16", remat="full")

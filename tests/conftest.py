@@ -61,9 +61,10 @@ write_whole_entries()
 
 # The files that take longest, in that order: they come first, so that no worker has one left at the end.
 SLOW_FILES = """
-test_programs test_processes test_training test_sharding test_model_oracle test_prepare test_dispatch test_segments
-test_official_parity test_official_backends test_reference test_model test_convert test_attention test_generate_cache
-test_plan test_benchmarks_gpu test_model_random test_generate test_phases test_vanilla_golden test_evaluation
+test_processes test_sharding test_exchange test_programs test_gpu_compiled test_training test_model_oracle test_plan
+test_exchange_tpu test_prepare test_convert_sizes test_dispatch test_segments test_official_parity
+test_official_backends test_benchmarks test_benchmarks_gpu test_tpu_flops test_model test_reference test_convert
+test_attention test_generate_cache test_model_random test_generate test_phases test_vanilla_golden test_evaluation
 test_harness test_xsum test_glue
 """.split()  # noqa: SIM905
 

@@ -177,6 +177,8 @@ class Config:
         require(self.phases[0].init_from != "previous", "phases[0].init_from", "previous", "has no phase before it")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "must be at least 1")
         require(self.final_batches >= 0, "final_batches", self.final_batches, "must be at least 0")
+        room = self.model.exchange_room
+        require(room == ModelConfig.exchange_room, "model.exchange_room", room, "is set by mesh.room")
         allowed = f"must be at most model.context_length={self.model.context_length}"
         require(self.data.length <= self.model.context_length, "data.length", self.data.length, allowed)
         for i, phase in enumerate(self.phases):

@@ -99,6 +99,8 @@ def test_profile_writes_a_trace(trained, tmp_path, capsys):
             "attention_kernel='cudnn': needs an NVIDIA GPU of compute capability 8.0",
         ),
         (("--model.num-heads", "3"), "num_heads=3: must divide d_model=16"),
+        (("--model.exchange-room", "2"), "model.exchange_room=2.0: is set by mesh.room"),
+        (("--mesh.room", "0"), "room=0.0: must be positive"),
         (("--model.vocab-size", "200"), "model.vocab_size=200: must be at least the tokenizer's 300"),
         (("--data.source", "text:/no/such/folder/*.txt"), "data.source='text:/no/such/folder/*.txt'"),
         (("--data.tokenizer", "/no/such.model"), "data.tokenizer='/no/such.model'"),

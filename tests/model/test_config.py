@@ -40,6 +40,8 @@ def complaint(make, *args, **kwargs):
         (ModelConfig, {"num_ffn_modules": -1}, "num_ffn_modules=-1: must be at least 1"),
         (ModelConfig, {"num_bottom": -1}, "num_bottom=-1: must be at least 0"),
         (ModelConfig, {"z_loss": -0.5}, "z_loss=-0.5: must be at least 0"),
+        (ModelConfig, {"exchange_room": 0.0}, "exchange_room=0.0: must be positive"),
+        (ModelConfig, {"exchange_room": math.inf}, "exchange_room=inf: must be positive"),
         (ModelConfig, {"d_ff": 0}, "d_ff=0: must be at least 1"),
         (ModelConfig, {"num_classes": 0}, "num_classes=0: must be at least 1"),
         (ModelConfig, {"layer_norm_epsilon": 0.0}, "layer_norm_epsilon=0.0: must be positive"),
@@ -358,3 +360,7 @@ def test_derived_sizes():
     assert dataclasses.replace(config, d_ff=5, router=RouterConfig(), top_k=3).choices("attention") == 3
     assert not DropoutConfig().active
     assert DropoutConfig(residual=0.1).active
+
+
+def test_an_exchange_may_have_less_room_than_an_even_share():
+    assert ModelConfig(exchange_room=0.3).exchange_room == 0.3

@@ -451,3 +451,11 @@ def test_the_gradients_of_a_scans_steps_are_added_in_float32(backend):
         return jax.lax.scan(body, pool.sink, jnp.asarray([512.0, 1.0], jnp.bfloat16)[:, None, None])[1].sum()
 
     assert float(jax.jit(jax.grad(loss))(jnp.ones((1, 1, 1)))[0, 0, 0]) == 513
+
+
+@pytest.mark.parametrize("backend", ["gathered", "branched"])
+def test_a_null_has_no_row_in_decoding_either(backend):
+    plan = dispatch.make_plan(jnp.array([[0, 3, 2]], jnp.int32), 3, backend)
+    np.testing.assert_array_equal(plan.slot_TxK, [[0, 3, 2]])
+    np.testing.assert_array_equal(plan.has_row, [[True, False, True]])
+    np.testing.assert_array_equal(plan.sizes_N, [1, 0, 1])

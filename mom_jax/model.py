@@ -226,8 +226,7 @@ class MoM(nnx.Module):
                 raise ValueError(f"the cache has {slots} slots, {used} tokens do not fit")
         if unknown := set(capture) - set(CAPTURES):
             raise ValueError(f"capture={sorted(unknown)}: known are {CAPTURES}")
-        routed = config.num_chunks and "routed" in (config.kind("attention"), config.kind("ffn"))
-        random = routed and config.router.kind == "gru_random" and config.router.noise_in_evaluation
+        random = config.routed_sides and config.router.kind == "gru_random" and config.router.noise_in_evaluation
         if random and key is None and noise is None:
             raise ValueError("router.noise_in_evaluation=True: pass noise= or key=")
 

@@ -145,7 +145,7 @@ def forward_flops_per_token(
 def busiest_share(config: ModelConfig, devices: int) -> float:
     """How many rows the device with the most modules computes with balanced routing, over an even share, where so many
     devices divide the pools: 17 modules on 4 devices are 5 at most, 5 · 4 / 17 of the share. 1 without routing."""
-    sizes = [config.modules(side) for side in SIDES if config.num_chunks and config.kind(side) == "routed"]
+    sizes = map(config.modules, config.routed_sides)
     return max((math.ceil(size / devices) * devices / size for size in sizes), default=1.0)
 
 

@@ -191,6 +191,11 @@ class ModelConfig:
             return "shared"
         return "ordered" if getattr(self, side).choice == "ordered" else "routed"
 
+    @property
+    def routed_sides(self) -> tuple[Side, ...]:
+        """The sides on which tokens choose modules; none without chunks."""
+        return tuple(side for side in SIDES if self.num_chunks and self.kind(side) == "routed")
+
     # Related configurations.
 
     @classmethod

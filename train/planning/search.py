@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mom_jax.analysis.chips import Chip
 from mom_jax.analysis.cost import busiest_share, forward_flops_by_part, parameter_count, training_memory_bytes
-from mom_jax.config import SIDES, ModelConfig
+from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import MeshConfig
 from train.config import Config, Phase
@@ -60,7 +60,7 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
     tokens = config.data.batch_size // chips * length  # of one chip in one step
     twice = phase.optim.accumulation > 1 and needs_whole_batch(model)  # forward passes
     count = parameter_count(model)
-    routed = [side for side in SIDES if model.num_chunks and model.kind(side) == "routed"]
+    routed = bool(model.routed_sides)
     pools = count.modules if routed else 0
     pad = busiest_share(model, mesh.module)
     divided = mesh.fsdp * mesh.module * mesh.tensor
@@ -90,6 +90,6 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
         resident += model.exchange_room * model.top_k * sequences * length * mesh.tensor * width * 8 * model.d_model
     # The device with the most modules is waited for.
     parts = forward_flops_by_part(model, length, causal=False)
-    flops = tokens * (3 + twice) * (sum(parts.values()) + (pad - 1) * bool(routed) * parts["modules"])
+    flops = tokens * (3 + twice) * (sum(parts.values()) + (pad - 1) * parts["modules"])
     seconds = flops / (COMPUTE_SHARE * chip.flops(model.dtype)) + sent / (LINK_SHARE * chip.link_bandwidth)
     return Candidate(mesh, seconds, round(resident))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,9 @@ from mom_jax.config import ModelConfig
 from mom_jax.losses import IGNORE, LossSums, cross_entropy, next_token
 from mom_jax.model import Output, with_parameters
 from train.batch import Batch
+
+# (parameters, a batch, its random key) -> the loss sums of this device's rows.
+SumsOf = Callable[[dict[Any, Any], Batch, jax.Array | None], LossSums]
 
 
 def counted(batch: Batch) -> tuple[jax.Array | None, jax.Array]:
@@ -111,13 +115,7 @@ def batch_sums(
 
 
 def accumulated_sums(
-    params: dict[Any, Any],
-    batch: Batch,
-    config: ModelConfig,
-    accumulation: int,
-    key: jax.Array | None,
-    step: jax.Array,
-    debug_checks: bool = False,
+    sums_of: SumsOf, params: dict[Any, Any], batch: Batch, key: jax.Array | None, accumulation: int
 ) -> LossSums:
     """The batch's sums, taken over `accumulation` micro-batches one after the other.
 
@@ -125,12 +123,11 @@ def accumulated_sums(
     of means over the whole batch, is right too. Averaging micro-batches' losses or gradients would not do.
     """
     if accumulation == 1:
-        return batch_sums(params, batch, config, key=key, step=step, debug_checks=debug_checks)
+        return sums_of(params, batch, key)
 
     @jax.checkpoint
     def micro(inputs: tuple) -> LossSums:
-        part, micro_key = inputs
-        return batch_sums(params, part, config, key=micro_key, step=step, debug_checks=debug_checks)
+        return sums_of(params, *inputs)
 
     sums = jax.lax.map(micro, micro_batches(batch, accumulation, key))
     return jax.tree.map(lambda x: x.sum(0), sums)
@@ -138,7 +135,7 @@ def accumulated_sums(
 
 def needs_whole_batch(config: ModelConfig) -> bool:
     """Whether a micro-batch's gradient depends on the others: where the balance loss is one of the whole batch."""
-    return is_routed(config) and config.balance.over == "batch"
+    return bool(config.routed_sides) and config.balance.over == "batch"
 
 
 def micro_batches(batch: Batch, accumulation: int, key: jax.Array | None) -> tuple[Batch, jax.Array | None]:
@@ -156,12 +153,7 @@ def label_count(batch: Batch) -> jax.Array:
 
 def is_random(config: ModelConfig) -> bool:
     """Whether training draws random numbers."""
-    return config.dropout.active or (is_routed(config) and config.router.kind == "gru_random")
-
-
-def is_routed(config: ModelConfig) -> bool:
-    """Whether tokens choose anything."""
-    return bool(config.num_chunks) and "routed" in (config.kind("attention"), config.kind("ffn"))
+    return config.dropout.active or bool(config.routed_sides and config.router.kind == "gru_random")
 
 
 def for_evaluation(config: ModelConfig) -> tuple[ModelConfig, jax.Array | None]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,15 @@ from mom_jax.routing import Routing
 from train.batch import Batch
 from train.steps.placement import BATCH, WHOLE, on_devices
 from train.steps.state import TrainState, abstract_state, param_specs
-from train.steps.sums import accumulated_sums, batch_sums, is_random, label_count, micro_batches, needs_whole_batch
+from train.steps.sums import (
+    SumsOf,
+    accumulated_sums,
+    batch_sums,
+    is_random,
+    label_count,
+    micro_batches,
+    needs_whole_batch,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -50,10 +59,17 @@ def train_step(
     specs = param_specs(config, mesh)
 
     def gradient(params: dict[Any, Any], batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple:
-        function = of_batch if accumulation == 1 or needs_whole_batch(config) else of_micro_batches
-        gradients, aux = function(
-            params, batch, key, step, config=config, accumulation=accumulation, debug_checks=debug_checks
-        )
+        def sums_of(params: dict[Any, Any], batch: Batch, key: jax.Array | None) -> LossSums:
+            return batch_sums(params, batch, config, key=key, step=step, debug_checks=debug_checks)
+
+        if accumulation > 1 and not needs_whole_batch(config):
+            gradients, aux = _of_micro_batches(sums_of, params, batch, key, accumulation, config)
+        else:
+
+            def whole(params: dict[Any, Any]) -> LossSums:
+                return accumulated_sums(sums_of, params, batch, key, accumulation)
+
+            gradients, aux = _differentiated(whole, lambda sums: finish(sums, config), params)
         return sharding.total_gradient(gradients, specs), aux
 
     everywhere = on_devices(gradient, mesh, in_specs=(specs, BATCH, WHOLE, WHOLE), out_specs=(specs, WHOLE))
@@ -66,56 +82,42 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), report
 
 
-def of_batch(
+def _differentiated(
+    own_sums: Callable[[dict[Any, Any]], LossSums],
+    losses_of: Callable[[LossSums], Losses],
     params: dict[Any, Any],
-    batch: Batch,
-    key: jax.Array | None,
-    step: jax.Array,
-    *,
-    config: ModelConfig,
-    accumulation: int,
-    debug_checks: bool,
 ) -> tuple[dict[Any, Any], tuple[Losses, LossSums]]:
     """This device's part of the gradient, and the losses and sums of all devices."""
 
     def loss(params: dict[Any, Any]) -> tuple[jax.Array, tuple[Losses, LossSums]]:
-        own = accumulated_sums(params, batch, config, accumulation, key, step, debug_checks)
-        sums = sharding.total(own)
-        losses = finish(sums, config)
+        sums = sharding.total(own_sums(params))
+        losses = losses_of(sums)
         # What is differentiated is the sum over all devices: each has its share of the one loss.
         return losses.total / sharding.size(*sharding.AXES), (losses, sums)
 
     return jax.grad(loss, has_aux=True)(params)
 
 
-def of_micro_batches(
+def _of_micro_batches(
+    sums_of: SumsOf,
     params: dict[Any, Any],
     batch: Batch,
     key: jax.Array | None,
-    step: jax.Array,
-    *,
-    config: ModelConfig,
     accumulation: int,
-    debug_checks: bool,
+    config: ModelConfig,
 ) -> tuple[dict[Any, Any], tuple[Losses, LossSums]]:
     """The same where each micro-batch is balanced by itself: then its gradient needs nothing of the others but the
     number of labels, and each takes one forward pass."""
     count = jnp.maximum(sharding.total(label_count(batch)), 1)
 
+    def share(sums: LossSums) -> Losses:
+        """Of the whole batch's losses: labels weigh alike wherever they are, the routers' losses are averaged."""
+        alone, loss = finish(sums, config), sums.nll / count
+        total = loss + (alone.total - alone.loss) / accumulation
+        return Losses(total, loss, alone.balance / accumulation, alone.z / accumulation)
+
     def add(gradient: dict[Any, Any], given: tuple) -> tuple[dict[Any, Any], tuple[Losses, LossSums]]:
-        part, micro_key = given
-
-        def loss(params: dict[Any, Any]) -> tuple[jax.Array, tuple[Losses, LossSums]]:
-            own = batch_sums(params, part, config, key=micro_key, step=step, debug_checks=debug_checks)
-            sums = sharding.total(own)
-            alone = finish(sums, config)
-            # Tokens weigh alike wherever they are; the routers' losses of micro-batches are averaged.
-            share = sums.nll / count
-            total = share + (alone.total - alone.loss) / accumulation
-            losses = Losses(total, share, alone.balance / accumulation, alone.z / accumulation)
-            return total / sharding.size(*sharding.AXES), (losses, sums)
-
-        more, aux = jax.grad(loss, has_aux=True)(params)
+        more, aux = _differentiated(lambda params: sums_of(params, *given), share, params)
         return jax.tree.map(jnp.add, gradient, more), aux
 
     zeros = jax.tree.map(jnp.zeros_like, params)

@@ -22,6 +22,7 @@ from mom_jax.model import with_parameters
 from mom_jax.platforms import building_for
 from mom_jax.sharding import MeshConfig
 from train.cli import run_program
+from train.config import Config
 from train.planning.program import compile_program
 from train.planning.tpu import devices_of, prepare_environment
 from train.steps.state import abstract_params
@@ -31,9 +32,8 @@ BATCH, LENGTH = 8, 1024
 TOPOLOGY = "v5p:2x2x1"  # of which one chip is used: one that has room for all of it
 
 
-def training(name: str) -> dict[str, int]:
+def training(config: Config) -> dict[str, int]:
     """Bytes of the last phase's step: state, temporaries, peak."""
-    config = importlib.import_module(f"configs.{name}").get_config()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=BATCH, length=LENGTH))
     [device, *_] = devices_of(TOPOLOGY)
     known = chip(device.device_kind)
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows: dict[str, dict[str, int]] = {}
     for name in MODELS:
         config = importlib.import_module(f"configs.{name}").get_config()
-        rows[name] = training(name) | inference(config.model_of(config.phases[-1].name))
+        rows[name] = training(config) | inference(config.model_of(config.phases[-1].name))
         rows[name]["inference_bytes"] = rows[name]["weight_bytes"] + rows[name]["cache_bytes"]
         first = rows[MODELS[0]]
         parts = (f"{key} {value / 2**30:.2f} GiB ({value / first[key]:.2f})" for key, value in rows[name].items())

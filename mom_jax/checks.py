@@ -59,11 +59,10 @@ def plan_faults(plan: Any) -> jax.Array:
     rows = plan.choice_P.shape[0]
     flat = jnp.arange(plan.slot_TxK.size, dtype=jnp.int32).reshape(plan.slot_TxK.shape)
     row = jnp.minimum(plan.slot_TxK, rows - 1)
-    has_row = plan.slot_TxK < rows
-    wrong = has_row & (plan.choice_P[row] != flat)
+    wrong = plan.has_row & (plan.choice_P[row] != flat)
     used = (plan.choice_P < plan.slot_TxK.size).astype(jnp.int32)
     counted = jnp.zeros_like(plan.sizes_N).at[plan.module_P].add(used, mode="drop")
-    return wrong | (used.sum() != has_row.sum()) | (counted != plan.sizes_N).any()
+    return wrong | (used.sum() != plan.has_row.sum()) | (counted != plan.sizes_N).any()
 
 
 def not_finite(x: Any) -> jax.Array:

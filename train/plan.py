@@ -78,12 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if own.search:
         # Those that fit, the fastest first.
         records.sort(key=lambda r: (not r["fits"], r["estimate"]["step_worst"] if r["estimate"] else 0))
-        console.print(f"best: {advice.choice(records)}", soft_wrap=True)
+        choice = advice.choice(records)
+        console.print(f"best: {choice}", soft_wrap=True)
     console.print(f"Assumed: {ASSUMPTIONS}. Figures of the chip: {device.source}", soft_wrap=True)
     if own.json:
         result = {"topology": own.topology, "assumptions": ASSUMPTIONS, "plans": records}
         if own.search:
-            result |= {"ranked": [dataclasses.asdict(c) for c in ranked], "choice": advice.choice(records)}
+            result |= {"ranked": [dataclasses.asdict(c) for c in ranked], "choice": choice}
         print(json.dumps(result))
     return 0 if any(record["fits"] for record in records) else 3
 

@@ -135,7 +135,7 @@ def routed(
     `make_plan` or `exchange_plan` for the same backend. weighted: whether the computation looks at the multiplier.
     Raises AssertionError for arrays that do not fit the plan.
     """
-    choices = plan.has_row.shape
+    choices = plan.choices
     check_array("routed: x_TxD", x_TxD, (choices[0], None), float)
     check_array("routed: multiplier_TxK", multiplier_TxK, choices, jnp.float32)
     if isinstance(plan, ExchangePlan):

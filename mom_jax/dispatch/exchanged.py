@@ -39,6 +39,12 @@ class ExchangePlan(NamedTuple):
     parts: tuple[Part, ...]
 
     @property
+    def choices(self) -> tuple[int, ...]:
+        """(T, K)."""
+        tokens, choices = self.parts[0].home.choices
+        return len(self.parts) * tokens, choices
+
+    @property
     def has_row(self) -> jax.Array:
         """Which choices have a row, bool [T, K]."""
         return jnp.concatenate([part.home.has_row for part in self.parts])

@@ -26,6 +26,11 @@ class Plan(NamedTuple):
     sizes_N: jax.Array
 
     @property
+    def choices(self) -> tuple[int, ...]:
+        """(T, K)."""
+        return self.slot_TxK.shape
+
+    @property
     def has_row(self) -> jax.Array:
         """Which choices have a row, bool [T, K]."""
         return self.slot_TxK < self.choice_P.shape[0]

@@ -10,7 +10,7 @@ v5e: there it is an all-to-all of equal slots, one for each pair of devices, and
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,11 +149,12 @@ def _swap(rows: jax.Array) -> jax.Array:
     return jax.lax.all_to_all(rows, AXIS, split_axis=0, concat_axis=0, tiled=True)
 
 
-class _Window:
+class _Window(NamedTuple):
     """A device's part of a round: with every other one, where its rows begin here and there, and how many they are."""
 
-    def __init__(self, begin: jax.Array, begin_there: jax.Array, size: jax.Array):
-        self.begin, self.begin_there, self.size = begin, begin_there, size
+    begin: jax.Array
+    begin_there: jax.Array
+    size: jax.Array
 
 
 def _windows(exchange: Exchange, turn: jax.Array | int) -> tuple[_Window, _Window]:
@@ -169,5 +170,5 @@ def _windows(exchange: Exchange, turn: jax.Array | int) -> tuple[_Window, _Windo
 
 
 def _ragged(x: jax.Array, rows: int, sent: _Window, received: _Window) -> jax.Array:
-    into: Any = jnp.zeros((rows, *x.shape[1:]), x.dtype)
+    into = jnp.zeros((rows, *x.shape[1:]), x.dtype)
     return jax.lax.ragged_all_to_all(x, into, sent.begin, sent.size, sent.begin_there, received.size, axis_name=AXIS)

@@ -63,8 +63,8 @@ def test_stages(devices, monkeypatch):
     assert all(row == list(range(row[0], row[0] + along)) for row in rows)
 
 
-def reductions():
-    """[[kind, bytes]] that 16 TPUs send for a pool's gradient."""
+def reductions(ring):
+    """[[kind, bytes]] that 16 TPUs send for a pool's gradient, with stages for groups of more than `ring` devices."""
     tpu.prepare_environment()
     mesh = make_mesh(MeshConfig(fsdp=16), tpu.devices_of("v5e:4x4"))
     spec = PartitionSpec(None, "fsdp")
@@ -75,7 +75,8 @@ def reductions():
 
     mapped = jax.jit(jax.shard_map(device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
     x = jax.ShapeDtypeStruct(whole, jnp.float32, sharding=NamedSharding(mesh, spec))
-    with building(mesh) as platforms:
+    with building(mesh) as platforms, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collectives, "RING", ring)
         text = mapped.trace(x).lower(lowering_platforms=platforms).compile().as_text()
     return [[one.kind, one.bytes] for one in hlo.count(text).collectives]
 
@@ -83,7 +84,11 @@ def reductions():
 @pytest.mark.slow
 @needs_libtpu
 def test_reduce_scatters_stay_what_they_are_on_a_plane_of_tpus():
-    found = on_eight(reductions, for_tpu=True)
     size = 4 * 4 * 1280 * 640
-    assert [kind for kind, _ in found if kind != "all-gather"] == ["reduce-scatter"] * 2
-    assert sum(sent for kind, sent in found if kind != "all-gather") == size * 15 // 16
+    for ring, kinds, sent in (
+        (8, ["reduce-scatter"] * 2, size * 15 // 16),
+        (16, ["all-reduce"], 2 * size * 15 // 16),  # in one stage
+    ):
+        found = [one for one in on_eight(reductions, ring, for_tpu=True) if one[0] != "all-gather"]
+        assert [kind for kind, _ in found] == kinds
+        assert sum(moved for _, moved in found) == sent

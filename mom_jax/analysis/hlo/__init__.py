@@ -168,6 +168,8 @@ class _Counter:
 
     def _loop(self, loop: Instruction, calls: dict[str, list[str]], values: Values) -> tuple[_Tally, int]:
         """The cost of a loop's body, and its trips."""
+        if FURTHER_ROUNDS in (op_name(loop.attributes) or ""):
+            return _Tally(), 0
         (condition,), (body,) = calls["condition"], calls["body"]
         start = values.of(loop.operands[0])
         # What the body hands on as it is stays what it was; nothing is known of the rest inside the body.
@@ -180,8 +182,6 @@ class _Counter:
         cost = self.tally(body, [fixed])
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return cost, int(known[1])
-        if FURTHER_ROUNDS in (op_name(loop.attributes) or ""):
-            return _Tally(), 0
         trips = self._trips(condition, body, start)
         if trips is None and (cost.flops or cost.calls or cost.collectives):
             cost.loops.append(loop.name)

@@ -113,7 +113,7 @@ class Sublayer(nnx.Module):
         lead = self.norm_scale.ndim  # axes before the map's width
         flat = kernel[...].reshape(*kernel.shape[:lead], -1)
         flat, gain = fold(self.norm_scale[...], self.norm_bias[...], flat)
-        gain = sum_of_parts(gain, kernel.axes, kernel.whole, "embed")
+        gain = sum_of_parts(gain, kernel.axes, kernel.whole, kernel.shape, "embed")
         return SublayerWeights(flat, bias[...].reshape(gain.shape) + gain, self.out_kernel[...], self.out_bias[...])
 
     def gathered(self, shards: SublayerWeights) -> SublayerWeights:

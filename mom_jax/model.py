@@ -242,3 +242,8 @@ def with_parameters(config: ModelConfig, params: dict[str, Any]) -> MoM:
     graphdef, state = nnx.split(nnx.eval_shape(lambda: MoM(config, rngs=nnx.Rngs(0))))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
+
+
+def gathered_parameters(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """All parameters as a device of a mesh computes with them, float32, of those that it has at rest."""
+    return parameters(gathered(with_parameters(config, params)))

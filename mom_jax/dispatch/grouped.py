@@ -147,9 +147,18 @@ def _add_bias(gradient: Callable[[jax.Array, jax.Array, jax.Array, Plan], jax.Ar
     def of_both(sinks: tuple, rows: jax.Array, d: jax.Array, multiplier: jax.Array | None, plan: Plan) -> tuple:
         kernel_sink, bias_sink = sinks
         # Rows that a kernel has left unwritten would not vanish in a product with 0.
-        wide = jnp.where((plan.choice_P < plan.slot_TxK.size)[:, None], d.astype(jnp.float32), 0)
-        wide = wide if multiplier is None else wide * multiplier
-        sums = jnp.einsum("pn,pe->ne", _modules(plan), wide, precision=jax.lax.Precision.HIGHEST)
+        written = jnp.where((plan.choice_P < plan.slot_TxK.size)[:, None], d, 0)
+        if multiplier is not None:
+            written = written.astype(jnp.float32) * multiplier
+        # 0 and 1 are exact in any dtype, and sums are float32: there is no need to widen d.
+        modules = _modules(plan).astype(written.dtype)
+        sums = jnp.einsum(
+            "pn,pe->ne",
+            modules,
+            written,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
         return gradient(kernel_sink, rows, d, plan), bias_sink + sums
 
     return of_both

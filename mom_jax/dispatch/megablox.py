@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from mom_jax.dispatch.plan import Plan
 
@@ -29,19 +28,21 @@ def _gmm(rows: jax.Array, kernel: jax.Array, sizes: jax.Array, transpose: bool) 
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
     def call(rows: jax.Array, kernel: jax.Array, sizes: jax.Array, interpret: bool = False) -> jax.Array:
-        return gmm(rows, kernel, sizes, jnp.float32, _tiling, transpose_rhs=transpose, interpret=interpret)
+        # The kernel's sums are float32; a result in float32 would only be rounded by whoever takes it, from twice the
+        # memory.
+        return gmm(rows, kernel, sizes, rows.dtype, _tiling, transpose_rhs=transpose, interpret=interpret)
 
     return _by_platform(call, rows, kernel, sizes)
 
 
 def forward(rows: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    """rows [P, D] · kernel[module of the row] [N, D, E], [P, E] in float32. P must be a multiple of `TILE`; modules'
-    rows may begin anywhere."""
+    """rows [P, D] · kernel[module of the row] [N, D, E], [P, E] in the dtype of the rows. P must be a multiple of
+    `TILE`; modules' rows may begin anywhere."""
     return _gmm(rows, kernel, plan.sizes_N, transpose=False)
 
 
 def backward(d: jax.Array, kernel: jax.Array, plan: Plan) -> jax.Array:
-    """d [P, E] · kernel[module of the row]ᵀ [N, D, E], [P, D] in float32."""
+    """d [P, E] · kernel[module of the row]ᵀ [N, D, E], [P, D] in the dtype of d."""
     return _gmm(d, kernel, plan.sizes_N, transpose=True)
 
 

@@ -55,15 +55,17 @@ def modules_here(modules: int) -> int:
     return -(-modules // size("module"))
 
 
-def sum_of_parts(x: jax.Array, axes: Sequence[str], whole: Sequence[int], axis: str) -> jax.Array:
-    """The sum of `x` over the devices that divide the logical `axis` of an array of the shape `whole`."""
-    now = sizes()
-    over = partition(axes, whole, now)[list(axes).index(axis)] if now else ()
+def sum_of_parts(x: jax.Array, axes: Sequence[str], whole: Sequence[int], shape: Sequence[int], axis: str) -> jax.Array:
+    """The sum of `x` over the devices that divide the logical `axis` of an array of the shape `whole`, of which each
+    has a part of the shape `shape`."""
+    now, dimension = sizes(), list(axes).index(axis)
+    over = partition(axes, whole, now)[dimension] if now and shape[dimension] < whole[dimension] else ()
     return jax.lax.psum(x, over) if over else x
 
 
 def gather(x: jax.Array, axes: Sequence[str], whole: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """A shard of an array of the shape `whole`, made what a device computes with: see `COMPUTED`.
+    """A shard of an array of the shape `whole`, made what a device computes with: see `COMPUTED`. What has been
+    gathered before, which its shape tells, stays as it is.
 
     It travels, and is rounded, in `dtype`, which is the dtype that products will cast it to; its gradient travels in
     float32.
@@ -72,10 +74,11 @@ def gather(x: jax.Array, axes: Sequence[str], whole: Sequence[int], dtype: Any =
     if not now:
         return x
     parts = [list(mesh_axes) for mesh_axes in partition(axes, whole, now)]
-    if axes[0] == "modules" and now["module"] > 1 and "module" not in parts[0]:
+    uneven = axes[0] == "modules" and now["module"] > 1 and "module" not in parts[0]
+    if uneven and x.shape[0] == whole[0]:
         x = _own_modules(x, parts)
     for dimension, (name, mesh_axes) in enumerate(zip(axes, parts, strict=True)):
-        if mesh_axes and name not in COMPUTED:
+        if mesh_axes and name not in COMPUTED and x.shape[dimension] < whole[dimension]:
             x = _gather(x, tuple(mesh_axes), dimension, jnp.dtype(dtype))
     return x
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -38,6 +38,10 @@ class MeshConfig:
         tensor: devices among which heads and inner widths are divided.
         room: along `module`, rows that a device takes at a time, as a multiple of an even share. What does not fit
             takes another round, so that no routing needs more memory.
+        gather: when parameters that `fsdp` divides are put together. `chunk`: a chunk's before it is used, for each
+            micro-batch and once more on the way back. `step`: all of them once for all micro-batches of an optimizer
+            step, whose gradients are scattered once: the least communication, and room in float32 for all parameters
+            that a device computes with, and for their gradient.
     """
 
     data: int | None = None
@@ -45,6 +49,7 @@ class MeshConfig:
     module: int = 1
     tensor: int = 1
     room: float = 1.5
+    gather: Literal["chunk", "step"] = "chunk"
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -113,13 +113,13 @@ def train(name, shape, accumulation=1):
     return losses, jax.tree.map(np.asarray, state.params), step._cache_size()
 
 
-def gradient(name, shape, accumulation=1, packed=False, force=None):
+def gradient(name, shape, accumulation=1, packed=False, force=None, gather="chunk"):
     """(the report of one step, the gradient): SGD with a rate of 1 subtracts it."""
     config, mesh = model_of(name), make_mesh(None if shape is None else MeshConfig(*shape))
     optimizer = optax.sgd(1.0)
     state, _ = setting(config, optimizer, mesh, seed_of(name), force)
     before = jax.tree.map(np.asarray, state.params)
-    step = jit_train_step(config, optimizer, accumulation, 0, mesh)
+    step = jit_train_step(config, optimizer, accumulation, 0, mesh, gather=gather)
     state, report = step(state, packed_batch(mesh, config.context_length) if packed else batch(0, mesh))
     return jax.device_get(report), jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
 
@@ -146,12 +146,12 @@ def compare_training(name, shapes):
     return [losses[0].total.item(), losses[-1].total.item(), result]
 
 
-def compare_gradients(name, shapes, accumulation=1, packed=False, force=None):
+def compare_gradients(name, shapes, accumulation=1, packed=False, force=None, gather="chunk"):
     """For each mesh the largest differences of reports and of gradients, and how often rows travelled, by side."""
     report, want = gradient_on_one(name, packed, force)
     result = []
     for shape in shapes:
-        other, got = gradient(name, shape, accumulation, packed, force)
+        other, got = gradient(name, shape, accumulation, packed, force, gather)
         rounds = {side: (1 + stats.further_rounds.sum(0)).tolist() for side, stats in other.routing.sides().items()}
         result.append([worst(without_rounds(report), without_rounds(other)), worst(want, got), rounds])
     return result

@@ -89,6 +89,21 @@ def test_a_step_on_packed_windows_is_that_on_one_device(name, shapes, accumulati
         assert gradients < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "shapes", "accumulation"),
+    [
+        ("uneven", [(1, 2, 2, 2)], 2),
+        pytest.param("k3", [(2, 4, 1, 1), (1, 4, 2, 1)], 1, marks=pytest.mark.slow),
+        pytest.param("untied", [(1, 2, 4, 1)], 2, marks=pytest.mark.slow),
+        pytest.param("vanilla", [(1, 4, 2, 1)], 2, marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_of_parameters_that_are_gathered_once_are_those_on_one_device(name, shapes, accumulation):
+    for report, gradients, _ in on_eight(compare_gradients, name, shapes, accumulation, False, None, "step"):
+        assert report < 1e-5
+        assert gradients < 1e-5
+
+
 # Where arrays lie.
 
 
@@ -181,10 +196,10 @@ def test_a_mesh_that_cannot_divide_the_model_is_refused(sizes, message):
 WIDE = {"d_model": 64, "d_ff": 128, "vocab_size": 31}  # pools' matrices are larger than a step's activations
 
 
-def compiled_step(fields, shape, sequences=8):
+def compiled_step(fields, shape, sequences=8, accumulation=1, gather="chunk"):
     config, mesh = change(MODEL, **WIDE, **fields), make_mesh(MeshConfig(*shape))
     optimizer = optax.sgd(1.0)
-    step = jit_train_step(config, optimizer, 1, 0, mesh)
+    step = jit_train_step(config, optimizer, accumulation, 0, mesh, gather=gather)
     tokens = jax.ShapeDtypeStruct((sequences, 8), np.int32, sharding=batch_sharding(mesh))
     return step.trace(abstract_state(config, optimizer, mesh), {"tokens": tokens}).lower().compile().as_text()
 
@@ -240,6 +255,20 @@ def test_pools_are_gathered_outside_of_the_loop(fields):
     assert any(
         size >= matrix for kind, depth, _, size in found if not depth and kind in ("reduce-scatter", "all-reduce")
     )
+
+
+def gathers_in_loops(gather):
+    """How many collectives move arrays of a pool's size within loops: the micro-batches are one."""
+    fields = {"top_k": 1, "balance": {"over": "micro_batch"}}
+    found = hlo.count(compiled_step(fields, (1, 4, 1, 1), 8, 2, gather)).collectives
+    sizes = [(c, max(math.prod(map(int, re.findall(r"\d+", a[a.index("[") :]))) for a in c.operands)) for c in found]
+    return sum(bool(c.depth) and size >= 2 * 64 * 64 for c, size in sizes if c.group_size > 1)
+
+
+@pytest.mark.slow
+def test_micro_batches_can_share_what_was_gathered():
+    assert on_eight(gathers_in_loops, "chunk") > 0
+    assert on_eight(gathers_in_loops, "step") == 0
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from mom_jax.analysis.cost import busiest_share
 from mom_jax.sharding import MeshConfig, make_mesh
 from train.config import Config, Phase
 from train.planning.topology import building
-from train.steps.compiled import check_sizes, peak_bytes, trace_step
+from train.steps.compiled import check_sizes, compiled_memory, trace_step
 from train.steps.optimizer import make_optimizer
 from train.steps.state import abstract_state
 
@@ -91,7 +91,7 @@ def compile_program(
         memory = Memory(parameters, moments, None, *sizes)
         return Program(**found, memory=memory, compile_seconds=time.process_time() - start)
     analysis = compiled.memory_analysis()
-    temporaries, capacity = analysis.temp_size_in_bytes, device.memory_bytes
+    held = compiled_memory(compiled, mesh)
     counted = hlo.count(compiled.as_text())
     routed = [call for call in counted.custom_calls if "gmm" in call.name]
     # Where rows are exchanged the kernels' shapes have room for more than an even share; the device with the most
@@ -101,7 +101,7 @@ def compile_program(
     flops = counted.flops + counted.kernel_flops + (full - 1) * sum(call.flops or 0 for call in routed)
     return Program(
         **found,
-        memory=Memory(parameters, moments, temporaries, peak_bytes(compiled), capacity),
+        memory=Memory(parameters, moments, held.temporaries, held.peak, device.memory_bytes),
         compile_seconds=time.process_time() - start,
         flops=flops,
         product_bytes=counted.product_bytes + sum(call.bytes for call in counted.custom_calls if call.flops),

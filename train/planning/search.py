@@ -11,7 +11,7 @@ from mom_jax.analysis.chips import Chip
 from mom_jax.analysis.cost import busiest_share, forward_flops_by_part, parameter_count, training_memory_bytes
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
-from mom_jax.sharding import MeshConfig
+from mom_jax.sharding import AXES, MeshConfig
 from train.config import Config, Phase
 from train.planning.roofline import COMPUTE_SHARE, LINK_SHARE
 from train.steps.compiled import check_sizes
@@ -35,7 +35,7 @@ def candidates(config: Config, phase: Phase, model: ModelConfig, chips: int, chi
     """All meshes that can be, the best first."""
     found = []
     for sizes in _factors(chips, 4):
-        mesh = MeshConfig(*sizes)
+        mesh = MeshConfig(**dict(zip(AXES, sizes, strict=True)), room=config.mesh.room, gather=config.mesh.gather)
         try:
             check_sizes(config, phase, model, mesh.sizes(chips))
         except ConfigError:
@@ -73,9 +73,11 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
     resident = 4 * whole + in_use + memory["activations"] + memory["logits"]
 
     # Parameters: gathered in both directions in the compute dtype, gradients scattered and summed in float32.
-    passes = phase.optim.accumulation
     own = 4 * count.total / mesh.tensor / mesh.module
-    sent = passes * (2 * own * width / 4 + own) * (1 - 1 / mesh.fsdp) + 2 * whole * (1 - divided / chips)
+    once = mesh.gather == "step"
+    passes = 2 * own if once else phase.optim.accumulation * (2 * own * width / 4 + own)
+    sent = passes * (1 - 1 / mesh.fsdp) + 2 * whole * (1 - divided / chips)
+    resident += 2 * own * once
     # Tokens: along `tensor` gathered and scattered around each product, forward and back.
     steps = model.num_chunks * model.num_steps
     row = tokens * width * model.d_model

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from mom_jax import sharding
 from mom_jax.checks import not_finite
 from mom_jax.config import ModelConfig
 from mom_jax.losses import Losses, LossSums, finish
+from mom_jax.model import gathered_parameters
 from mom_jax.routing import Routing
 from train.batch import Batch
 from train.steps.placement import BATCH, WHOLE, on_devices
@@ -51,14 +52,20 @@ def train_step(
     accumulation: int,
     seed: int | jax.Array,
     mesh: Mesh,
+    gather: Literal["chunk", "step"] = "chunk",
     debug_checks: bool = False,
 ) -> tuple[TrainState, StepReport]:
-    """One optimizer step. debug_checks: also counts what is wrong with the routing and the gradients."""
+    """One optimizer step. gather: see `MeshConfig`. debug_checks: also counts what is wrong with the routing and the
+    gradients."""
     # Keys are a function of the step: nothing random needs to be saved, and a resumed run draws the same numbers.
     key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random(config) else None
     specs = param_specs(config, mesh)
 
     def gradient(params: dict[Any, Any], batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple:
+        scatter = None
+        if gather == "step":
+            params, scatter = jax.vjp(lambda params: gathered_parameters(config, params), params)
+
         def sums_of(params: dict[Any, Any], batch: Batch, key: jax.Array | None) -> LossSums:
             return batch_sums(params, batch, config, key=key, step=step, debug_checks=debug_checks)
 
@@ -70,6 +77,8 @@ def train_step(
                 return accumulated_sums(sums_of, params, batch, key, accumulation)
 
             gradients, aux = _differentiated(whole, lambda sums: finish(sums, config), params)
+        if scatter is not None:
+            (gradients,) = scatter(gradients)
         return sharding.total_gradient(gradients, specs), aux
 
     everywhere = on_devices(gradient, mesh, in_specs=(specs, BATCH, WHOLE, WHOLE), out_specs=(specs, WHOLE))
@@ -132,6 +141,7 @@ def jit_train_step(
     seed: int,
     mesh: Mesh,
     *,
+    gather: Literal["chunk", "step"] = "chunk",
     debug_checks: bool = False,
 ) -> Any:
     """`train_step` compiled for a phase: (state, batch) -> (state, report). The state is donated."""
@@ -142,6 +152,7 @@ def jit_train_step(
         accumulation=accumulation,
         seed=seed,
         mesh=mesh,
+        gather=gather,
         debug_checks=debug_checks,
     )
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))

@@ -9,7 +9,7 @@ from rich.table import Table
 from mom_jax.analysis.cost import parameter_count, train_flops_per_token, training_memory_bytes
 from train.config import Config
 from train.data.pipeline import TrainingData
-from train.steps.compiled import peak_bytes, trace_step
+from train.steps.compiled import compiled_memory, trace_step
 from train.training import processes
 from train.training.preparation import make_ready
 
@@ -36,7 +36,7 @@ def dry_run(config: Config) -> None:
         micro = data.batch_size // phase.optim.accumulation // mesh.size
         for name, size in training_memory_bytes(model, micro, data.length).items():
             table.add_row(f"memory estimate with whole parameters, {name}", f"{size / 2**20:,.1f} MiB")
-        size = peak_bytes(trace_step(config, phase, mesh).lower().compile())
+        size = compiled_memory(trace_step(config, phase, mesh).lower().compile(), mesh).peak
         table.add_row(f"memory of the compiled step, each of {mesh.size} devices", f"{size / 2**20:,.1f} MiB")
         console.print(table)
     training = TrainingData(prepared, data)

@@ -96,7 +96,8 @@ def _run_phase(context: Context, phase: Phase) -> None:
         for message in start.messages:
             context.notify(f"{phase.name}: {message}")
         options = model, optimizer, phase.optim.accumulation, context.config.seed, context.mesh
-        step_function = jit_train_step(*options, debug_checks=context.debug_checks)
+        gather = context.config.mesh.gather
+        step_function = jit_train_step(*options, gather=gather, debug_checks=context.debug_checks)
         loop = PhaseLoop(context, phase, checkpoints, step_function)
         if checkpoints.latest() is None and int(start.state.step) > 0:
             # From `resume`: from here on the run stands by itself.

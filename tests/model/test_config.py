@@ -56,12 +56,13 @@ def complaint(make, *args, **kwargs):
         (
             ModelConfig,
             {"ffn": ORDERED},
-            "num_steps=8: must equal ffn's 4 modules where ffn.choice='ordered'",
+            "num_steps=8: must equal ffn's 4 modules where ffn.choice='ordered' and ffn.schedule=None",
         ),
         (
             ModelConfig,
             {"attention": OR_SKIP},
-            "num_steps=8: must equal attention's 4 modules where attention.choice='ordered_or_skip'",
+            "num_steps=8: must equal attention's 4 modules where attention.choice='ordered_or_skip' "
+            "and attention.schedule=None",
         ),
         (
             ModelConfig,

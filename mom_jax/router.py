@@ -188,7 +188,7 @@ def within_capacity(margin_BxL: jax.Array, rivals_BxL: jax.Array, share: float) 
     rivals = rivals_BxL[:, :, None] == rivals_BxL[:, None]
     # Compared with all: a sort would be a loop on some platforms, and know no segments.
     rank = (rivals & ((theirs > mine) | ((theirs == mine) & earlier))).sum(-1)
-    room = jnp.maximum(1, jnp.round(share * rivals.sum(-1).astype(jnp.float32)))
+    room = jnp.maximum(1, jnp.round(share * rivals.sum(-1).astype(jnp.float32)).astype(jnp.int32))
     within = (rank < room) & (margin_BxL > -jnp.inf) | (margin_BxL == jnp.inf)
     return within & (rivals_BxL >= 0)
 

@@ -62,7 +62,6 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
             ("full", [(1, 2, 2, 2)], 1),
             ("none", [(1, 2, 2, 2)], 1),
             ("untied", [(1, 2, 2, 2)], 1),
-            ("special", [(1, 2, 2, 2)], 1),
             ("scheduled", [(1, 2, 2, 2)], 1),
             ("k1", [(1, 2, 2, 1)], 2),
         ]

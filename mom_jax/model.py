@@ -161,6 +161,7 @@ class MoM(nnx.Module):
                 key=next_key(),
                 noise=jax.tree.map(lambda n, i=i: n[i], noise),
                 step=step,
+                segment_ids=segment_ids,
                 cache=None if cache is None else cache.kv["chunks"][i],
                 weights=None if weights is None else weights.chunks[i],
             )
@@ -220,6 +221,9 @@ class MoM(nnx.Module):
             raise ValueError(f"ids have {length} tokens, more than context_length={config.context_length}")
         if cache is not None and segment_ids is not None:
             raise ValueError("segment_ids cannot be used with a cache")
+        if cache is not None and config.has_capacity:
+            shares = ", ".join(f"{side}.capacity={getattr(config, side).capacity}" for side in config.routed_sides)
+            raise ValueError(f"{shares}: cannot be used with a cache; config.causal() goes without")
         if cache is not None and not isinstance(cache.length, jax.core.Tracer):
             used, slots = int(cache.length) + length, cache.valid.shape[1]
             if used > slots:

@@ -18,8 +18,9 @@ class SideStats:
 
     probability_C: what the balance loss calls P, before the division by the number of tokens. top1_C: tokens whose best
     class it is. choices_C: how often a class was among the K chosen. dropped: choices of a module that had no room for
-    them (only with a capacity). off_diagonal: real modules other than step h's own
-    module h that were chosen. entropy: of the reported distribution, nats. z: of logsumexp(logits)². tokens: how many.
+    them (only with `capacity_factor`). off_diagonal: real modules other than the step's own that were chosen. entropy:
+    of the reported distribution, nats. z: of logsumexp(logits)². tokens: how many. within: -log p, nats, of whether a
+    token is within the side's capacity, by its own scores; None without one.
     further_rounds: rounds after the first in which rows travelled along the mesh's `module` axis in the step, the mean
     over devices; of micro-batches they add up. All float32.
     """
@@ -33,6 +34,7 @@ class SideStats:
     z: jax.Array
     tokens: jax.Array
     further_rounds: jax.Array
+    within: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +77,8 @@ def collect(
     top1 = jnp.argmax(reported, -1)[:, None] == classes[None]
     chosen = selection.index_TxK[:, :, None] == classes[None, None]
     chosen_C = total(chosen.sum(1).astype(jnp.float32))
-    elsewhere = (classes < config.modules(side)) & (classes != step)
+    own = step if getattr(config, side).schedule is None else jnp.array(config.schedule(side))[step]
+    elsewhere = (classes < config.modules(side)) & (classes != own)
     return SideStats(
         probability_C=total(probability),
         top1_C=total(top1.astype(jnp.float32)),
@@ -86,7 +89,16 @@ def collect(
         z=total(jnp.square(jax.nn.logsumexp(scores.logits_TxC, -1))),
         tokens=weight.sum(),
         further_rounds=further_rounds / size(*AXES),
+        within=None if scores.margin_T is None else total(_surprise(scores.margin_T, selection, config, side)),
     )
+
+
+def _surprise(margin_T: jax.Array, selection: Selection, config: ModelConfig, side: Side) -> jax.Array:
+    """-log sigmoid(±margin), [T]: plus for tokens within the capacity; 0 where the prior leaves nothing to tell."""
+    within = selection.index_TxK[:, 0] != config.classes(side) - 1
+    open_ = jnp.isfinite(margin_T)
+    ahead = jnp.where(open_, jnp.where(within, margin_T, -margin_T), 0.0)
+    return jnp.where(open_, jax.nn.softplus(-ahead), 0.0)
 
 
 def stack(chunks: list[Routing]) -> Routing:

@@ -53,11 +53,20 @@ def _router(config: ModelConfig, side: Side, *, biases: bool = True) -> int:
     return (d + r) * gates * r + r * c + (2 * gates * r + c) * biases
 
 
-def _taken(config: ModelConfig, side: Side) -> int:
-    """The most modules that a token can take at one step of that side."""
-    if config.kind(side) != "routed" or getattr(config, side).choice == "ordered_or_skip":
+def _taken(config: ModelConfig, side: Side) -> float:
+    """The most modules that tokens can take at a step of that side, the mean over steps and, where a side has a
+    capacity, over tokens."""
+    if config.kind(side) != "routed":
         return 1
-    return min(config.choices(side), config.modules(side))
+    choice, modules = getattr(config, side), config.modules(side)
+    most: int = 1 if choice.choice == "ordered_or_skip" else min(config.choices(side), modules)
+    if choice.prior is None:
+        return most * (choice.capacity or 1)
+    steps = (
+        (sum(p > -math.inf for p in row[:modules]), not config.skip or row[-1] > -math.inf) for row in choice.prior
+    )
+    shares = (min(most, allowed) * ((choice.capacity or 1) if may_skip else 1) for allowed, may_skip in steps)
+    return sum(shares) / config.num_steps
 
 
 def _anchors(config: ModelConfig) -> int:
@@ -75,7 +84,7 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     classifier = d * (config.num_classes or 0)
     untied = 0 if config.tie_embeddings else tokens
     steps = s * config.num_steps
-    executed = steps * sum(_taken(config, side) * _sublayer(config, side) + _router(config, side) for side in SIDES)
+    executed = sum(steps * (_taken(config, side) * _sublayer(config, side) + _router(config, side)) for side in SIDES)
     # A language model's tied head uses the whole table of tokens; otherwise a token uses one row of it.
     lookup = (tokens if config.tie_embeddings and not config.num_classes else d) + d
     used_head = 2 * d + (classifier or untied)
@@ -86,7 +95,7 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
         modules=modules,
         routers=routers,
         head=2 * d + untied + classifier,
-        active=lookup + anchors + executed + used_head,
+        active=lookup + anchors + round(executed) + used_head,
     )
 
 
@@ -187,12 +196,12 @@ def training_memory_bytes(
     width = 2 if config.dtype == "bfloat16" else 4
     steps, anchors = config.num_chunks * config.num_steps, _anchors(config)
 
-    def everything(attn: int, ffn: int, routed_attn: bool, routed_ffn: bool) -> int:
+    def everything(attn: float, ffn: float, routed_attn: bool, routed_ffn: bool) -> float:
         probabilities = config.num_heads * length if config.attention_kernel == "plain" else config.num_heads
         attention = 5 * d + attn * d * (1 + routed_attn) + probabilities
         return attention + d + ffn * (d + 2 * f + d * routed_ffn)
 
-    def products(ffn: int) -> int:
+    def products(ffn: float) -> float:
         # The sum over modules needs no more than one q, k, v and one output, however many modules are taken.
         return d + 3 * d + d + config.num_heads + d + ffn * f
 
@@ -214,7 +223,7 @@ def training_memory_bytes(
         state += {"mlp": 1, "gru": 3, "gru_dev": 3, "gru_random": 4}[config.router.kind] * routers
     else:
         numbers = (anchors + steps) * d + max(full_anchor if anchors else 0, full_step if steps else 0)
-    activations = tokens * (numbers * width + steps * state * 4)
+    activations = round(tokens * (numbers * width + steps * state * 4))
     at_once = min(tokens, -(-DEFAULT_CHUNK_LOGITS // v) if logits_tokens is None else logits_tokens)
     # Logits and their gradient, in float32; a classifier's are one row a sequence.
     logits = 8 * (at_once * v if config.num_classes is None else batch * config.num_classes)

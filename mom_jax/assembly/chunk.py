@@ -1,9 +1,9 @@
 """A chunk: a pool of modules, its routers, and the H steps that assemble them.
 
 The steps are one `lax.scan`, so that compile time and program size do not depend on H. What differs from step to step
-rides along as the scan's input: the prior, the keys and, where a side is ordered (step h uses module h), the module's
-weights themselves, which then meet plain matrix products: no router, no sort. A pool whose parameters are divided among
-devices is gathered before the scan, once for all its steps, and once more for its backward pass.
+rides along as the scan's input: the prior, the keys and, where a side is ordered (each step has a module of its own),
+the module's weights themselves, which then meet plain matrix products: no router, no sort. A pool whose parameters are
+divided among devices is gathered before the scan, once for all its steps, and once more for its backward pass.
 
 With a cache the steps follow one another without a scan, which would copy each step's keys and values in and out.
 """
@@ -18,7 +18,7 @@ from mom_jax import pool
 from mom_jax.assembly.observation import Observation, StepObserver
 from mom_jax.assembly.sides import Carried, PlainSide, RoutedSide, RouterInputs, StepSide
 from mom_jax.assembly.step import StepKeys, assembly_step
-from mom_jax.assembly.weights import ChunkWeights, ordered_at, prepare_chunk
+from mom_jax.assembly.weights import ChunkWeights, ordered_at, ordered_steps, prepare_chunk
 from mom_jax.attention import KV, View
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.layers import FFN, INIT_STD, Attention, Sublayer, SublayerWeights
@@ -82,13 +82,14 @@ class Chunk(nnx.Module):
         key: jax.Array | None = None,
         noise: Noise | None = None,
         step: jax.Array | int | None = None,
+        segment_ids: jax.Array | None = None,
         cache: list[KV] | None = None,
         weights: ChunkWeights | None = None,
     ) -> tuple[jax.Array, StepOutputs]:
         """x [B, L, D] through H steps.
 
-        key: draws dropout and router noise. step: training steps taken, for annealed priors. cache: a list of H.
-        weights: those of `prepared()`, made before.
+        key: draws dropout and router noise. step: training steps taken, for annealed priors. segment_ids: [B, L], the
+        sequences of a row, which a capacity is for. cache: a list of H. weights: those of `prepared()`, made before.
         """
         config, (valid, capture, exchange_key) = self.config, observation
 
@@ -104,11 +105,15 @@ class Chunk(nnx.Module):
             cache=None,
         )
 
-        def use(weights: ChunkWeights, given: tuple) -> tuple[jax.Array, StepOutputs]:
-            x, view, valid, inputs, cache = given
-            return self._run(weights, x, view, Observation(valid, capture), inputs, cache)
+        rivals = None
+        if config.has_capacity:
+            rivals = jnp.where(valid, 0 if segment_ids is None else segment_ids, -1)
 
-        given = x, view, valid, inputs, cache
+        def use(weights: ChunkWeights, given: tuple) -> tuple[jax.Array, StepOutputs]:
+            x, view, valid, rivals, inputs, cache = given
+            return self._run(weights, x, view, Observation(valid, capture), rivals, inputs, cache)
+
+        given = x, view, valid, rivals, inputs, cache
         if weights is not None:
             return use(weights, given)
         graphdef, state = nnx.split(self)
@@ -135,6 +140,7 @@ class Chunk(nnx.Module):
         x: jax.Array,
         view: View,
         observation: Observation,
+        rivals: jax.Array | None,
         inputs: StepInputs,
         cache: list[KV] | None,
     ) -> tuple[jax.Array, StepOutputs]:
@@ -146,34 +152,37 @@ class Chunk(nnx.Module):
             side: Carried(router.initial_state(tokens), pool.sinks(weights.pools[side]))
             for side, router in routers.items()
         }
+        left = jnp.zeros(tokens, bool) if config.has_exit else None
 
         def step(carry: tuple, given: tuple) -> tuple[tuple, StepOutputs]:
-            (x, carried), (now, ordered) = carry, given
+            (x, left, carried), (now, ordered) = carry, given
             attention_key, ffn_key, *noise_keys = [None] * 4 if now.key is None else jax.random.split(now.key, 4)
             noise_key = dict(zip(SIDES, noise_keys, strict=True))
 
             def make(side: Side) -> StepSide:
                 if side not in routers:
                     return PlainSide(config, self._plain(side, ordered, weights))
-                own = RouterInputs(now.prior[side], now.noise[side], noise_key[side])
+                own = RouterInputs(now.prior[side], now.noise[side], noise_key[side], rivals)
                 return RoutedSide(config, side, weights.pools[side], routers[side], carried[side], own)
 
             sides = {side: make(side) for side in SIDES}
             observer = StepObserver(config, observation, now.step, now.exchange_key)
             keys = StepKeys(attention_key, ffn_key)
-            x, kv = assembly_step(
-                x, sides["attention"], sides["ffn"], view, keys=keys, cache=now.cache, observer=observer
+            x, left, kv = assembly_step(
+                x, left, sides["attention"], sides["ffn"], view, keys=keys, cache=now.cache, observer=observer
             )
             carried = {side: own.carried for side, own in sides.items() if isinstance(own, RoutedSide)}
-            return (x, carried), StepOutputs(observer.routing, kv, observer.captured)
+            return (x, left, carried), StepOutputs(observer.routing, kv, observer.captured)
 
+        carry: Any = (x, left, carried)
         if cache is None:
-            (x, _), outputs = jax.lax.scan(remat(step, config, scanned=True), (x, carried), (inputs, weights.ordered))
+            given = inputs, ordered_steps(weights, config)
+            (x, *_), outputs = jax.lax.scan(remat(step, config, scanned=True), carry, given)
             return x, outputs
-        carry, steps = (x, carried), []
+        steps = []
         for h in range(config.num_steps):
             now = jax.tree.map(lambda leaf, h=h: leaf[h], inputs)._replace(cache=cache[h])
-            carry, outputs = step(carry, (now, ordered_at(weights, h)))
+            carry, outputs = step(carry, (now, ordered_at(weights, config, h)))
             steps.append(outputs)
         kvs = [outputs.cache for outputs in steps]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(outputs._replace(cache=None) for outputs in steps))

@@ -16,7 +16,7 @@ from mom_jax.config import ModelConfig, Side
 from mom_jax.dispatch import ExchangePlan, Plan
 from mom_jax.layers import SublayerWeights, plain_attention, plain_ffn
 from mom_jax.remat import save
-from mom_jax.router import Router, Selection, select
+from mom_jax.router import Router, Selection, select, unless_left
 
 
 class Chosen(NamedTuple):
@@ -36,18 +36,23 @@ class Carried(NamedTuple):
 
 class RouterInputs(NamedTuple):
     """What a router reads at a step beside the residual stream. prior: [C] float32 on its logits. noise: of
-    `gru_random`, uniform on [0, 1), [B, L, R]; drawn from `key` where it is not given, else its mean."""
+    `gru_random`, uniform on [0, 1), [B, L, R]; drawn from `key` where it is not given, else its mean. rivals: [B, L]
+    int32, which tokens compete for a capacity (`router.within_capacity`); None without one."""
 
     prior: jax.Array | None
     noise: jax.Array | None
     key: jax.Array | None
+    rivals: jax.Array | None
 
 
 class StepSide(Protocol):
     """A side during one step. chosen: what its `choose` has returned."""
 
-    def choose(self, x: jax.Array, observer: StepObserver) -> Any:
-        """The choices of all tokens of x [B, L, D]."""
+    def choose(self, x: jax.Array, left: jax.Array | None, observer: StepObserver) -> tuple[Any, jax.Array | None]:
+        """The choices of all tokens of x [B, L, D], and which of them have left then.
+
+        left: bool [T], the tokens that have left the chunk; None where none can.
+        """
 
     def attend(
         self, x: jax.Array, chosen: Any, view: View, *, key: jax.Array | None, cache: KV | None
@@ -74,16 +79,21 @@ class RoutedSide:
         self.pool = pool.with_sinks(weights, carried.sinks)
         self.carried = carried
 
-    def choose(self, x: jax.Array, observer: StepObserver) -> Chosen:
+    def choose(self, x: jax.Array, left: jax.Array | None, observer: StepObserver) -> tuple[Chosen, jax.Array | None]:
+        config, side, prior = self.config, self.side, self.inputs.prior
         with jax.named_scope("router"):
             logits, state = _score(self.router, x, self.carried.state, self.inputs)
         self.carried = self.carried._replace(state=state)
-        selection, scores = select(logits, self.config, self.side, self.inputs.prior)
-        selection = observer.exchanged(self.side, selection)
+        if left is not None:
+            prior = unless_left(left, prior, config.classes(side))
+        selection, scores = select(logits, config, side, prior, self.inputs.rivals)
+        if left is not None and getattr(config, side).exit:
+            left = left | (selection.index_TxK[:, 0] == config.classes(side) - 1)
+        selection = observer.exchanged(side, selection)
         with jax.named_scope("plan"):
-            plan = save(pool.make_plan(self.pool, selection, observer.valid_T, self.config, self.side))
-        observer.routed(self.side, selection, scores, plan, state)
-        return Chosen(selection, plan)
+            plan = save(pool.make_plan(self.pool, selection, observer.valid_T, config, side))
+        observer.routed(side, selection, scores, plan, state)
+        return Chosen(selection, plan), left
 
     def attend(
         self, x: jax.Array, chosen: Chosen, view: View, *, key: jax.Array | None, cache: KV | None
@@ -108,8 +118,8 @@ class PlainSide:
     def __init__(self, config: ModelConfig, weights: SublayerWeights):
         self.config, self.weights = config, weights
 
-    def choose(self, x: jax.Array, observer: StepObserver) -> None:
-        return None
+    def choose(self, x: jax.Array, left: jax.Array | None, observer: StepObserver) -> tuple[None, jax.Array | None]:
+        return None, left
 
     def attend(
         self, x: jax.Array, chosen: None, view: View, *, key: jax.Array | None, cache: KV | None

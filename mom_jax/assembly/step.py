@@ -19,6 +19,7 @@ class StepKeys(NamedTuple):
 
 def assembly_step(
     x: jax.Array,
+    left: jax.Array | None,
     attention: StepSide,
     ffn: StepSide,
     view: View,
@@ -26,16 +27,17 @@ def assembly_step(
     keys: StepKeys,
     cache: KV | None,
     observer: StepObserver,
-) -> tuple[jax.Array, KV | None]:
-    """The residual stream x [B, L, D] after one step, and the step's keys and values.
+) -> tuple[jax.Array, jax.Array | None, KV | None]:
+    """The residual stream x [B, L, D] after one step, the tokens that have left then, and the step's keys and values.
 
-    A side that has nothing to choose (`PlainSide`) chooses None. cache: the keys and values of the tokens before these.
+    left: bool [T], the tokens that have left before; None where none can. A side that has nothing to choose
+    (`PlainSide`) chooses None. cache: the keys and values of the tokens before these.
     """
-    chosen = attention.choose(x, observer)
+    chosen, left = attention.choose(x, left, observer)
     y, cache = attention.attend(x, chosen, view, key=keys.attention, cache=cache)
     x = x + y
-    chosen = ffn.choose(x, observer)
+    chosen, left = ffn.choose(x, left, observer)
     y = ffn.feed_forward(x, chosen, key=keys.ffn)
     x = x + y
     observer.hidden(x)
-    return x, cache
+    return x, left, cache

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mom_jax import pool
@@ -15,8 +16,8 @@ from mom_jax.sharding import gathered
 class ChunkWeights(NamedTuple):
     """A chunk's weights as its steps use them, by side.
 
-    pools, routers: of routed sides. ordered: the modules of sides whose steps use one each, stacked as the scan reads
-    them, or, where there is no scan, one by one. shared: the one module of sides that have no other.
+    pools, routers: of routed sides. ordered: the modules of sides whose steps use one each, stacked, or, where there is
+    no scan, one by one. shared: the one module of sides that have no other.
     """
 
     pools: dict[Side, pool.Pool]
@@ -47,7 +48,7 @@ def prepare_chunk(
             weights.pools[side] = pool.without_sinks(parts) if decoding else parts
             weights.routers[side] = router.cast() if decoding else nnx.state(router)
         elif config.kind(side) == "ordered":
-            weights.ordered[side] = shards  # used once each: gathered in the step that does
+            weights.ordered[side] = shards  # gathered in the step that uses one
             if decoding:
                 modules = range(config.modules(side))
                 weights.ordered[side] = [whole(sublayer, _module(shards, i)) for i in modules]
@@ -56,13 +57,30 @@ def prepare_chunk(
     return weights
 
 
-def ordered_at(weights: ChunkWeights, step: int) -> dict[Side, SublayerWeights]:
+def ordered_steps(weights: ChunkWeights, config: ModelConfig) -> dict[Side, SublayerWeights]:
+    """The modules of ordered sides, stacked by step as a scan reads them.
+
+    Where step h has module h they are the weights as they are; under another schedule a copy, with as many modules as
+    steps, and the gradients of a module's steps add up.
+    """
+
+    def by_step(side: Side, modules: Any) -> Any:
+        schedule = config.schedule(side)
+        if schedule == tuple(range(config.modules(side))):
+            return modules
+        return _module(modules, jnp.array(schedule))
+
+    return {side: by_step(side, modules) for side, modules in weights.ordered.items()}
+
+
+def ordered_at(weights: ChunkWeights, config: ModelConfig, step: int) -> dict[Side, SublayerWeights]:
     """The modules of ordered sides at a step that no scan reads for."""
-    return {
-        side: modules[step] if isinstance(modules, list) else _module(modules, step)
-        for side, modules in weights.ordered.items()
-    }
+
+    def at(modules: Any, index: int) -> SublayerWeights:
+        return modules[index] if isinstance(modules, list) else _module(modules, index)
+
+    return {side: at(modules, config.schedule(side)[step]) for side, modules in weights.ordered.items()}
 
 
-def _module(stacked: Any, index: int) -> Any:
+def _module(stacked: Any, index: Any) -> Any:
     return jax.tree.map(lambda w: w[index], stacked)

@@ -33,6 +33,8 @@ class ModelConfig:
         skip: whether routers have a class SKIP that does nothing.
         weighted_qkv: multiply queries, keys and values by the modules' weights too.
         z_loss: the factor of the router z-loss.
+        capacity_loss: the factor of the loss that teaches routers with a `capacity` to tell by the token alone who is
+            within it: the cross-entropy of sigmoid(best module - SKIP), logits (Raposo et al., section 3.5).
         activation: of the FFNs, by the names of Hugging Face.
         layer_norm_epsilon: of every layer norm.
         tie_embeddings: the head of the language model is the token embedding; else a matrix of its own.
@@ -68,6 +70,7 @@ class ModelConfig:
     weighted_qkv: bool = False
     balance: BalanceConfig = BalanceConfig()
     z_loss: float = 0.0
+    capacity_loss: float = 0.01
     activation: Literal["gelu_new", "gelu", "relu"] = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
@@ -86,9 +89,10 @@ class ModelConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("num_steps", "top_k"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("vocab_size", "num_bottom", "num_top", "num_chunks", "z_loss"):
+        for name in ("vocab_size", "num_bottom", "num_top", "num_chunks", "z_loss", "capacity_loss"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
-        require(math.isfinite(self.z_loss), "z_loss", self.z_loss, "must be finite")
+        for name in ("z_loss", "capacity_loss"):
+            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "must be finite")
         for name in ("d_ff", "num_classes"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
@@ -104,11 +108,24 @@ class ModelConfig:
 
     def _check_side(self, side: Side) -> None:
         choice, modules, classes = getattr(self, side), self.modules(side), self.classes(side)
-        # A pool of one module is shared by all steps whatever `choice` says; without chunks there is no pool.
-        if not self.num_chunks or modules == 1:
+        # Without chunks there is no pool.
+        if not self.num_chunks:
             return
-        if choice.choice != "free":
-            allowed = f"must equal {side}'s {modules} modules where {side}.choice={choice.choice!r}"
+        if choice.schedule is not None:
+            name, given = f"{side}.schedule", choice.schedule
+            require(
+                len(given) == self.num_steps, name, given, f"must have a module for each of the {self.num_steps} steps"
+            )
+            exist = all(0 <= module < modules for module in given)
+            require(exist, name, given, f"must name modules from 0 to {modules - 1}")
+        for name, value in (("exit", choice.exit), ("capacity", choice.capacity)):
+            self._check_skipping(side, f"{side}.{name}", value)
+        # A pool of one module is shared by all steps whatever `choice` says.
+        if modules == 1:
+            return
+        if choice.choice != "free" and choice.schedule is None:
+            where = f"where {side}.choice={choice.choice!r} and {side}.schedule=None"
+            allowed = f"must equal {side}'s {modules} modules {where}"
             require(self.num_steps == modules, "num_steps", self.num_steps, allowed)
         if choice.choice == "ordered":
             return
@@ -135,6 +152,17 @@ class ModelConfig:
         else:
             allowed = f"must be at most the {classes} classes of the {side} router"
             require(self.top_k <= classes, "top_k", self.top_k, allowed)
+
+    def _check_skipping(self, side: Side, name: str, value: object) -> None:
+        """Checks what makes tokens skip, on the side or, where they leave, on both."""
+        if not value:
+            return
+        require(self.skip, name, value, "needs skip=True")
+        require(not self.router.all_modules, name, value, "needs router.all_modules=False")
+        for needed in SIDES if name.endswith("exit") else (side,):
+            one = self.modules(needed) == 1
+            have = "its pool has one module" if one else f"{needed}.choice={getattr(self, needed).choice!r} has none"
+            require(self.kind(needed) == "routed", name, value, f"needs a router on the {needed} side; {have}")
 
     # Derived sizes.
 
@@ -186,15 +214,30 @@ class ModelConfig:
         return self.modules(side) if self.router.all_modules else self.top_k
 
     def kind(self, side: Side) -> Literal["routed", "ordered", "shared"]:
-        """How that side's steps pick modules: by a router; module h at step h; or the only one there is."""
+        """How that side's steps pick modules: by a router; each its own; or the only one there is."""
         if self.modules(side) == 1:
             return "shared"
         return "ordered" if getattr(self, side).choice == "ordered" else "routed"
+
+    def schedule(self, side: Side) -> tuple[int, ...]:
+        """The module of its own that each step has on that side; N or more for a step that has none."""
+        given: tuple[int, ...] | None = getattr(self, side).schedule
+        return tuple(range(self.num_steps)) if given is None else given
 
     @property
     def routed_sides(self) -> tuple[Side, ...]:
         """The sides on which tokens choose modules; none without chunks."""
         return tuple(side for side in SIDES if self.num_chunks and self.kind(side) == "routed")
+
+    @property
+    def has_capacity(self) -> bool:
+        """Whether some choices depend on the whole sequence."""
+        return any(getattr(self, side).capacity is not None for side in self.routed_sides)
+
+    @property
+    def has_exit(self) -> bool:
+        """Whether tokens may leave a chunk."""
+        return any(getattr(self, side).exit for side in self.routed_sides)
 
     # Related configurations.
 
@@ -225,10 +268,16 @@ class ModelConfig:
         # K means nothing there: models that differ in it alone share phase 1.
         return dataclasses.replace(self, **sizes, top_k=1, attention=ordered, ffn=ordered)
 
+    def causal(self) -> "ModelConfig":
+        """The model without the capacities of its sides: a token takes SKIP where that is its best class, and what it
+        does depends on no later token."""
+        sides = {side: dataclasses.replace(getattr(self, side), capacity=None) for side in SIDES}
+        return dataclasses.replace(self, **sides)
+
     def for_inference(self) -> "ModelConfig":
-        """The model as it decodes and is evaluated on tasks: no choice is dropped, whatever shares a batch with it, and
-        attention takes sequences of any length (`splash` does not)."""
-        return dataclasses.replace(self, capacity_factor=None, attention_kernel="auto")
+        """The model as it decodes and is evaluated on tasks: causal, no choice is dropped, whatever shares a batch with
+        it, and attention takes sequences of any length (`splash` does not)."""
+        return dataclasses.replace(self.causal(), capacity_factor=None, attention_kernel="auto")
 
     def at_step(self, step: int) -> "ModelConfig":
         """This model with its annealed preferences fixed at their strength after `step` training steps."""

@@ -58,9 +58,16 @@ class ChoiceConfig:
     """What one side (attention or FFN) may choose at which step: a prior on the router's logits.
 
     Attributes:
-        choice: `free`: any class at any step; `ordered`: step h uses module h (a vanilla layer; no router is built);
-            `ordered_or_skip`: step h uses module h or SKIP.
-        preference: a bonus, in logits after the temperature, for module h at step h; steps beyond the last module
+        choice: `free`: any class at any step; `ordered`: each step uses a module of its own (a vanilla layer; no router
+            is built); `ordered_or_skip`: its own module or SKIP.
+        schedule: the module of its own that each of the H steps has. None: step h has module h.
+        exit: SKIP is for good: a token whose best class at a step is SKIP has left, and from then on takes SKIP on both
+            sides until the end of the chunk (early exit; Elbayad et al., arXiv 1910.10073).
+        capacity: the share of each sequence's tokens that take modules at a step, those whose best module is furthest
+            ahead of SKIP; all others take SKIP (mixture-of-depths, Raposo et al., arXiv 2404.02258). A step whose prior
+            forbids SKIP has no capacity. It looks at the whole sequence, so that evaluation and decoding go without
+            it, by `ModelConfig.causal`. None: each token decides by itself.
+        preference: a bonus, in logits after the temperature, for each step's own module; steps beyond the last module
             prefer SKIP where there is one. Only with `free`.
         skip_preference: a bonus for SKIP at the steps that have a module of their own. Only with `free`.
         anneal_steps: both preferences fall to 0 over this many training steps; 0 keeps them. See `remaining`.
@@ -68,6 +75,9 @@ class ChoiceConfig:
     """
 
     choice: Literal["free", "ordered", "ordered_or_skip"] = "free"
+    schedule: tuple[int, ...] | None = None
+    exit: bool = False
+    capacity: float | None = None
     preference: float = 0.0
     skip_preference: float = 0.0
     anneal_steps: int = 0
@@ -76,6 +86,8 @@ class ChoiceConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, "must be at least 0")
+        share = self.capacity
+        require(share is None or 0 < share <= 1, "capacity", share, "must be above 0 and at most 1, or None")
         free = self.choice == "free"
         for name in ("preference", "skip_preference"):
             value = getattr(self, name)

@@ -37,7 +37,8 @@ def is_vanilla(config: ModelConfig) -> bool:
     if not config.num_chunks:
         return True
     once = config.num_attn_modules == config.num_ffn_modules == config.num_steps
-    return once and "routed" not in (config.kind("attention"), config.kind("ffn"))
+    in_order = all(config.schedule(side) == tuple(range(config.num_steps)) for side in SIDES)
+    return once and in_order and "routed" not in (config.kind("attention"), config.kind("ffn"))
 
 
 def from_vanilla(

@@ -32,12 +32,13 @@ class LossSums:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """total = loss + balance.weight · balance + z_loss · z. Scalars, float32, nats."""
+    """total = loss + balance.weight · balance + z_loss · z + capacity_loss · capacity. Scalars, float32, nats."""
 
     total: jax.Array
     loss: jax.Array
     balance: jax.Array
     z: jax.Array
+    capacity: jax.Array
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -87,8 +88,19 @@ def balance_loss(routing: Routing, config: ModelConfig) -> jax.Array:
 
 def z_loss(routing: Routing) -> jax.Array:
     """The mean of logsumexp(logits)² over tokens and steps, both sides added (ST-MoE, arXiv 2202.08906, eq. 5)."""
-    sides = routing.sides().values()
-    terms = (stats.z.sum() / jnp.maximum(stats.tokens.sum(), 1) for stats in sides)
+    return _mean(routing, "z")
+
+
+def capacity_loss(routing: Routing) -> jax.Array:
+    """How well tokens tell by themselves whether they are within a capacity: the mean of -log p over tokens and steps,
+    both sides added (mixture-of-depths, arXiv 2404.02258, section 3.5); 0 without a capacity."""
+    return _mean(routing, "within")
+
+
+def _mean(routing: Routing, name: str) -> jax.Array:
+    """The mean of a sum over tokens and steps, both sides added, as far as they have it."""
+    sums = ((getattr(stats, name), stats.tokens) for stats in routing.sides().values())
+    terms = (value.sum() / jnp.maximum(tokens.sum(), 1) for value, tokens in sums if value is not None)
     return sum(terms, start=jnp.zeros((), jnp.float32))
 
 
@@ -96,4 +108,6 @@ def finish(sums: LossSums, config: ModelConfig) -> Losses:
     """The losses of a whole batch from its sums."""
     loss = sums.nll / jnp.maximum(sums.count, 1)
     balance, z = balance_loss(sums.routing, config), z_loss(sums.routing)
-    return Losses(loss + config.balance.weight * balance + config.z_loss * z, loss, balance, z)
+    capacity = capacity_loss(sums.routing)
+    total = loss + config.balance.weight * balance + config.z_loss * z + config.capacity_loss * capacity
+    return Losses(total, loss, balance, z, capacity)

@@ -1,6 +1,7 @@
 """Costs against numbers worked out by hand and against published ones."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -210,3 +211,25 @@ def test_remat_and_half_precision_save_activations():
 def test_a_loss_in_chunks_keeps_fewer_logits():
     assert training_memory_bytes(SMALL, 2, 6, logits_tokens=4)["logits"] == 8 * 4 * 11
     assert training_memory_bytes(SMALL, 2, 6, logits_tokens=99)["logits"] == 8 * 12 * 11
+
+
+def test_a_capacity_and_a_prior_say_what_can_be_taken():
+    never = -math.inf
+    # Steps may take modules 0 and 1 with half of the tokens, module 2 with all, nothing, all three with half of them.
+    rows = ((0, 0, never, 0), (never, never, 0, never), (never, never, never, 0), (0, 0, 0, 0), (0, 0, 0, 0))
+    attention = ChoiceConfig(capacity=0.5, prior=rows)
+    config = dataclasses.replace(SMALL, attention=attention)
+    taken = (2 * 0.5 + 1 + 0 + 2 * 0.5 + 2 * 0.5) / 5
+    assert forward_flops_by_part(config, 7) == forward_flops_by_part(SMALL, 7, attn_taken=taken)
+    saved = parameter_count(SMALL).active - parameter_count(config).active
+    assert saved == round(10 * (2 - taken) * ATTENTION)
+    half = dataclasses.replace(SMALL, ffn=ChoiceConfig(capacity=0.5))
+    assert forward_flops_by_part(half, 7) == forward_flops_by_part(SMALL, 7, ffn_taken=1)
+
+
+def test_a_schedule_costs_its_steps_and_has_its_modules():
+    ordered = dataclasses.replace(SMALL, ffn=ChoiceConfig("ordered", schedule=(0, 1, 1, 0, 0)))
+    count, free = parameter_count(ordered), parameter_count(SMALL)
+    assert count.modules == free.modules
+    assert count.routers == 2 * GRU_ATTENTION
+    assert free.active - count.active == 10 * (FFN + GRU_FFN)

@@ -90,6 +90,18 @@ def test_two_chunks_with_anchors_and_skip():
         pytest.param({"weighted_qkv": True, "router": {"straight_through": True}}, (True,), marks=SLOW),
         pytest.param({"num_attn_modules": 1, "num_ffn_modules": 4}, (True,), marks=SLOW),
         pytest.param({"attention": ORDERED, "top_k": 1}, (True,), marks=SLOW),
+        (
+            {
+                "attention": ChoiceConfig("ordered_or_skip", schedule=(1, 0, 1, 2), exit=True),
+                "ffn": ChoiceConfig(exit=True),
+                "num_steps": 4,
+                "top_k": 1,
+            },
+            (True,),
+        ),
+        pytest.param(
+            {"attention": ChoiceConfig("ordered", schedule=(1, 0, 1, 2)), "num_steps": 4}, (True, False), marks=SLOW
+        ),
         pytest.param(
             {"attention": ChoiceConfig("ordered_or_skip"), "ffn": ChoiceConfig("ordered_or_skip"), "top_k": 1},
             (True,),

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from small import change
 
-from mom_jax.config import ModelConfig, RouterConfig
+from mom_jax.config import ChoiceConfig, ModelConfig, RouterConfig
 from mom_jax.model import MoM, parameters
 from mom_jax.sharding import MeshConfig, batch_sharding, make_mesh
 from train.config import OptimConfig
@@ -47,6 +47,14 @@ MODELS = {
     "full": ({"remat": "full"}, 3),
     "none": ({"remat": "none"}, 3),
     "untied": ({"tie_embeddings": False}, 3),
+    "special": (
+        {
+            "attention": ChoiceConfig("ordered_or_skip", schedule=(3, 0, 3), exit=True),
+            "ffn": ChoiceConfig(capacity=0.5),
+        },
+        3,
+    ),
+    "scheduled": ({"attention": ChoiceConfig("ordered", schedule=(3, 0, 3))}, 3),
 }
 STEPS = 5
 

@@ -33,7 +33,7 @@ def forward(params, ids_BxL, config, *, mask=None, noise=None, prior=None, step=
         out[f"hidden/h{layer}/step0"] = x
         layer += 1
     for s in range(config.num_chunks):
-        chunk, states = params["chunks"][s], {"attention": None, "ffn": None}
+        chunk, states = params["chunks"][s], {"attention": None, "ffn": None, "left": jnp.zeros(ids_BxL.shape, bool)}
         for h in range(config.num_steps):
             for side in ("attention", "ffn"):
                 u = None if noise is None else noise[side][s, h]
@@ -157,12 +157,21 @@ def sublayer(chunk, side, x, h, states, mask, noise, prior, step, config, out, i
     if kind == "routed":
         logits, states[side] = route(chunk[f"{side}_router"], x, states[side], noise, config)
         prior_C = jnp.asarray(prior_row(config, side, h, step) if prior is None else prior[h], jnp.float32)
-        scores, ids, chosen, weights = select(logits, prior_C, count, config)
+        only_skip = jnp.array([NEVER] * (logits.shape[-1] - 1) + [0.0])
+        table = jnp.where(states["left"][..., None], only_skip[None, None], prior_C[None, None])
+        share, within = getattr(config, side).capacity, None
+        if share is not None:
+            margin = jnp.max((logits + table)[..., :-1], -1) - (logits + table)[..., -1]
+            within = best(margin, mask, share)
+            out[f"{short}_margin/{i}"], out[f"{short}_within/{i}"] = margin, within
+        scores, ids, chosen, weights = select(logits, table, count, config, within)
+        if getattr(config, side).exit:
+            states["left"] = states["left"] | (ids[..., 0] == logits.shape[-1] - 1)
         out[f"{short}_logits/{i}"], out[f"{short}_scores/{i}"], out[f"{short}_topk_ids/{i}"] = logits, scores, ids
         if states[side] is not None:
             out[f"{short}_gru_state/{i}"] = states[side]
     else:
-        modules = [modules[h] if kind == "ordered" else modules[0]]
+        modules = [modules[own_module(config, side, h)] if kind == "ordered" else modules[0]]
         chosen = weights = [None]
     if side == "attention":
         return attention(modules, x, chosen, weights, mask, config)
@@ -198,11 +207,29 @@ def gates(x, width):
     return [x[..., g * width : (g + 1) * width] for g in range(x.shape[-1] // width)]
 
 
+def own_module(config, side, h):
+    schedule = getattr(config, side).schedule
+    return h if schedule is None else schedule[h]
+
+
+def best(margin, mask, share):
+    """Which of each row's real tokens are among the share of them with the largest margins, [B, L] bool."""
+    rows = []
+    for b in range(margin.shape[0]):
+        real = jnp.ones(margin.shape[1], bool) if mask is None else jnp.asarray(mask[b]) != 0
+        count = jnp.maximum(1, jnp.round(share * jnp.sum(real.astype(jnp.float32))).astype(jnp.int32))
+        first = jnp.argsort(-jnp.where(real, margin[b], NEVER))  # of equals the earlier
+        among = (jnp.argsort(first) < count) & (margin[b] > NEVER)
+        rows.append((among | (margin[b] == -NEVER)) & real)
+    return jnp.stack(rows)
+
+
 def prior_row(config, side, h, step):
     """The prior on the C logits of that side at step h."""
     choice, count, classes = getattr(config, side), config.modules(side), config.classes(side)
     if choice.prior is not None:
         return list(choice.prior[h])
+    h = own_module(config, side, h)
     if choice.choice == "ordered_or_skip":
         return [0.0 if c in (h, classes - 1) else NEVER for c in range(classes)]
     rest = 1.0
@@ -221,28 +248,35 @@ def prior_row(config, side, h, step):
     return row
 
 
-def select(logits, prior_C, count, config):
+def select(logits, prior, count, config, within=None):
     """The reported scores [B, L, C], the K classes by score [B, L, K], and for each of `count` modules who chose it and
-    with what weight, both [B, L, 1]. A class that the prior forbids is null.
+    with what weight, both [B, L, 1]. A class that the prior forbids is null; so is SKIP for tokens within a capacity,
+    and all else for tokens that are not, with ids of C. prior: [B, L, C]. within: [B, L], with a capacity.
     """
     router, classes = config.router, logits.shape[-1]
-    shifted = logits + prior_C[None, None]
+    shifted = logits + prior
     scores = jax.nn.softmax(shifted, -1) if router.scoring == "softmax" else shifted
+    may = jnp.ones(scores.shape, bool)
+    if within is not None:
+        is_skip = (jnp.arange(classes) == classes - 1)[None, None]
+        may = jnp.where(within[..., None], ~is_skip, is_skip)
+    ranked = jnp.where(may, scores, NEVER)
     # A class's rank is how many others are before it; of equals the first is before.
     earlier = jnp.tril(jnp.ones((classes, classes), bool), -1)[None, None]
-    mine, theirs = scores[..., :, None], scores[..., None, :]
+    mine, theirs = ranked[..., :, None], ranked[..., None, :]
     rank = jnp.sum((theirs > mine) | ((theirs == mine) & earlier), -1)
     top = min(config.top_k, classes)
     ids = jnp.stack([jnp.argmax(rank == k, -1) for k in range(top)], -1)
 
     raw = router.scoring == "raw"
     weight = logits if raw else scores
-    taken = rank < top
+    taken = (rank < top) & may
+    ids = jnp.where(jnp.take_along_axis(may, ids, -1), ids, classes)
     if router.all_modules:
         taken = jnp.ones_like(taken)
     elif config.weights == "renormalised":
         weight = weight / jnp.sum(jnp.where(taken, weight, 0.0), -1, keepdims=True)
-    taken = taken & (prior_C > NEVER)[None, None]
+    taken = taken & (prior > NEVER)
     # With fewer classes than modules the last modules are never chosen.
     reachable = range(min(count, classes))
     nobody = [jnp.zeros_like(taken[..., :1])] * (count - len(reachable))
@@ -271,9 +305,9 @@ def losses_and_forward(params, ids_BxL, labels, config, **kwargs):
     log_p = jax.nn.log_softmax(logits, -1)
     picked = jnp.take_along_axis(log_p, jnp.where(counted, targets, 0)[..., None], -1)[..., 0]
     loss = -jnp.sum(jnp.where(counted, picked, 0.0)) / jnp.sum(counted.astype(jnp.float32))
-    aux, z = balance_loss(out, mask, config), z_loss(out, mask, config)
-    total = loss + config.balance.weight * aux + config.z_loss * z
-    return total, ({"loss": loss, "aux_loss": aux, "z_loss": z}, out)
+    aux, z, capacity = (part(out, mask, config) for part in (balance_loss, z_loss, capacity_loss))
+    total = loss + config.balance.weight * aux + config.z_loss * z + config.capacity_loss * capacity
+    return total, ({"loss": loss, "aux_loss": aux, "z_loss": z, "capacity_loss": capacity}, out)
 
 
 def routed(config):
@@ -322,5 +356,21 @@ def z_loss(out, mask, config):
             token_mean(jax.scipy.special.logsumexp(logits, -1) ** 2, mask)
             for logits in steps(out, f"{side}_logits", config)
         ]
+        total = total + jnp.mean(jnp.stack(each))
+    return total
+
+
+def capacity_loss(out, mask, config):
+    """The cross-entropy between who is within a capacity and the sigmoid of the margin."""
+    total = jnp.zeros(())
+    for side in routed(config):
+        if f"{side}_margin/0" not in out:
+            continue
+        each = []
+        for i in range(config.num_chunks * config.num_steps):
+            margin, within = out[f"{side}_margin/{i}"], out[f"{side}_within/{i}"]
+            known = jnp.abs(margin) == -NEVER
+            p = jax.nn.sigmoid(jnp.where(known, 0.0, margin))
+            each.append(token_mean(jnp.where(known, 0.0, -jnp.log(jnp.where(within, p, 1 - p))), mask))
         total = total + jnp.mean(jnp.stack(each))
     return total

@@ -200,6 +200,8 @@ def test_options_we_cannot_express(theirs, message):
         (dataclasses.replace(SMALL, capacity_factor=1.5), r"capacity_factor=1\.5"),
         (dataclasses.replace(SMALL, ffn=ChoiceConfig(choice="ordered")), r"ffn\.choice='ordered'"),
         (dataclasses.replace(SMALL, ffn=ChoiceConfig(preference=1.0)), r"ffn\.preference=1\.0"),
+        (dataclasses.replace(SMALL, num_attn_modules=2, ffn=ChoiceConfig(exit=True), skip=True), r"ffn\.exit=True"),
+        (dataclasses.replace(SMALL, ffn=ChoiceConfig(capacity=0.5), skip=True), r"ffn\.capacity=0\.5"),
         (dataclasses.replace(SMALL, balance=BalanceConfig()), r"balance\.softmax_again=False"),
         (
             dataclasses.replace(SMALL, router=dataclasses.replace(SMALL.router, weights="probability")),
@@ -232,6 +234,7 @@ def test_every_field_and_option_is_accounted_for():
         "ffn",
         "tie_embeddings",
         "z_loss",
+        "capacity_loss",
         "capacity_factor",
         *(name for name in official.HOW_NOT_WHAT if "." not in name),
     }

@@ -265,6 +265,9 @@ def test_what_is_vanilla():
     one = dataclasses.replace(SMALL, num_attn_modules=1, num_ffn_modules=1, num_steps=1)
     assert is_vanilla(one)
     assert not is_vanilla(dataclasses.replace(one, num_steps=2))
+    for schedule, same in (((0, 1), True), ((1, 0), False)):
+        ordered = ChoiceConfig("ordered", schedule=schedule)
+        assert is_vanilla(dataclasses.replace(SMALL.vanilla(), ffn=ordered)) == same
     assert not is_vanilla(SMALL)
     assert not is_vanilla(dataclasses.replace(SMALL.vanilla(), attention=SMALL.attention))
     assert len(layer_names(SMALL)) == SMALL.num_layers == 8
@@ -323,6 +326,8 @@ def test_a_preserving_start_is_the_vanilla_model_and_ends_free(fields):
         ({"num_attn_modules": 2}, r"model\.num_attn_modules=2: must equal num_ffn_modules=3"),
         ({"capacity_factor": 1.0}, r"model\.capacity_factor=1\.0"),
         ({"ffn": ChoiceConfig(choice="ordered")}, r"model\.ffn=ChoiceConfig\(choice='ordered'"),
+        ({"ffn": ChoiceConfig(exit=True)}, r"model\.ffn=ChoiceConfig\(.*exit=True"),
+        ({"ffn": ChoiceConfig(capacity=0.5)}, r"model\.ffn=ChoiceConfig\(.*capacity=0\.5"),
         ({"router": dataclasses.replace(SMALL.router, scoring="raw")}, r"model\.router\.scoring='raw'"),
         ({"router": dataclasses.replace(SMALL.router, all_modules=True)}, r"model\.router\.all_modules=True"),
     ],

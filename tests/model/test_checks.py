@@ -54,7 +54,7 @@ WRONG = {
     "Router: x_TxD": lambda: router(jnp.zeros((T, D + 1)), jnp.zeros((T, SMALL.router.dim))),
     "Router: state_TxR": lambda: router(jnp.zeros((T, D)), jnp.zeros((T, SMALL.router.dim + 1))),
     "select: logits_TxC": lambda: select(jnp.zeros((T, C + 1)), SMALL, "ffn"),
-    "select: prior_C": lambda: select(jnp.zeros((T, C)), SMALL, "ffn", jnp.zeros(C - 1)),
+    "select: prior": lambda: select(jnp.zeros((T, C)), SMALL, "ffn", jnp.zeros(C - 1)),
     "make_plan: index_TxK": lambda: dispatch.make_plan(jnp.zeros((T, K)), 2, "dense"),
     "routed: multiplier_TxK": lambda: routed(jnp.ones((T, K + 1))),
     "routed_ffn: x": lambda: routed_ffn(x=jnp.zeros((B, L, D), jnp.bfloat16)),

@@ -56,13 +56,62 @@ def complaint(make, *args, **kwargs):
         (
             ModelConfig,
             {"ffn": ORDERED},
-            "num_steps=8: must equal ffn's 4 modules where ffn.choice='ordered'",
+            "num_steps=8: must equal ffn's 4 modules where ffn.choice='ordered' and ffn.schedule=None",
         ),
         (
             ModelConfig,
             {"attention": OR_SKIP},
-            "num_steps=8: must equal attention's 4 modules where attention.choice='ordered_or_skip'",
+            "num_steps=8: must equal attention's 4 modules where attention.choice='ordered_or_skip' "
+            "and attention.schedule=None",
         ),
+        (
+            ModelConfig,
+            {"ffn": ChoiceConfig("ordered", schedule=(0, 1, 2))},
+            "ffn.schedule=(0, 1, 2): must have a module for each of the 8 steps",
+        ),
+        (
+            ModelConfig,
+            {"attention": ChoiceConfig("ordered", schedule=(0, 1, 4)), "num_steps": 3},
+            "attention.schedule=(0, 1, 4): must name modules from 0 to 3",
+        ),
+        (
+            ModelConfig,
+            {"attention": ChoiceConfig(schedule=(0, 1, -1)), "num_steps": 3},
+            "attention.schedule=(0, 1, -1): must name modules from 0 to 3",
+        ),
+        (
+            ModelConfig,
+            {"num_ffn_modules": 1, "ffn": ChoiceConfig("ordered", schedule=(0, 1)), "num_steps": 2},
+            "ffn.schedule=(0, 1): must name modules from 0 to 0",
+        ),
+        (ChoiceConfig, {"schedule": (0, 1.0)}, "schedule=(0, 1.0): must be a tuple of an integer or None"),
+        (ChoiceConfig, {"capacity": 0.0}, "capacity=0.0: must be above 0 and at most 1, or None"),
+        (ChoiceConfig, {"capacity": 1.5}, "capacity=1.5: must be above 0 and at most 1, or None"),
+        (ChoiceConfig, {"capacity": math.nan}, "capacity=nan: must be above 0 and at most 1, or None"),
+        (ModelConfig, {"attention": ChoiceConfig(exit=True), "skip": False}, "attention.exit=True: needs skip=True"),
+        (ModelConfig, {"ffn": ChoiceConfig(capacity=0.5), "skip": False}, "ffn.capacity=0.5: needs skip=True"),
+        (
+            ModelConfig,
+            {"attention": ChoiceConfig(exit=True), "router": RouterConfig(all_modules=True)},
+            "attention.exit=True: needs router.all_modules=False",
+        ),
+        (
+            ModelConfig,
+            {"attention": ChoiceConfig(exit=True), "ffn": ORDERED, "num_steps": 4},
+            "attention.exit=True: needs a router on the ffn side; ffn.choice='ordered' has none",
+        ),
+        (
+            ModelConfig,
+            {"ffn": ChoiceConfig(exit=True), "num_attn_modules": 1},
+            "ffn.exit=True: needs a router on the attention side; its pool has one module",
+        ),
+        (
+            ModelConfig,
+            {"ffn": ChoiceConfig("ordered", capacity=0.5), "num_steps": 4},
+            "ffn.capacity=0.5: needs a router on the ffn side; ffn.choice='ordered' has none",
+        ),
+        (ModelConfig, {"capacity_loss": -1.0}, "capacity_loss=-1.0: must be at least 0"),
+        (ModelConfig, {"capacity_loss": INF}, "capacity_loss=inf: must be finite"),
         (
             ModelConfig,
             {"attention": OR_SKIP, "num_steps": 4, "skip": False},
@@ -155,6 +204,9 @@ def test_a_prior_with_nan_is_refused():
         {"attention": ORDERED, "num_steps": 4, "skip": False},
         {"top_k": 5},
         {"attention": table(8, 5)},
+        {"attention": ChoiceConfig("ordered", schedule=(0, 1, 2, 3) * 2)},
+        {"num_attn_modules": 1, "attention": ChoiceConfig(schedule=(0,) * 8)},
+        {"ffn": ChoiceConfig(capacity=1), "attention": ORDERED, "num_steps": 4},
     ],
 )
 def test_configurations_that_may_be(fields):
@@ -236,6 +288,7 @@ def test_words_for_types():
     [
         ModelConfig(),
         ModelConfig.official(router=RouterConfig(kind="mlp", scoring="raw"), d_ff=100, num_classes=2),
+        ModelConfig(attention=ChoiceConfig("ordered_or_skip", (0, 3) * 4, True), ffn=ChoiceConfig(capacity=0.5)),
         ModelConfig(num_steps=2, num_attn_modules=1, ffn=ChoiceConfig(prior=((0, -INF, 1, 2, -INF), (0.5,) * 5))),
         Config(
             model=ModelConfig(attention=ChoiceConfig(preference=2.0, anneal_steps=10)),
@@ -243,7 +296,7 @@ def test_words_for_types():
             resume="runs/x",
         ),
     ],
-    ids=["default", "official", "prior", "experiment"],
+    ids=["default", "official", "special", "prior", "experiment"],
 )
 def test_json_returns_the_same(config):
     text = json.dumps(dataclasses.asdict(config))
@@ -327,6 +380,18 @@ def test_vanilla():
 def test_vanilla_of_a_model_with_a_prior_of_other_steps():
     config = ModelConfig(attention=table(8, 5), top_k=5)
     assert config.vanilla().attention == ORDERED
+
+
+def test_related_configurations_of_special_cases():
+    config = ModelConfig(attention=ChoiceConfig("ordered_or_skip", (0, 3) * 4, True, 0.5), ffn=ChoiceConfig(exit=True))
+    assert config.vanilla() == ModelConfig(num_steps=4, attention=ORDERED, ffn=ORDERED)
+    assert config.schedule("attention") == (0, 3) * 4
+    assert config.schedule("ffn") == tuple(range(8))
+    assert (config.has_capacity, config.has_exit) == (True, True)
+    causal = config.causal()
+    assert (causal.has_capacity, causal.has_exit) == (False, True)
+    assert causal.for_inference() == config.for_inference()
+    assert dataclasses.replace(causal, attention=config.attention) == config
 
 
 def test_kinds():

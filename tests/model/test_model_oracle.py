@@ -52,6 +52,23 @@ CASES = {
     "mixture-of-experts": {"attention": ORDERED, "balance": {"kind": "depthwise", "softmax_again": True}},
     "ffn-ordered": {"ffn": ORDERED, "layer_norm_epsilon": 1e-2},
     "ordered-or-skip": {"attention": OR_SKIP, "ffn": OR_SKIP, "top_k": 1},
+    "scheduled": {
+        "attention": ChoiceConfig("ordered", schedule=(2, 0, 2, 1, 0)),
+        "ffn": ChoiceConfig("ordered_or_skip", schedule=(0, 0, 1, 2, 1)),
+        "num_steps": 5,
+        "top_k": 1,
+    },
+    "capacity": {
+        "attention": ChoiceConfig("ordered_or_skip", capacity=0.5),
+        "ffn": ChoiceConfig(capacity=0.3),
+        "masked": True,
+        "capacity_loss": 0.3,
+    },
+    "capacity-exit-raw": {
+        "attention": dataclasses.replace(LEANING, capacity=0.6, exit=True),
+        "ffn": ChoiceConfig(exit=True),
+        "router": {"scoring": "raw"},
+    },
     "preference-annealed": {
         "attention": ChoiceConfig(preference=3.0, anneal_steps=10),
         "ffn": ChoiceConfig(preference=-1.0, anneal_steps=20),
@@ -179,7 +196,7 @@ def test_equals_the_oracle(name):
     compare_values(config, output.captured, want)
     assert_same(output.hidden, want["hidden_final"], "hidden")
     assert_same(logits, want["logits"], "logits")
-    for field, part in (("loss", "loss"), ("balance", "aux_loss"), ("z", "z_loss")):
+    for field, part in (("loss", "loss"), ("balance", "aux_loss"), ("z", "z_loss"), ("capacity", "capacity_loss")):
         assert_same(getattr(result, field), parts[part], part)
     chex.assert_trees_all_equal_structs(gradient, want_gradient)
     jax.tree_util.tree_map_with_path(
@@ -209,7 +226,7 @@ def compare_values(config, captured, want):
             assert_same(have["scores"], scores, f"{side} scores {i}")
             if not config.router.all_modules:
                 # A forbidden class may have been taken for want of others: it is no class at all in the model.
-                forbidden = np.take_along_axis(np.asarray(scores), chosen, -1)
+                forbidden = np.take_along_axis(np.asarray(scores), np.minimum(chosen, config.classes(side) - 1), -1)
                 forbidden = forbidden <= (0 if config.router.scoring == "softmax" else NEVER)
                 np.testing.assert_array_equal(have["index"], np.where(forbidden, config.classes(side), chosen))
             if config.router.kind != "mlp":

@@ -62,6 +62,7 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
             ("full", [(1, 2, 2, 2)], 1),
             ("none", [(1, 2, 2, 2)], 1),
             ("untied", [(1, 2, 2, 2)], 1),
+            ("scheduled", [(1, 2, 2, 2)], 1),
             ("k1", [(1, 2, 2, 1)], 2),
         ]
     ],
@@ -79,6 +80,7 @@ def test_gradients_on_a_mesh_are_those_on_one_device(name, shapes, accumulation)
         for name, shapes, accumulation in [
             ("k1", [(1, 2, 2, 2)], 1),
             ("k3", [(1, 1, 2, 4)], 2),
+            ("special", [(1, 1, 2, 4)], 2),
             ("splash", [(1, 2, 2, 2)], 1),
         ]
     ],

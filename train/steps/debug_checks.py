@@ -45,6 +45,7 @@ def describe(report: StepReport) -> str:
         place, name, count = min(found)
         where = f"; the first in chunk {place[0]}, assembly step {place[1]}" if len(place) == 2 else ""
         return f"{name} ({count} of them{where})"
-    values = {"loss": report.losses.loss, "balance loss": report.losses.balance, "z-loss": report.losses.z}
+    losses = report.losses
+    values = {"loss": losses.loss, "balance loss": losses.balance, "z-loss": losses.z, "capacity loss": losses.capacity}
     values["norm of the gradient"] = report.grad_norm
     return "; ".join(f"the {name} is {float(value)}" for name, value in values.items() if not np.isfinite(value))

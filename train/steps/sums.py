@@ -157,7 +157,7 @@ def is_random(config: ModelConfig) -> bool:
 
 
 def for_evaluation(config: ModelConfig) -> tuple[ModelConfig, jax.Array | None]:
-    """(the model without dropout, the fixed key of routers that want noise in evaluation)."""
+    """(the model without dropout, and causal; the fixed key of routers that want noise in evaluation)."""
     noisy = is_random(config) and config.router.kind == "gru_random" and config.router.noise_in_evaluation
-    config = dataclasses.replace(config, dropout=type(config.dropout)())
+    config = dataclasses.replace(config.causal(), dropout=type(config.dropout)())
     return config, jax.random.key(0) if noisy else None

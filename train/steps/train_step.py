@@ -123,7 +123,7 @@ def _of_micro_batches(
         """Of the whole batch's losses: labels weigh alike wherever they are, the routers' losses are averaged."""
         alone, loss = finish(sums, config), sums.nll / count
         total = loss + (alone.total - alone.loss) / accumulation
-        return Losses(total, loss, alone.balance / accumulation, alone.z / accumulation)
+        return Losses(total, loss, *(part / accumulation for part in (alone.balance, alone.z, alone.capacity)))
 
     def add(gradient: dict[Any, Any], given: tuple) -> tuple[dict[Any, Any], tuple[Losses, LossSums]]:
         more, aux = _differentiated(lambda params: sums_of(params, *given), share, params)

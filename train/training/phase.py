@@ -97,6 +97,7 @@ class PhaseLoop:
             "total": losses.total,
             "balance": losses.balance,
             "z_loss": losses.z,
+            **({"capacity_loss": losses.capacity} if self.model.has_capacity else {}),
             "grad_norm": report.grad_norm,
             "learning_rate": self.schedule(step - 1),
             "tokens_per_s": tokens_per_s,

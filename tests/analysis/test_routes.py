@@ -40,7 +40,7 @@ def test_routes_equal_the_references_choices(params):
     for window in range(3):
         own = routes.window_T == window
         out = forward(np.pad(routes.ids_T[own], (0, 6 - own.sum()))[None])
-        out = jax.tree.map(lambda x, n=own.sum(): x[:, :n], out)
+        out = {name: x[:, : own.sum()] for name, x in out.items()}
         log_p = np.asarray(jax.nn.log_softmax(out["logits"][0], -1))
         want = -np.take_along_axis(log_p[:-1], routes.ids_T[own][1:, None], 1)[:, 0]
         np.testing.assert_allclose(routes.loss_T[own][:-1], want, atol=2e-5)
@@ -51,7 +51,7 @@ def test_routes_equal_the_references_choices(params):
                 np.testing.assert_array_equal(routes.sides[side].index[step, own], order)
                 best = np.take_along_axis(scores, order, 1)
                 weight = routes.sides[side].weight[step, own]
-                np.testing.assert_allclose(weight, best / best.sum(-1, keepdims=True), atol=1e-5)
+                np.testing.assert_allclose(weight, best / best.sum(-1, keepdims=True), atol=5e-5)
 
 
 def test_batches_are_read_up_to_the_limit(params):

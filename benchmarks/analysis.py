@@ -2,10 +2,10 @@
 
 The quickstart's train steps and analyses (train/analysis/watch.py), of both phases, in turn, so that a change of the
 machine's speed meets both. Of each phase: `step` and `record`, median seconds; `first_step` and `first_record`, with
-tracing and compiling; `records`, how many a phase logs. `share`: all records of the run, the first of each phase with
-its compiling, over all its steps, the first ones with theirs; evaluations, checkpoints and the report are left out of
-the run's time. `share_compiled`: the same of compiled programs only, as in a long run. `quartiles`: of a record over a
-step, round by round.
+tracing and compiling; `records`, how many a phase logs; `quartiles`, of a record over a step, round by round.
+`seconds`: of all records of the run, the first of each phase with its compiling. `share`: those over all steps of the
+run, the first ones with their compiling too; evaluations, checkpoints and the report are left out of the run's time.
+`share_compiled`: the same of compiled programs only, as in a long run.
 """
 
 import dataclasses
@@ -43,6 +43,7 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
     return {
         "every": config.analysis.every,
         "tokens": config.analysis.tokens,
+        "seconds": records + first_records,
         "share": (records + first_records) / (steps + first_steps),
         "share_compiled": records / steps,
         "phases": phases,

@@ -103,38 +103,38 @@ def pruned_config(config: ModelConfig, keep: Keep) -> ModelConfig:
     counts = {side: len(keep[side][0]) if side in keep else config.modules(side) for side in config.routed_sides}
     left = {side: n + config.classes(side) - config.modules(side) for side, n in counts.items()}  # classes
     for side, n in counts.items():
-        choice: ChoiceConfig = getattr(config, side)
-        require(not choice.anneal_steps, f"{side}.anneal_steps", choice.anneal_steps, "must be 0 to prune (at_step)")
-        lossless = n > 1 or (left[side] == 1 and config.weights != "raw")
-        lost = (
-            "no router: no SKIP, no null class and no weight" if config.weights != "raw" else "no router and no weight"
-        )
-        allowed = f"must be at least 2 of {config.modules(side)}, since a pool of one module has {lost}"
-        require(lossless, f"modules of {side}", n, allowed)
-    routed = [side for side, n in counts.items() if n > 1]
-    sizes = {_FIELD[side]: n for side, n in counts.items()}
-    top_k = config.top_k
-    if not config.router.all_modules:
-        top_k = min(top_k, max([left[side] for side in routed], default=1))
-    bare = dataclasses.replace(config, **{side: ChoiceConfig() for side in counts}, top_k=1)
+        anneal = getattr(config, side).anneal_steps
+        require(not anneal, f"{side}.anneal_steps", anneal, "must be 0 for pruning (config.at_step)")
+        # Where no other class is left, its weight is 1 all the same, but for a raw score.
+        alone = n > 1 or (left[side] == 1 and config.weights != "raw")
+        allowed = f"must be at least 2 of {config.modules(side)}: a pool of one module has no router, SKIP or weight"
+        require(alone, f"modules of {side}", n, allowed)
+    routed = {side: count for side, count in left.items() if counts[side] > 1}
+    top_k = config.top_k if config.router.all_modules else min(config.top_k, max(routed.values(), default=1))
+    small = _sized(config, counts, routed, top_k)
+    choices: Any = {side: _choice(config, keep, side, small.classes(side)) for side in routed}
+    return dataclasses.replace(small, top_k=top_k, **choices)
+
+
+def _sized(config: ModelConfig, counts: Mapping[Side, int], left: Mapping[Side, int], top_k: int) -> ModelConfig:
+    """`config` with so many modules, and routers that have the classes `left` and `top_k`, and as few more as can be;
+    priors and `top_k` are still to be set."""
+    fields: Any = dict.fromkeys(counts, ChoiceConfig()) | {_FIELD[side]: n for side, n in counts.items()} | {"top_k": 1}
     options = []
     for classes in dict.fromkeys((config.router.classes, "own", "max", "ffn")):
         try:
-            option = dataclasses.replace(bare, **sizes, router=dataclasses.replace(config.router, classes=classes))
+            option = dataclasses.replace(config, **fields, router=dataclasses.replace(config.router, classes=classes))
         except ConfigError:  # too few classes for the modules
             continue
-        more = [option.classes(side) - left[side] for side in routed]
-        room = config.router.all_modules or all(option.classes(side) >= top_k for side in routed)
+        more = [option.classes(side) - own for side, own in left.items()]
+        room = config.router.all_modules or all(option.classes(side) >= top_k for side in left)
         if room and min(more, default=0) >= 0:
             options.append((sum(more), option))
     if not options:
-        have = ", ".join(f"{left[side]} for {side}'s {counts[side]} modules" for side in routed)
-        raise ConfigError(
-            f"router.classes={config.router.classes!r}: smaller routers cannot have the classes left: {have}"
-        )
-    small = min(options, key=lambda option: option[0])[1]
-    choices = {side: _choice(config, keep, side, small.classes(side)) for side in routed}
-    return dataclasses.replace(small, top_k=top_k, **choices)
+        have = ", ".join(f"{own} for {side}'s {counts[side]} modules" for side, own in left.items())
+        allowed = f"no smaller routers have the classes that are left: {have}"
+        raise ConfigError(f"router.classes={config.router.classes!r}: {allowed}")
+    return min(options, key=lambda option: option[0])[1]
 
 
 # Which modules go first.

@@ -206,7 +206,10 @@ def _take(array: Any, source: Sequence[int]) -> Any:
     """The columns [..., source], 0 where it is -1."""
     index = np.array(source)
     taken = array[..., np.maximum(index, 0)]
-    return taken if min(source) >= 0 else taken * np.asarray(index >= 0, taken.dtype)
+    if min(source) >= 0:
+        return taken
+    there = np.asarray(index >= 0, taken.dtype)
+    return taken * there.reshape((1,) * (taken.ndim - 1) + there.shape)
 
 
 def _choice(config: ModelConfig, keep: Keep, side: Side, classes: int) -> ChoiceConfig:

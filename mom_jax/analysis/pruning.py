@@ -6,7 +6,8 @@ and losses are those of the pruned model, which has smaller pools, routers with 
 otherwise (`forbidden`, `prune`). Only the balance loss counts the classes that are there, and a `capacity_factor` room
 by the modules that are there.
 
-What stays is said by side and chunk: `Keep`. All of a side's pools have one size, so that each loses as many.
+What stays is said by side and chunk: `Keep`. A side's pools have one size in all chunks: in a smaller model each has
+lost as many.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ def everything(config: ModelConfig) -> dict[Side, list[list[int]]]:
 
 def check_keep(config: ModelConfig, keep: Keep) -> None:
     """Raises ConfigError for a side without a router, a chunk too many or too few, modules that are not there, and
-    pools of which nothing stays or not equally many."""
+    pools of which nothing stays."""
     for side, chunks in keep.items():
         require(side in config.routed_sides, "keep", side, f"is not routed; {_routed(config)}")
         must = f"must name modules for each of {config.num_chunks} chunks"
@@ -41,7 +42,6 @@ def check_keep(config: ModelConfig, keep: Keep) -> None:
             good = list(modules) == sorted(set(modules)) and set(modules) <= set(known)
             require(good, f"keep.{side}", modules, f"must be modules from 0 to {len(known) - 1}, ascending")
             require(len(modules) > 0, f"keep.{side}", modules, "must leave a module")
-            require(len(modules) == len(chunks[0]), f"keep.{side}", chunks, "must leave as many in every chunk")
 
 
 def forbidden(config: ModelConfig, keep: Keep) -> dict[Side, np.ndarray]:
@@ -100,6 +100,9 @@ def pruned_config(config: ModelConfig, keep: Keep) -> ModelConfig:
     classes than the smaller routers could have.
     """
     check_keep(config, keep)
+    for side, chunks in keep.items():
+        alike = len({len(modules) for modules in chunks}) == 1
+        require(alike, f"keep.{side}", chunks, "must leave as many in every chunk")
     counts = {side: len(keep[side][0]) if side in keep else config.modules(side) for side in config.routed_sides}
     left = {side: n + config.classes(side) - config.modules(side) for side, n in counts.items()}  # classes
     for side, n in counts.items():
@@ -228,8 +231,8 @@ def _choice(config: ModelConfig, keep: Keep, side: Side, classes: int) -> Choice
     _check_allowed(side, np.stack(tables))
     alike = all(np.array_equal(table, tables[0]) for table in tables)
     require(alike, f"keep.{side}", chunks, "must be the same modules in all chunks, which share a prior")
-    free = ChoiceConfig()
-    return free if not np.any(tables[0]) else dataclasses.replace(free, prior=tuple(map(tuple, tables[0].tolist())))
+    prior = tuple(map(tuple, tables[0].tolist())) if np.any(tables[0]) else None
+    return dataclasses.replace(choice, choice="free", preference=0.0, skip_preference=0.0, prior=prior)
 
 
 def _check_allowed(side: Side, tables: np.ndarray) -> None:

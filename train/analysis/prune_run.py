@@ -1,0 +1,105 @@
+"""Which modules of a checkpoint to cut, from what a user says: shares of each side, and what they are ranked by."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.analysis.pruning import keep_after, prune, pruned_config
+from mom_jax.config import ModelConfig, Side
+from mom_jax.fields import ConfigError, nearest, require
+from train.analysis.prune_curve import share_of
+from train.analysis.removal import Rank, Ranking, Removal
+from train.batch import Rows
+
+SIDE_NAMES: dict[str, Side] = {"attn": "attention", "attention": "attention", "ffn": "ffn"}
+_FORM = "must be shares to cut, as in attn=0.5,ffn=0.25"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """A smaller model. messages: what was cut, for the user."""
+
+    config: ModelConfig
+    params: dict[Any, Any]
+    messages: list[str]
+
+
+def parse_shares(text: str) -> dict[Side, float]:
+    """`attn=0.5,ffn=0.25` by side. Raises ConfigError naming `prune` for what is no such text."""
+    shares: dict[Side, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.partition("="))
+        require(bool(name and equals and number), "prune", text, _FORM)
+        require(name in SIDE_NAMES, "prune", text, f"unknown side {name!r}; {nearest(name, SIDE_NAMES)}")
+        require(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", number) is not None, "prune", text, _FORM)
+        require(0 <= float(number) <= 1, "prune", text, f"the share of {name} must lie between 0 and 1")
+        require(SIDE_NAMES[name] not in shares, "prune", text, f"names {name} twice")
+        shares[SIDE_NAMES[name]] = float(number)
+    return shares
+
+
+def count_cuts(text: str, shares: dict[Side, float], config: ModelConfig) -> dict[Side, int]:
+    """How many modules of each pool go. Raises ConfigError naming `prune` (`text`) where a side has no routers, where
+    nothing or everything would go, and where there is no smaller model of that size."""
+    cuts = {}
+    for side, share in shares.items():
+        have = " and ".join(config.routed_sides)
+        has = f"the model's routers choose {have} modules only" if have else "the model has no routers"
+        require(side in config.routed_sides, "prune", text, f"{side} is not routed: {has}")
+        n = config.modules(side)
+        cuts[side] = share_of(n, share)
+        require(cuts[side] < n, "prune", text, f"would cut all {n} {side} modules; at least one must stay")
+    sizes = ", ".join(f"1/{config.modules(side)} of {side}" for side in cuts)
+    require(any(cuts.values()), "prune", text, f"cuts no module: the least that can go is {sizes}")
+    # Which modules stay is not known yet, but what depends on their number only can be refused.
+    try:
+        first = {side: keep_after([range(config.modules(side))] * config.num_chunks, cut) for side, cut in cuts.items()}
+        pruned_config(config, first)
+    except ConfigError as error:
+        if not str(error).startswith("keep."):
+            raise ConfigError(f"prune={text!r}: {error}") from None
+    return cuts
+
+
+def pruned(
+    text: str,
+    cuts: dict[Side, int],
+    rank: Rank,
+    config: ModelConfig,
+    params: dict[Any, Any],
+    batches: list[Rows],
+    notify: Callable[[str], None],
+) -> Pruned:
+    """The model without the modules that go first. params: numpy arrays. text: what the user said, for complaints."""
+    notify(f"ranking modules by {rank}")
+    removal = Removal(jax.tree.map(jnp.asarray, params), config, batches)
+    ranking = removal.ranking(rank)
+    keep = {side: keep_after(ranking.order[side], cut) for side, cut in cuts.items()}
+    try:
+        small, smaller = prune(config, params, keep)
+        losses = removal.loss(), removal.loss(keep)
+    except ConfigError as error:
+        raise ConfigError(f"prune={text!r}: {error}") from None
+    messages = [_describe(side, cut, config, ranking) for side, cut in cuts.items() if cut]
+    if small.top_k != config.top_k:
+        messages.append(f"top_k: {config.top_k} -> {small.top_k}, as many classes as are left")
+    if small.router.classes != config.router.classes:
+        messages.append(f"router.classes: {config.router.classes!r} -> {small.router.classes!r}")
+    of = f"over {removal.tokens:,} tokens"
+    messages.append(f"loss {losses[0]:.4f} -> {losses[1]:.4f} nats/token ({losses[1] - losses[0]:+.4f}), {of}")
+    return Pruned(small, smaller, messages)
+
+
+def _describe(side: Side, cut: int, config: ModelConfig, ranking: Ranking) -> str:
+    """Which modules of a side have gone, with what they were ranked by."""
+    chunks = []
+    for s, order in enumerate(ranking.order[side]):
+        gone = ", ".join(f"{m} ({ranking.scores[side][s, m]:.4g})" for m in sorted(order[:cut]))
+        chunks.append(gone if config.num_chunks == 1 else f"chunk {s}: {gone}")
+    n = config.modules(side)
+    return f"{side}: {cut} of {n} modules cut, by {ranking.rank}: {'; '.join(chunks)}"

@@ -2,19 +2,25 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from mom_jax.analysis.pruning import keep_after, prune, pruned_config
 from mom_jax.config import ModelConfig, Side
 from mom_jax.fields import ConfigError, nearest, require
+from mom_jax.sharding import make_mesh
+from train.analysis.opened import TextFlags, open_checkpoint
 from train.analysis.prune_curve import share_of
-from train.analysis.removal import Rank, Ranking, Removal
+from train.analysis.removal import Rank, Ranking, Removal, first_tokens
 from train.batch import Rows
+from train.checkpoints.formats import is_run
+from train.checkpoints.locate import find
+from train.checkpoints.models import open_model
+from train.cli import notify
+from train.config import Config
+from train.data.tokenizers import Tokenizer
 
 SIDE_NAMES: dict[str, Side] = {"attn": "attention", "attention": "attention", "ffn": "ffn"}
 _FORM = "must be shares to cut, as in attn=0.5,ffn=0.25"
@@ -22,11 +28,39 @@ _FORM = "must be shares to cut, as in attn=0.5,ffn=0.25"
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A smaller model. messages: what was cut, for the user."""
+    """A smaller model. before: how many parameters the larger one had. origin: the experiment of a run that it was made
+    of. messages: what was cut, for the user."""
 
     config: ModelConfig
     params: dict[Any, Any]
+    before: int
+    tokenizer: Tokenizer
+    origin: Config | None
     messages: list[str]
+
+
+def prune_checkpoint(path: str, text: str, rank: Rank, flags: TextFlags, *, best: bool) -> Pruned:
+    """The model of a checkpoint without the shares `text` of its modules, ranked on the text of `flags`.
+
+    best: of a run's phase the step with the lowest validation loss. Raises ConfigError naming `input` or `prune`.
+    """
+    shares = parse_shares(text)
+    origin, config = None, None
+    if is_run(path, "input"):
+        meta = find(path, field="input", best=best).meta()
+        origin, config = meta.config, meta.model
+    else:
+        config = open_model(path, field="input", best=best).config
+    require(bool(config.routed_sides), "input", path, "has no routers, and so no modules to prune")
+    cuts = count_cuts(text, shares, config)
+    opened = open_checkpoint(path, flags, best=best, mesh=make_mesh(), field="input")
+    if opened.tokenizer is None:
+        raise ConfigError(f"input={path!r}: has no tokenizer; give one with --tokenizer")
+    notify(f"{path}: {opened.facts['description']}")
+    batches = first_tokens(opened.text, flags.tokens)
+    config, params, messages = pruned(text, cuts, rank, config, opened.params, batches)
+    before = sum(leaf.size for leaf in jax.tree.leaves(opened.params))
+    return Pruned(config, jax.tree.map(np.asarray, params), before, opened.tokenizer, origin, messages)
 
 
 def parse_shares(text: str) -> dict[Side, float]:
@@ -67,17 +101,12 @@ def count_cuts(text: str, shares: dict[Side, float], config: ModelConfig) -> dic
 
 
 def pruned(
-    text: str,
-    cuts: dict[Side, int],
-    rank: Rank,
-    config: ModelConfig,
-    params: dict[Any, Any],
-    batches: list[Rows],
-    notify: Callable[[str], None],
-) -> Pruned:
-    """The model without the modules that go first. params: numpy arrays. text: what the user said, for complaints."""
+    text: str, cuts: dict[Side, int], rank: Rank, config: ModelConfig, params: dict[Any, Any], batches: list[Rows]
+) -> tuple[ModelConfig, dict[Any, Any], list[str]]:
+    """(configuration, parameters, what was cut in words) without the modules that go first. text: what the user said,
+    for complaints."""
     notify(f"ranking modules by {rank}")
-    removal = Removal(jax.tree.map(jnp.asarray, params), config, batches)
+    removal = Removal(params, config, batches)
     ranking = removal.ranking(rank)
     keep = {side: keep_after(ranking.order[side], cut) for side, cut in cuts.items()}
     try:
@@ -92,7 +121,7 @@ def pruned(
         messages.append(f"router.classes: {config.router.classes!r} -> {small.router.classes!r}")
     of = f"over {removal.tokens:,} tokens"
     messages.append(f"loss {losses[0]:.4f} -> {losses[1]:.4f} nats/token ({losses[1] - losses[0]:+.4f}), {of}")
-    return Pruned(small, smaller, messages)
+    return small, smaller, messages
 
 
 def _describe(side: Side, cut: int, config: ModelConfig, ranking: Ranking) -> str:

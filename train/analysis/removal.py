@@ -36,6 +36,17 @@ class Ranking:
     scores: dict[Side, np.ndarray]
 
 
+def first_tokens(batches: Iterable[Rows], tokens: int) -> list[Rows]:
+    """The first batches, as many as have so many tokens, padding included."""
+    taken: list[Rows] = []
+    for batch in batches:
+        taken.append(batch)
+        tokens -= batch["tokens"].size
+        if tokens <= 0:
+            break
+    return taken
+
+
 class Removal:
     """A model on fixed batches, with modules forbidden: one compiled program, whatever is forbidden.
 

@@ -9,8 +9,8 @@ huggingface  a folder that `transformers` loads; only for vanilla models
 official     a folder for the authors' code
 safetensors  a single file: --output FILE.safetensors
 
-With --prune attn=0.5,ffn=0.25 instead of --to it writes a smaller run, of which such shares of the modules are cut: those
-that matter least by --rank, on the run's held-out data or on --data.source.
+With --prune attn=0.5,ffn=0.25 instead of --to it writes a smaller run, without such shares of the modules: those that
+matter least by --rank, on the run's held-out data or on --data.source.
 """
 
 import dataclasses

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from mom_jax.analysis.pruning import keep_after
 from mom_jax.config import Side
@@ -18,7 +17,7 @@ from train.reporting.tables import markdown
 
 PAPER: dict[Side, float] = {"attention": 0.5, "ffn": 0.25}
 POINTS = 16  # of a curve, however many modules there are
-_NAMES = {"attention": "attention", "ffn": "FFN", "both": "both sides", "paper": "the paper's point"}
+NAMES = {"attention": "attention", "ffn": "FFN", "both": "both sides", "paper": "the paper's point"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class PruneCurve:
-    """loss: with nothing cut, over `tokens` predicted tokens, nats per token. modules: N of each routed side. chunks: S.
-    curves: by what is cut, a routed side or `both`, from nothing to all modules but one. paper: the paper's shares, as
-    many as whole modules go into them."""
+    """loss: with nothing cut, over `tokens` predicted tokens, nats per token. modules: N of each routed side. chunks:
+    S. curves: by what is cut, a routed side or `both`, from nothing to all modules but one. paper: the paper's shares,
+    as many as whole modules go into them."""
 
     loss: float
     tokens: int
@@ -74,7 +73,7 @@ def measure(removal: Removal, ranks: Sequence[Rank] = RANKS) -> PruneCurve:
         return Point(dict(cut), {rank: loss(ranking) for rank, ranking in rankings.items()})
 
     curves = {side: [point({side: cut}) for cut in _counts(n)] for side, n in modules.items()}
-    named: dict[str, list[Point]] = {**curves}
+    named: dict[str, list[Point]] = {str(side): points for side, points in curves.items()}
     if len(modules) > 1:
         shares = [cut / max(modules.values()) for cut in _counts(max(modules.values()))]
         cuts = [{side: share_of(n, share) for side, n in modules.items()} for share in shares]
@@ -90,7 +89,7 @@ def share_of(modules: int, share: float) -> int:
 
 def table(curve: PruneCurve) -> str:
     """A Markdown table: what is cut, and the loss by each ranking."""
-    header = ["cut", *(f"{_NAMES[side]} modules left" for side in curve.modules)]
+    header = ["cut", *(f"{NAMES[side]} modules left" for side in curve.modules)]
     header += [f"by {rank}, nats/token" for rank in curve.rankings]
     rows = [("nothing", *(str(n) for n in curve.modules.values()), *[f"{curve.loss:.4f}"] * len(curve.rankings))]
     for name, points in [*curve.curves.items(), ("paper", [curve.paper])]:
@@ -100,37 +99,8 @@ def table(curve: PruneCurve) -> str:
             left = [str(n - point.cut.get(side, 0)) for side, n in curve.modules.items()]
             losses = [f"{loss:.4f} ({loss - curve.loss:+.4f})" for loss in point.losses.values()]
             mark = ("**", "**") if name == "paper" else ("", "")
-            rows.append((_NAMES[name].join(mark), *left, *losses))
+            rows.append((NAMES[name].join(mark), *left, *losses))
     return markdown(header, rows)
-
-
-def draw(curve: PruneCurve, figure: Figure, theme: str) -> None:
-    """A picture: a panel for each side and for both, a line for each ranking, stars at the paper's point. `theme` has
-    no say."""
-    panels = figure.subplots(1, len(curve.curves), squeeze=False, sharey=True)[0]
-    whole = sum(curve.modules.values())
-    for axes, (name, points) in zip(panels, curve.curves.items(), strict=True):
-        of = whole if name == "both" else sum(n for side, n in curve.modules.items() if side == name)
-        shares = [100 * sum(point.cut.values()) / of for point in points]
-        for i, rank in enumerate(curve.rankings):
-            axes.plot(shares, [point.losses[rank] for point in points], "o-", color=f"C{i}", label=f"by {rank}")
-            if name == "both" or len(curve.curves) == 1:
-                at = 100 * sum(curve.paper.cut.values()) / of
-                label = "the paper's point" if i == 0 else None
-                axes.plot([at], [curve.paper.losses[rank]], "*", color=f"C{i}", markersize=12, label=label)
-            elif i == 0:
-                at = 100 * curve.paper.cut[_side(name)] / of
-                axes.axvline(at, color=axes.yaxis.label.get_color(), linewidth=0.8, linestyle=(0, (4, 4)))
-                axes.annotate(
-                    "paper", (at, 1.0), (3, -10), xycoords=axes.get_xaxis_transform(), textcoords="offset points"
-                )
-        axes.set(title=_NAMES[name], xlabel="modules cut, %")
-    panels[0].set_ylabel("loss, nats per token")
-    panels[-1].legend()
-
-
-def _side(name: str) -> Side:
-    return "attention" if name == "attention" else "ffn"
 
 
 def _counts(modules: int) -> list[int]:

@@ -50,12 +50,14 @@ def prune_checkpoint(path: str, text: str, rank: Rank, flags: TextFlags, *, best
         meta = find(path, field="input", best=best).meta()
         origin, config = meta.config, meta.model
     else:
-        config = open_model(path, field="input", best=best).config
+        model = open_model(path, field="input", best=best)
+        known = model.tokenizer is not None or flags.tokenizer is not None
+        require(known, "input", path, "has no tokenizer; give one with --tokenizer")
+        config = model.config
     require(bool(config.routed_sides), "input", path, "has no routers, and so no modules to prune")
     cuts = count_cuts(text, shares, config)
-    opened = open_checkpoint(path, flags, best=best, mesh=make_mesh(), field="input")
-    if opened.tokenizer is None:
-        raise ConfigError(f"input={path!r}: has no tokenizer; give one with --tokenizer")
+    opened = open_checkpoint(path, flags, best=best, mesh=make_mesh())
+    assert opened.tokenizer is not None, "it has encoded the text"
     notify(f"{path}: {opened.facts['description']}")
     batches = first_tokens(opened.text, flags.tokens)
     config, params, messages = pruned(text, cuts, rank, config, opened.params, batches)

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from mom_jax.analysis.specialisation import TOKENS, measure
 
 from mom_jax.analysis import pruning
 from mom_jax.analysis.observe import place
 from mom_jax.analysis.pruning import Keep
+from mom_jax.analysis.specialisation import TOKENS, measure
 from mom_jax.config import ModelConfig, Side
 from mom_jax.fields import ConfigError
 from mom_jax.losses import LossSums

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import tyro
 
+from mom_jax.sharding import MeshConfig
 from train.cli import load_config, notify, run_program
 
 
@@ -49,6 +50,7 @@ class Arguments:
         rank: which modules are cut first. `loss`: those without which the loss rises least; `usage`: those that are
             chosen least; `similarity`: those whose outputs are the most like those of others.
         data: the text that modules are ranked on.
+        mesh: the devices that rank them.
         tokenizer: a tokenizer's file or folder, where none lies beside the input.
         config: for `mom`, a Python file with get_config(), whose `model` is made.
         best: of a run's phase take the step with the lowest validation loss, not the latest.
@@ -60,6 +62,7 @@ class Arguments:
     prune: str | None = None
     rank: Literal["usage", "loss", "similarity"] = "loss"
     data: Data = dataclasses.field(default_factory=Data)
+    mesh: MeshConfig = MeshConfig(data=1)
     tokenizer: str | None = None
     config: str | None = None
     best: bool = False
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_new(output)
     if flags.prune is not None:
         return _prune(flags, flags.prune, output)
-    for name in ("rank", "data"):
+    for name in ("rank", "data", "mesh"):
         require(not _given(flags, name), name, getattr(flags, name), "goes with --prune only")
     if flags.to == "safetensors":
         require(output.suffix == ".safetensors", "output", flags.output, "must end with .safetensors")
@@ -133,12 +136,13 @@ def _given(flags: Arguments, name: str) -> bool:
 
 def _prune(flags: Arguments, text: str, output: Path) -> int:
     """Writes the smaller run."""
+    from mom_jax.sharding import make_mesh
     from train.analysis.opened import TextFlags
     from train.analysis.prune_run import prune_checkpoint
     from train.checkpoints.models import write_run
 
     source = TextFlags(flags.data.source, flags.tokenizer, flags.data.tokens)
-    small = prune_checkpoint(flags.input, text, flags.rank, source, best=flags.best)
+    small = prune_checkpoint(flags.input, text, flags.rank, source, best=flags.best, mesh=make_mesh(flags.mesh))
     for message in small.messages:
         notify(message)
     write_run(output, "pruned", small.config, small.params, small.tokenizer, small.origin)

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mom_jax.analysis.pruning import keep_after, prune, pruned_config
 from mom_jax.config import ModelConfig, Side
 from mom_jax.fields import ConfigError, nearest, require
-from mom_jax.sharding import make_mesh
-from train.analysis.opened import TextFlags, open_checkpoint
+from train.analysis.opened import Opened, TextFlags, open_checkpoint
 from train.analysis.prune_curve import share_of
 from train.analysis.removal import Rank, Ranking, Removal, first_tokens
 from train.batch import Rows
@@ -39,7 +39,7 @@ class Pruned:
     messages: list[str]
 
 
-def prune_checkpoint(path: str, text: str, rank: Rank, flags: TextFlags, *, best: bool) -> Pruned:
+def prune_checkpoint(path: str, text: str, rank: Rank, flags: TextFlags, *, best: bool, mesh: Mesh) -> Pruned:
     """The model of a checkpoint without the shares `text` of its modules, ranked on the text of `flags`.
 
     best: of a run's phase the step with the lowest validation loss. Raises ConfigError naming `input` or `prune`.
@@ -56,11 +56,10 @@ def prune_checkpoint(path: str, text: str, rank: Rank, flags: TextFlags, *, best
         config = model.config
     require(bool(config.routed_sides), "input", path, "has no routers, and so no modules to prune")
     cuts = count_cuts(text, shares, config)
-    opened = open_checkpoint(path, flags, best=best, mesh=make_mesh())
+    opened = open_checkpoint(path, flags, best=best, mesh=mesh)
     assert opened.tokenizer is not None, "it has encoded the text"
     notify(f"{path}: {opened.facts['description']}")
-    batches = first_tokens(opened.text, flags.tokens)
-    config, params, messages = pruned(text, cuts, rank, config, opened.params, batches)
+    config, params, messages = _without(text, cuts, rank, opened, first_tokens(opened.text, flags.tokens), mesh)
     before = sum(leaf.size for leaf in jax.tree.leaves(opened.params))
     return Pruned(config, jax.tree.map(np.asarray, params), before, opened.tokenizer, origin, messages)
 
@@ -102,17 +101,18 @@ def count_cuts(text: str, shares: dict[Side, float], config: ModelConfig) -> dic
     return cuts
 
 
-def pruned(
-    text: str, cuts: dict[Side, int], rank: Rank, config: ModelConfig, params: dict[Any, Any], batches: list[Rows]
+def _without(
+    text: str, cuts: dict[Side, int], rank: Rank, opened: Opened, batches: list[Rows], mesh: Mesh
 ) -> tuple[ModelConfig, dict[Any, Any], list[str]]:
     """(configuration, parameters, what was cut in words) without the modules that go first. text: what the user said,
     for complaints."""
     notify(f"ranking modules by {rank}")
-    removal = Removal(params, config, batches)
+    config = opened.config
+    removal = Removal(opened.params, config, batches, mesh=mesh)
     ranking = removal.ranking(rank)
     keep = {side: keep_after(ranking.order[side], cut) for side, cut in cuts.items()}
     try:
-        small, smaller = prune(config, params, keep)
+        small, smaller = prune(config, opened.params, keep)
         losses = removal.loss(), removal.loss(keep)
     except ConfigError as error:
         raise ConfigError(f"prune={text!r}: {error}") from None

@@ -22,10 +22,15 @@ NAMES = {"attention": "attention", "ffn": "FFN", "both": "both sides", "paper": 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """cut: modules cut of each chunk's pool, by side. losses: by ranking, nats per token."""
+    """cut: modules cut of each chunk's pool, by side. losses: by ranking, nats per token; infinite where a step would
+    have nothing left that its prior allows."""
 
     cut: dict[Side, int]
     losses: dict[Rank, float]
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"cut": self.cut, "losses": {rank: _number(loss) for rank, loss in self.losses.items()}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +60,24 @@ class PruneCurve:
             "modules": self.modules,
             "chunks": self.chunks,
             "rankings": {rank: order(ranking) for rank, ranking in self.rankings.items()},
-            "curves": {name: [dataclasses.asdict(point) for point in points] for name, points in self.curves.items()},
-            "paper": dataclasses.asdict(self.paper),
+            "curves": {name: [point.record() for point in points] for name, points in self.curves.items()},
+            "paper": self.paper.record(),
         }
 
 
-def measure(removal: Removal, ranks: Sequence[Rank] = RANKS) -> PruneCurve:
-    """Measures the curve of a model with routers, whose modules are ranked once, with nothing removed."""
+def measure(removal: Removal, ranks: Sequence[Rank] = RANKS, *, ranked: Removal | None = None) -> PruneCurve:
+    """Measures the curve of a model with routers, whose modules are ranked once, with nothing removed.
+
+    ranked: the model on other text, by which they are ranked: on the text that is measured, the best of many ways to cut
+    would look better than it is.
+    """
     config = removal.config
     modules = {side: config.modules(side) for side in config.routed_sides}
-    rankings = {rank: removal.ranking(rank) for rank in ranks}
+    rankings = {rank: (ranked or removal).ranking(rank) for rank in ranks}
 
     def point(cut: Mapping[Side, int]) -> Point:
         def loss(ranking: Ranking) -> float:
-            return removal.loss({side: keep_after(ranking.order[side], count) for side, count in cut.items()})
+            return removal.loss_or_inf({side: keep_after(ranking.order[side], count) for side, count in cut.items()})
 
         return Point(dict(cut), {rank: loss(ranking) for rank, ranking in rankings.items()})
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -20,6 +20,7 @@ from mom_jax.losses import LossSums
 from mom_jax.sharding import make_mesh
 from train.batch import Rows
 from train.steps.evaluation_step import evaluation_step
+from train.steps.state import abstract_params
 
 Rank = Literal["usage", "loss", "similarity"]
 RANKS: tuple[Rank, ...] = ("usage", "loss", "similarity")
@@ -53,9 +54,8 @@ class Removal:
     It runs as it is evaluated on tasks (`ModelConfig.for_inference`).
 
     Args:
-        params: nested dictionaries of arrays, where they shall lie.
+        params: nested dictionaries of arrays, which are put on the mesh.
         batches: whole on every process. They stay on the devices, so that there should be a bounded number of them.
-        progress: told after each loss how many there were.
     """
 
     def __init__(
@@ -65,14 +65,10 @@ class Removal:
         batches: Iterable[Rows],
         *,
         mesh: Mesh | None = None,
-        progress: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self.params, self.config, self.mesh, self._progress = (
-            params,
-            config.for_inference(),
-            mesh or make_mesh(),
-            progress,
-        )
+        self.config, self.mesh = config.for_inference(), mesh or make_mesh()
+        like = abstract_params(config, self.mesh)
+        self.params = jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), params, like)
         self.batches = list(batches)
         self._placed = [place(batch, self.mesh) for batch in self.batches]
         self._sums: dict[Any, LossSums] = {}
@@ -92,13 +88,19 @@ class Removal:
             if total is None:
                 raise ValueError("needs at least one batch")
             self._sums[key] = total
-            self._progress(len(self._sums))
         return self._sums[key]
 
     def loss(self, keep: Keep | None = None) -> float:
         """Nats per token with all modules but `keep` forbidden, by default none."""
         sums = self.sums(keep or {})
         return float(sums.nll) / max(float(sums.count), 1)
+
+    def loss_or_inf(self, keep: Keep) -> float:
+        """The same; infinite where the prior would leave a step nothing to choose."""
+        try:
+            return self.loss(keep)
+        except ConfigError:
+            return math.inf
 
     @property
     def tokens(self) -> int:
@@ -133,10 +135,7 @@ class Removal:
             for s, m in np.ndindex(own.shape):
                 keep = pruning.everything(self.config)
                 keep[side] = [[i for i in kept if (chunk, i) != (s, m)] for chunk, kept in enumerate(keep[side])]
-                try:
-                    own[s, m] = self.loss(keep) - self.loss()
-                except ConfigError:  # a step that the prior allows this module only
-                    own[s, m] = math.inf
+                own[s, m] = self.loss_or_inf(keep) - self.loss()
             losses[side] = own
         return losses
 

@@ -1,6 +1,7 @@
 """`MoM`: embeddings, anchors, chunks of assembly steps, a final layer norm, and heads."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from mom_jax.assembly import CAPTURES, Chunk, ChunkWeights, Noise, Observation
 from mom_jax.attention import KV, dropout, new_kv
 from mom_jax.cache import Cache, view_of, view_of_group
 from mom_jax.checks import check_array
-from mom_jax.config import ModelConfig
+from mom_jax.config import ModelConfig, Side
 from mom_jax.embeddings import Embedding, FinalNorm, Head, Unembedding
 from mom_jax.fields import require
 from mom_jax.layers import INIT_STD, Layer, LayerWeights
@@ -89,6 +90,7 @@ class MoM(nnx.Module):
         key: jax.Array | None = None,
         noise: Noise | None = None,
         step: jax.Array | int | None = None,
+        prior: Mapping[Side, jax.Array] | None = None,
         exchange_key: jax.Array | None = None,
         cache: Cache | None = None,
         capture: tuple[str, ...] = (),
@@ -102,6 +104,7 @@ class MoM(nnx.Module):
         key: draws dropout and router noise; without one the pass is deterministic.
         noise: the noise of `gru_random` routers, [S, H, B, L, R] a side, instead of drawing it.
         step: training steps taken, for priors that are annealed; without it they have their full strength.
+        prior: of routed sides, [S, H, C] float32, added to the prior that the configuration has: -inf forbids a class.
         exchange_key: deals every step's choices to other tokens, to measure what the routing knows.
         cache: from `init_cache` or a previous output; `ids` are the tokens that follow.
         capture: `hidden` ([B, L, D] after the embedding and every layer, [H, B, L, D] per chunk) and/or `routing`
@@ -119,6 +122,11 @@ class MoM(nnx.Module):
                 rows = None if name == "positions" else ids.shape[0]
                 check_array(f"MoM: {name}", array, (rows, ids.shape[1]))
         config, (batch, length) = self.config, ids.shape
+        for side, table in (prior or {}).items():
+            if side not in config.routed_sides:
+                raise ValueError(f"prior: {side!r} is no routed side; these are {config.routed_sides}")
+            shape = (config.num_chunks, config.num_steps, config.classes(side))
+            check_array(f"MoM: prior[{side!r}]", table, shape, jnp.float32)
         self._check(length, segment_ids, key, noise, cache, capture)
         valid = jnp.ones((batch, length), bool) if mask is None else mask.astype(bool)
         view, valid_slots = view_of(valid, mask is not None, segment_ids, cache)
@@ -162,6 +170,7 @@ class MoM(nnx.Module):
                 noise=jax.tree.map(lambda n, i=i: n[i], noise),
                 step=step,
                 segment_ids=segment_ids,
+                prior=jax.tree.map(lambda table, i=i: table[i], prior),
                 cache=None if cache is None else cache.kv["chunks"][i],
                 weights=None if weights is None else weights.chunks[i],
             )

@@ -6,8 +6,8 @@ vanilla model the similarity of its layers. The text is what a run holds out, or
 source, read as a stream until --tokens tokens are captured.
 
 Several checkpoints stand side by side: --checkpoint A B. Figures go to FOLDER/analysis.json, tables to analysis.md,
-pictures to analysis_modules.png and analysis_routing.png; FOLDER is, for one run, the folder `analysis` in the run's,
-and in the working folder for all else.
+pictures to analysis_modules.png and analysis_routing.png, and, with --prune-curve, to analysis_pruning.png; FOLDER is,
+for one run, the folder `analysis` in the run's, and in the working folder for all else.
 """
 
 import dataclasses
@@ -46,6 +46,7 @@ class Arguments:
         length: tokens of a sequence; 0 is as many as the run trained with, of other formats the model's context.
         batch_size: sequences that are computed together.
         json: print one JSON object (a list of them for several checkpoints) instead of tables.
+        prune_curve: also measure the loss against the modules that are cut, on each side and on both, by each ranking.
         mesh: the devices to run on; by default all, each with a copy of the model.
     """
 
@@ -57,6 +58,7 @@ class Arguments:
     length: int = 0
     batch_size: int = 8
     json: bool = False
+    prune_curve: bool = False
     data: Data = dataclasses.field(default_factory=Data)
     mesh: MeshConfig = MeshConfig()
 
@@ -76,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = TextFlags(flags.data.source, flags.tokenizer, flags.tokens, flags.length, flags.batch_size)
     output = _output(flags)
     check_output(output)
-    found = analyse(flags.checkpoint, text, best=flags.best, mesh=make_mesh(flags.mesh))
+    mesh = make_mesh(flags.mesh)
+    found = analyse(flags.checkpoint, text, best=flags.best, mesh=mesh, curves=flags.prune_curve)
     write_pictures(found, output)
     table = tables(found)
     Results("analysis", [own.record for own in found], table, table).finish(output, as_json=flags.json)

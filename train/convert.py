@@ -8,6 +8,9 @@ mom          a run with the start of phase 2: the Mixture-of-Modules of --config
 huggingface  a folder that `transformers` loads; only for vanilla models
 official     a folder for the authors' code
 safetensors  a single file: --output FILE.safetensors
+
+With --prune attn=0.5,ffn=0.25 instead of --to it writes a smaller run, without such shares of the modules: those that
+matter least by --rank, on the run's held-out data or on --data.source.
 """
 
 import dataclasses
@@ -17,7 +20,21 @@ from typing import Any, Literal
 
 import tyro
 
+from mom_jax.sharding import MeshConfig
 from train.cli import load_config, notify, run_program
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Text to rank modules on.
+
+    Attributes:
+        source: `text:GLOB`, `tfds:NAME/CONFIG`, `builtin:stdlib` or a mixture; without one a run's held-out data.
+        tokens: how many are read.
+    """
+
+    source: str | None = None
+    tokens: int = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +45,12 @@ class Arguments:
         input: what is read.
         output: what is written; must not be there yet.
         to: the format to write.
+        prune: instead of `to`: the shares of the modules to cut, of each side. A share of which no whole number of
+            modules comes cuts as many as go into it.
+        rank: which modules are cut first. `loss`: those without which the loss rises least; `usage`: those that are
+            chosen least; `similarity`: those whose outputs are the most like those of others.
+        data: the text that modules are ranked on.
+        mesh: the devices that rank them.
         tokenizer: a tokenizer's file or folder, where none lies beside the input.
         config: for `mom`, a Python file with get_config(), whose `model` is made.
         best: of a run's phase take the step with the lowest validation loss, not the latest.
@@ -35,7 +58,11 @@ class Arguments:
 
     input: str
     output: str
-    to: Literal["vanilla", "mom", "huggingface", "official", "safetensors"]
+    to: Literal["vanilla", "mom", "huggingface", "official", "safetensors"] | None = None
+    prune: str | None = None
+    rank: Literal["usage", "loss", "similarity"] = "loss"
+    data: Data = dataclasses.field(default_factory=Data)
+    mesh: MeshConfig = MeshConfig(data=1)
     tokenizer: str | None = None
     config: str | None = None
     best: bool = False
@@ -53,11 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from train.steps.state import abstract_params
     from train.training.initial_state import completed
 
+    both = flags.to is not None and flags.prune is not None
+    require((flags.to or flags.prune) is not None and not both, "to", flags.to, "give either --to or --prune")
     require(
         (flags.config is not None) == (flags.to == "mom"), "config", flags.config, "goes with --to mom, and only so"
     )
     output = Path(flags.output).expanduser()
     check_new(output)
+    if flags.prune is not None:
+        return _prune(flags, flags.prune, output)
+    for name in ("rank", "data", "mesh"):
+        require(not _given(flags, name), name, getattr(flags, name), "goes with --prune only")
     if flags.to == "safetensors":
         require(output.suffix == ".safetensors", "output", flags.output, "must end with .safetensors")
     target = None if flags.config is None else load_config(flags.config)
@@ -90,9 +123,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
             single_file.save(output, config, params, fingerprint)
-    else:
+    elif flags.to is not None:
         formats.write_folder(output, flags.to, config, params, tokenizer)
     print(f"{flags.output}: {_count(params):,} parameters")
+    return 0
+
+
+def _given(flags: Arguments, name: str) -> bool:
+    """Whether a flag has another value than its default."""
+    return getattr(flags, name) != getattr(Arguments("", ""), name)
+
+
+def _prune(flags: Arguments, text: str, output: Path) -> int:
+    """Writes the smaller run."""
+    from mom_jax.sharding import make_mesh
+    from train.analysis.opened import TextFlags
+    from train.analysis.prune_run import prune_checkpoint
+    from train.checkpoints.models import write_run
+
+    source = TextFlags(flags.data.source, flags.tokenizer, flags.data.tokens)
+    small = prune_checkpoint(flags.input, text, flags.rank, source, best=flags.best, mesh=make_mesh(flags.mesh))
+    for message in small.messages:
+        notify(message)
+    write_run(output, "pruned", small.config, small.params, small.tokenizer, small.origin)
+    print(f"{flags.output}: {_count(small.params):,} parameters, of {small.before:,}")
     return 0
 
 

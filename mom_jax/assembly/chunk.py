@@ -8,6 +8,7 @@ divided among devices is gathered before the scan, once for all its steps, and o
 With a cache the steps follow one another without a scan, which would copy each step's keys and values in and out.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -83,13 +84,15 @@ class Chunk(nnx.Module):
         noise: Noise | None = None,
         step: jax.Array | int | None = None,
         segment_ids: jax.Array | None = None,
+        prior: Mapping[Side, jax.Array] | None = None,
         cache: list[KV] | None = None,
         weights: ChunkWeights | None = None,
     ) -> tuple[jax.Array, StepOutputs]:
         """x [B, L, D] through H steps.
 
         key: draws dropout and router noise. step: training steps taken, for annealed priors. segment_ids: [B, L], the
-        sequences of a row, which a capacity is for. cache: a list of H. weights: those of `prepared()`, made before.
+        sequences of a row, which a capacity is for. prior: [H, C] a routed side, added to the configuration's. cache: a
+        list of H. weights: those of `prepared()`, made before.
         """
         config, (valid, capture, exchange_key) = self.config, observation
 
@@ -98,7 +101,7 @@ class Chunk(nnx.Module):
 
         inputs = StepInputs(
             step=jnp.arange(config.num_steps, dtype=jnp.int32),
-            prior={s: prior_table(config, s, step) if config.kind(s) == "routed" else None for s in SIDES},
+            prior={s: self._prior(s, step, prior) for s in SIDES},
             noise={"attention": noise and noise.attention, "ffn": noise and noise.ffn},
             key=keys(key),
             exchange_key=keys(exchange_key),
@@ -122,6 +125,15 @@ class Chunk(nnx.Module):
             return nnx.merge(graphdef, state).prepared()
 
         return gathered_again(prepare, use, state, given)
+
+    def _prior(
+        self, side: Side, step: jax.Array | int | None, added: Mapping[Side, jax.Array] | None
+    ) -> jax.Array | None:
+        """What is added to the side's logits, [H, C]; None where nothing is."""
+        if self.config.kind(side) != "routed":
+            return None
+        table, more = prior_table(self.config, side, step), (added or {}).get(side)
+        return more if table is None else table if more is None else table + more
 
     def prepared(self, *, decoding: str | None = None) -> ChunkWeights:
         """The weights as the steps use them, gathered where devices divide them.

@@ -1,7 +1,7 @@
 """Checkpoints to analyse: a model on a mesh, and the text that it is analysed on."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from jax.sharding import Mesh
@@ -48,7 +48,7 @@ class Opened:
     config: ModelConfig
     params: dict[Any, Any]
     tokenizer: Tokenizer | None
-    text: Iterator[Rows]
+    text: Iterable[Rows]
 
 
 def open_checkpoint(name: str, flags: TextFlags, *, best: bool, mesh: Mesh) -> Opened:

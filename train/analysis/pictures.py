@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 
 from mom_jax.config import SIDES
 from train.analysis.program import Analysed
+from train.analysis.prune_curve import NAMES, Point, PruneCurve
 from train.reporting.pictures import rendered
 
 _NAMES = {"attention": "Attention", "ffn": "FFN"}
 _TABLES = {"weights_NxN": "weights, cosine", "outputs_NxN": "outputs, CKA", "attention_patterns_NxN": "patterns"}
 _PARTS = {"step": "#3b8fd1", "token": "#d9822b", "context": "#a08a1f"}
+_RANKS = ("#3b8fd1", "#d9822b", "#2a9d76")
 _COLOURS = {"attention": "#3b8fd1", "ffn": "#d9822b"}
 
 
@@ -56,6 +58,37 @@ def routing(analysed: Sequence[Analysed]) -> bytes:
             row[0].set_ylabel(f"{_label(own)}\nstep")
 
     return rendered(3.0 * (len(sides) + 2), 3.0 * len(analysed), draw, "light", "white")
+
+
+def pruning(curves: Sequence[PruneCurve]) -> bytes:
+    """The loss against the modules that are cut, by each ranking, PNG; stars and broken lines are the paper's point."""
+    most = max(len(curve.curves) for curve in curves)
+
+    def draw(figure: Figure, theme: str) -> None:
+        for row, curve in zip(figure.subplots(len(curves), most, squeeze=False), curves, strict=True):
+            for axes in row[len(curve.curves) :]:
+                axes.set_axis_off()
+            for axes, (name, points) in zip(row, curve.curves.items(), strict=False):
+                _curve(axes, curve, name, points)
+            row[0].set_ylabel("loss, nats per token")
+            row[0].legend()
+
+    return rendered(3.4 * most, 3.2 * len(curves), draw, "light", "white")
+
+
+def _curve(axes: Axes, curve: PruneCurve, name: str, points: Sequence[Point]) -> None:
+    whole = sum(n for side, n in curve.modules.items() if name in (side, "both"))
+    paper = 100 * sum(cut for side, cut in curve.paper.cut.items() if name in (side, "both")) / whole
+    shares = [100 * sum(point.cut.values()) / whole for point in points]
+    for rank, colour in zip(curve.rankings, _RANKS, strict=False):
+        axes.plot(shares, [point.losses[rank] for point in points], "o-", color=colour, label=f"by {rank}")
+        if name == "both" or len(curve.curves) == 1:  # the point itself; elsewhere only one of its sides is cut
+            axes.plot([paper], [curve.paper.losses[rank]], "*", color=colour, markersize=11)
+    axes.axvline(paper, color=axes.yaxis.label.get_color(), linewidth=0.8, linestyle=(0, (4, 4)))
+    axes.annotate(
+        "paper", (paper, 0.97), (3, 0), va="top", xycoords=axes.get_xaxis_transform(), textcoords="offset points"
+    )
+    axes.set(title=NAMES[name], xlabel="modules cut, %")
 
 
 def _heat(axes: Axes, table: np.ndarray, norm: Normalize, colours: str, numbers: str = "{:.2f}") -> Any:

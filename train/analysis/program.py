@@ -13,7 +13,11 @@ from mom_jax.analysis import paths
 from mom_jax.analysis.routes import Routes
 from mom_jax.analysis.specialisation import Specialisation, measure
 from mom_jax.config import Side
+from mom_jax.fields import require
+from train.analysis import prune_curve
 from train.analysis.opened import Opened, TextFlags, open_checkpoint
+from train.analysis.prune_curve import PruneCurve
+from train.analysis.removal import Removal, first_tokens
 from train.cli import notify
 from train.data.tokenizers import Tokenizer, pieces
 from train.files import write_whole, writing
@@ -23,37 +27,49 @@ PATHS = 10  # how many of the frequent paths are listed
 
 @dataclasses.dataclass(frozen=True)
 class Analysed:
-    """A checkpoint's figures: `facts` and plain numbers in `record`, and what they were made of."""
+    """A checkpoint's figures: `facts` and plain numbers in `record`, and what they were made of. curve: where it was
+    asked for."""
 
     name: str
     record: dict[str, Any]
     found: Specialisation
+    curve: PruneCurve | None = None
 
 
-def analyse(checkpoints: Sequence[str], flags: TextFlags, *, best: bool, mesh: Mesh) -> list[Analysed]:
+def analyse(
+    checkpoints: Sequence[str], flags: TextFlags, *, best: bool, mesh: Mesh, curves: bool = False
+) -> list[Analysed]:
     """Measures checkpoints one after the other, so that one at a time is in memory.
 
-    What is wrong with any of them raises ConfigError before the first is measured.
+    curves: also the loss against the modules that are cut. What is wrong with any of them raises ConfigError before the
+    first is measured.
     """
     if len(checkpoints) > 1:
         for name in checkpoints:
-            open_checkpoint(name, flags, best=best, mesh=mesh)
+            _check_routed(open_checkpoint(name, flags, best=best, mesh=mesh), curves)
     result: list[Analysed] = []
     for name in checkpoints:
         opened = open_checkpoint(name, flags, best=best, mesh=mesh)
+        _check_routed(opened, curves)
         notify(f"{name}: {opened.facts['description']}")
         if not opened.config.routed_sides:
             notify(f"{name}: has no routers: only the similarity of its layers can be told")
-        result.append(_analyse(opened, flags, mesh))
+        result.append(_analyse(opened, flags, mesh, curves))
     for before, after in itertools.pairwise(result):
         if (shares := agreement(before.found.routes, after.found.routes)) is not None:
             after.record["differs_from_the_one_before"] = shares
     return result
 
 
-def _analyse(opened: Opened, flags: TextFlags, mesh: Mesh) -> Analysed:
+def _check_routed(opened: Opened, curves: bool) -> None:
+    routed = bool(opened.config.routed_sides) or not curves
+    require(routed, "checkpoint", opened.name, "has no routers, and so no modules to cut for --prune-curve")
+
+
+def _analyse(opened: Opened, flags: TextFlags, mesh: Mesh, curves: bool) -> Analysed:
+    batches = first_tokens(opened.text, flags.tokens) if curves else []  # the curve reads the text again and again
     step = opened.facts.get("step")
-    found = measure(opened.params, opened.config, opened.text, limit=flags.tokens, mesh=mesh, step=step)
+    found = measure(opened.params, opened.config, batches or opened.text, limit=flags.tokens, mesh=mesh, step=step)
     routes = found.routes
     losses = routes.loss_T[~np.isnan(routes.loss_T)]
     record = {
@@ -65,7 +81,15 @@ def _analyse(opened: Opened, flags: TextFlags, mesh: Mesh) -> Analysed:
     record.pop("churn", None)  # of one checkpoint there is none
     if routes.sides:
         record |= _of_routes(routes, opened.tokenizer)
-    return Analysed(opened.name, record, found)
+    curve = None
+    if curves:
+        notify(f"{opened.name}: the loss with modules removed")
+        # Ranked on one half of the text and measured on the other.
+        halves = (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
+        ranked, removal = (Removal(opened.params, opened.config, half, mesh=mesh) for half in halves)
+        curve = prune_curve.measure(removal, ranked=ranked)
+        record["prune_curve"] = curve.record()
+    return Analysed(opened.name, record, found, curve)
 
 
 def _of_routes(routes: Routes, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -101,6 +125,9 @@ def write_pictures(analysed: Sequence[Analysed], output: Path) -> list[Path]:
     routed = [own for own in analysed if own.found.routes.sides]
     if routed:
         drawn["analysis_routing.png"] = pictures.routing(routed)
+    cut = [own.curve for own in analysed if own.curve is not None]
+    if cut:
+        drawn["analysis_pruning.png"] = pictures.pruning(cut)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         for name, content in drawn.items():

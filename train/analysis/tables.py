@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mom_jax.config import SIDES
+from train.analysis import prune_curve
 from train.analysis.program import Analysed
 from train.reporting.tables import markdown
 
@@ -20,6 +21,10 @@ def tables(analysed: Sequence[Analysed]) -> str:
         parts += [f"## Usage by step{title}", _usage(own), f"## Most frequent paths{title}", _paths(own)]
         for kind, classes in own.record["token_classes"].items():
             parts += [f"## Usage by {kind} of the token{title}", _classes(own, classes)]
+    for own in routed:
+        if own.curve is not None:
+            title = f" of {own.name}" if len(analysed) > 1 else ""
+            parts += [f"## Modules removed{title}", prune_curve.table(own.curve)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 

@@ -89,15 +89,22 @@ def load(
 
 
 def write_run(
-    output: Path, phase: str, config: ModelConfig, params: dict[Any, Any], tokenizer: tokenizers.Tokenizer
+    output: Path,
+    phase: str,
+    config: ModelConfig,
+    params: dict[Any, Any],
+    tokenizer: tokenizers.Tokenizer,
+    origin: Config | None = None,
 ) -> None:
     """Writes a run whose only phase has parameters and has not been trained: for `init_from`, `load` and evaluation.
 
-    Raises ConfigError if `output` is there already or cannot be written.
+    origin: the experiment of the run that it was made of, whose data and settings it keeps. Raises ConfigError if
+    `output` is there already or cannot be written.
     """
-    data = DataConfig(tokenizer=str(output), length=min(DataConfig.length, config.context_length))
-    row = Phase(phase, 1)
-    experiment = Config(model=config, data=data, phases=(row,), run=str(output))
+    if origin is None:
+        origin = Config(data=DataConfig(tokenizer=str(output), length=min(DataConfig.length, config.context_length)))
+    config = dataclasses.replace(config, exchange_room=ModelConfig.exchange_room)  # the mesh sets it
+    experiment = dataclasses.replace(origin, model=config, phases=(Phase(phase, 1),), run=str(output), resume=None)
     with whole_folder(output) as partial:
         tokenizer.save(partial)
         write_whole(partial / CONFIG, to_json(experiment))

@@ -1,13 +1,14 @@
 """Evaluation steps: pure functions of parameters and a batch, without dropout."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from mom_jax import sharding
-from mom_jax.config import ModelConfig
+from mom_jax.config import ModelConfig, Side
 from mom_jax.evaluation import for_evaluation
 from mom_jax.losses import LossSums
 from train.batch import Batch
@@ -22,22 +23,25 @@ def evaluation_step(
     batch: Batch,
     step: jax.Array,
     exchange_key: jax.Array | None = None,
+    prior: Mapping[Side, jax.Array] | None = None,
     *,
     config: ModelConfig,
     mesh: Mesh,
 ) -> LossSums:
     """The loss sums of a batch without dropout; with `exchange_key` the choices are dealt to other tokens.
 
+    prior: added to the routers' own, [S, H, C] a side: what is forbidden may change from call to call.
+
     Routers that want noise in evaluation draw it from a fixed key.
     """
     config, key = for_evaluation(config)
 
-    def sums(params: dict[Any, Any], batch: Batch, step: jax.Array, exchange_key: jax.Array | None) -> LossSums:
-        own = language_model_sums(params, batch, config, key=key, step=step, exchange_key=exchange_key)
+    def sums(params: dict[Any, Any], batch: Batch, step: jax.Array, exchange_key: Any, prior: Any) -> LossSums:
+        own = language_model_sums(params, batch, config, key=key, step=step, exchange_key=exchange_key, prior=prior)
         return sharding.total(own)
 
-    in_specs = (param_specs(config, mesh), BATCH, WHOLE, WHOLE)
-    return sharding.on_devices(sums, mesh, in_specs=in_specs, out_specs=WHOLE)(params, batch, step, exchange_key)
+    in_specs = (param_specs(config, mesh), BATCH, WHOLE, WHOLE, WHOLE)
+    return sharding.on_devices(sums, mesh, in_specs=in_specs, out_specs=WHOLE)(params, batch, step, exchange_key, prior)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))

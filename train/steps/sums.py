@@ -1,13 +1,13 @@
 """The loss sums of a batch, by what it has labels for; of micro-batches they add up exactly."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mom_jax.config import ModelConfig
+from mom_jax.config import ModelConfig, Side
 from mom_jax.evaluation import counted
 from mom_jax.losses import IGNORE, LossSums, cross_entropy, next_token
 from mom_jax.model import Output, with_parameters
@@ -24,10 +24,12 @@ def language_model_sums(
     *,
     key: jax.Array | None = None,
     step: jax.Array | int | None = None,
+    prior: Mapping[Side, jax.Array] | None = None,
     exchange_key: jax.Array | None = None,
     debug_checks: bool = False,
 ) -> LossSums:
-    """The loss sums of a batch. debug_checks: also counts what is wrong with the routing."""
+    """The loss sums of a batch. prior: what a model's call adds to its routers' own. debug_checks: also counts what is
+    wrong with the routing."""
     mask, labels = counted(batch)
     model = with_parameters(config, params)
     output = model(
@@ -37,6 +39,7 @@ def language_model_sums(
         positions=batch.get("positions"),
         key=key,
         step=step,
+        prior=prior,
         exchange_key=exchange_key,
         capture=("faults",) if debug_checks else (),
     )

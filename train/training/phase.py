@@ -20,6 +20,7 @@ from train.training import processes
 from train.training.context import Context
 from train.training.prefetch import DevicePrefetch
 from train.training.profile import profile_step
+from train.training.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,9 @@ class _Pending:
 class PhaseLoop:
     """The steps of one phase."""
 
-    def __init__(self, context: Context, phase: Phase, checkpoints: Checkpoints, step_function: Any):
+    def __init__(self, context: Context, phase: Phase, checkpoints: Checkpoints, step_function: Any, watch: Watch):
         self.context, self.phase, self.checkpoints, self.step_function = context, phase, checkpoints, step_function
+        self.watch = watch
         self.config = context.config
         self.model = self.config.model_of(phase.name)
         self.schedule = make_schedule(phase.optim, phase.steps)
@@ -68,6 +70,8 @@ class PhaseLoop:
                     self._log(pending, progress)
                     pending = None
                     loss = self._evaluate(state, step, progress) if evaluating else None
+                    if evaluating:
+                        self.watch.judge(step, progress.print)
                     self.save(state, step, examples_seen, loss)
                     self.clock = None
                 if stopping:
@@ -83,6 +87,8 @@ class PhaseLoop:
         self.clock = now
         waited, self.waited = pending.waited - self.waited, pending.waited
         routers = routing.summary(report.routing, self.model)
+        for side, norm in report.router_norms.items():
+            routers[side]["grad_norm"] = float(norm)
         data = self.config.data
         tokens_per_s = None if seconds is None else data.batch_size * data.length / seconds
         mfu = None

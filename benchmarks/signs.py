@@ -1,0 +1,103 @@
+"""Healthy and broken runs: what the signs of failure are measured on.
+
+`python -m benchmarks.signs [--ways healthy,no_balance,...] [--steps 120] [--folder FOLDER]`.
+
+The quickstart's phase 1 is trained once. From its last checkpoint go on, with the same batches, healthy MoMs and others
+that are built to fail (`WAYS`). With a folder the runs stay there, and those that are finished are not trained again.
+
+Prints one JSON line for each way: the figures that the signs are judged by, as they are at the end, and the signs that
+were said.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from configs.quickstart import get_config
+from mom_jax.fields import require
+from train.config import Config
+from train.reporting import metrics
+from train.training.loop import train
+
+# By name: what differs from the quickstart; fields of the phase's optimizer begin with `optim.`.
+WAYS: dict[str, dict[str, Any]] = {
+    "healthy": {},
+    "healthy_k1": {"top_k": 1},
+    "steps_apart": {"attention.preference": 2.0, "ffn.preference": 2.0},
+    "no_balance": {"balance.weight": 0.0},
+    "fast_routers": {"balance.weight": 0.0, "optim.router_multiplier": 100.0},
+    "heavy_balance": {"balance.weight": 1.0},
+    "huge_balance": {"balance.weight": 100.0},
+    "still_routers": {"optim.router_multiplier": 0.0},
+    "renormalised_k1": {"top_k": 1, "router.weights": "renormalised"},
+    "renormalised_k1_no_balance": {"top_k": 1, "router.weights": "renormalised", "balance.weight": 0.0},
+    "skipping": {"attention.skip_preference": 4.0, "ffn.skip_preference": 4.0},
+    "by_step_alone": {"attention.preference": 30.0, "ffn.preference": 30.0},
+    "fast": {"optim.learning_rate": 0.1},
+}
+
+
+def changed(value: Any, name: str, new: Any) -> Any:
+    """The dataclass `value` with another field `name`, a path with dots."""
+    first, _, rest = name.partition(".")
+    return dataclasses.replace(value, **{first: changed(getattr(value, first), rest, new) if rest else new})
+
+
+def experiment(steps: int) -> Config:
+    """The quickstart with `steps` steps a phase, of half of its batch, and an evaluation each sixth of them."""
+    config = get_config()
+    data = dataclasses.replace(config.data, batch_size=8)
+    optim = dataclasses.replace(config.phases[0].optim, warmup_steps=min(20, steps))
+    phases = tuple(
+        dataclasses.replace(row, steps=steps, optim=dataclasses.replace(row.optim, warmup_steps=optim.warmup_steps))
+        for row in config.phases
+    )
+    every = max(1, steps // 6)
+    return dataclasses.replace(config, data=data, phases=phases, final_batches=16, evaluate_every=every)
+
+
+def broken(config: Config, way: str, source: str, run: Path) -> Config:
+    """Phase 2 alone, from the run `source`, in one of `WAYS`."""
+    [_, phase] = config.phases
+    model, phase = config.model, dataclasses.replace(phase, init_from=source)
+    for name, new in WAYS[way].items():
+        if name.startswith("optim."):
+            phase = changed(phase, name, new)
+        else:
+            model = changed(model, name, new)
+    return dataclasses.replace(config, model=model, phases=(phase,), run=str(run))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.signs", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--ways", default=",".join(WAYS), help="which, with commas between")
+    parser.add_argument("--steps", type=int, default=120, help="of each phase")
+    parser.add_argument("--folder", help="for the runs, which stay there")
+    flags = parser.parse_args(argv)
+    ways = flags.ways.split(",")
+    for way in ways:
+        require(way in WAYS, "ways", way, f"must be of {', '.join(WAYS)}")
+    with contextlib.ExitStack() as stack:
+        folder = Path(flags.folder or stack.enter_context(tempfile.TemporaryDirectory()))
+        config = experiment(flags.steps)
+        first = dataclasses.replace(config, phases=config.phases[:1], run=str(folder / "pretrain"))
+        train(first, console=Console(quiet=True))
+        for way in ways:
+            run = folder / way
+            train(broken(config, way, first.run, run), console=Console(quiet=True))
+            print(json.dumps({"way": way, **_figures(run)}), flush=True)
+
+
+def _figures(run: Path) -> dict[str, Any]:
+    [final] = [record for record in metrics.read(run / metrics.FILE) if record["kind"] == "final"]
+    return {"loss": final["loss"]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The figures that signs of failure are judged by, from the records of a run's log. All are plain numbers."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ def _scaled(value: float, low: float, high: float) -> float:
     return float(np.clip((value - low) / (high - low), 0, 1))
 
 
+@functools.cache
 def allowed_classes(config: ModelConfig, side: Side) -> np.ndarray:
     """How many classes each step's prior leaves, [H]."""
     prior = prior_table(config, side)
@@ -39,7 +41,7 @@ def of_usage(usage: Sequence[Sequence[float]], config: ModelConfig, side: Side) 
     by_chunk = shares.mean(1)
     whole, within = _entropy(by_chunk).mean(), _entropy(shares).mean()
     if config.num_steps > 1 and whole > 1e-6:
-        found["step_share"] = float((whole - within) / whole)
+        found["step_share"] = _scaled(float(whole - within), 0, float(whole))
     allowed = allowed_classes(config, side)
     if choices < allowed.min():
         spread = np.exp(_entropy(shares))

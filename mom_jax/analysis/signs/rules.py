@@ -1,10 +1,11 @@
 """The signs of failure: which figure must lie beyond which limit, and what is said then."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from mom_jax.analysis.signs.figures import Figures
-from mom_jax.analysis.signs.history import Point
+from mom_jax.analysis.signs.history import History, Point
 from mom_jax.analysis.signs.thresholds import SignsConfig
 from mom_jax.config import SIDES, ModelConfig, Side
 
@@ -74,7 +75,7 @@ RULES = (
         True,
         "the {side} choices do not depend on the step: it explains {value:.2%} of them (least: {limit:.2%}), so that "
         "the steps repeat one another. Take balance.kind='global' and a lower balance.weight, start with a "
-        "{side}.preference that anneals, take a router with a state (router.kind='gru'), or train longer.",
+        "preference ({side}.preference) that anneals, take a router with a state (router.kind='gru'), or train longer.",
     ),
     Rule(
         "token",
@@ -182,6 +183,27 @@ def judge(points: list[Point], model: ModelConfig, limits: SignsConfig) -> list[
         for (side, sign), finding in found.items()
         if not any((side, reason) in found for reason in FOLLOWS.get(sign, ()))
     ]
+
+
+def findings(
+    records: Iterable[dict[str, Any]], model: ModelConfig, limits: SignsConfig, sequences: int
+) -> list[tuple[int, Finding]]:
+    """(step, finding) of each sign that a phase's records show, each sign of a side once, where it shows first."""
+    history = History(model, limits, sequences)
+    found = [(0, finding) for finding in before_training(model, limits)]
+    for record in [*records, None]:
+        known = len(history.points)
+        if record is None:
+            history.close()
+        else:
+            history.add(record)
+        for end in range(known + 1, len(history.points) + 1):
+            points = history.points[:end]
+            found += [(points[-1].step, finding) for finding in judge(points, model, limits)]
+    first: dict[tuple[Sign, Side | None], tuple[int, Finding]] = {}
+    for step, finding in found:
+        first.setdefault((finding.sign, finding.side), (step, finding))
+    return list(first.values())
 
 
 def _with_rises(points: list[Point]) -> list[Point]:

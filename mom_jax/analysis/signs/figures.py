@@ -10,6 +10,9 @@ import numpy as np
 from mom_jax.config import ModelConfig, Side
 from mom_jax.router import prior_table
 
+# A new router's entropy, as a share of an even choice's.
+UNDECIDED = 0.95
+
 # By name; what cannot be known is missing.
 Figures = dict[str, float]
 
@@ -98,7 +101,8 @@ def of_routers(
     now, before = (np.array([value for r in some if (value := _entropies(r, side))]) for some in (records, start))
     if len(now) and len(before):
         even = np.log(allowed_classes(config, side)).mean()
-        if even > 0:
+        # Routers that tell classes apart from the start are trained, or a prior speaks for them.
+        if even > 0 and before.mean() >= UNDECIDED * even:
             found["router_movement"] = float(np.abs(now.mean(0) - before.mean(0)).max() / even)
     return found
 
@@ -133,10 +137,10 @@ def of_analysis(record: dict[str, Any], side: Side, chance: float | None) -> Fig
 
 
 def of_exchange(exchanged: dict[str, list[float]]) -> Figures:
-    """From the exchange test: what dealing the choices to other tokens does to the loss, nats per token."""
+    """From the exchange test: by how much dealing the choices to other tokens raises the loss, nats per token."""
     pairs = [
         (a, b)
         for a, b in zip(exchanged["normal"], exchanged["exchanged"], strict=True)
         if a is not None and b is not None
     ]
-    return {"exchange_effect": float(np.mean([b - a for a, b in pairs]))} if pairs else {}
+    return {"exchange_effect": max(0.0, float(np.mean([b - a for a, b in pairs])))} if pairs else {}

@@ -35,7 +35,7 @@ class SignsConfig:
         patience: judgements in a row that must find the same.
         router_gradient: the least norm of a side's router gradient, as a share of the whole gradient's.
         router_movement: the least change of a side's router entropy since the phase's first steps, as a share of the
-            entropy of an even choice.
+            entropy of an even choice; judged where the phase began with routers that were near an even choice.
         step_share: the least mutual information of a side's choices and the assembly step, as a share of the choices'
             entropy.
         token_choice: the least variety of a side's choices at one step: 0 where all tokens choose the same, 1 where the
@@ -63,7 +63,7 @@ class SignsConfig:
     window: int = 50
     patience: int = 2
     router_gradient: float = 1e-4
-    router_movement: float = 0.002
+    router_movement: float = 0.005
     step_share: float = 0.01
     token_choice: float = 0.05
     token_share: float = 0.02

@@ -20,8 +20,9 @@ from typing import Any
 from rich.console import Console
 
 from configs.quickstart import get_config
+from mom_jax.analysis.signs import SignsConfig
 from mom_jax.fields import require
-from train.config import Config
+from train.config import AnalysisConfig, Config
 from train.reporting import metrics
 from train.training.loop import train
 
@@ -65,6 +66,9 @@ def experiment(steps: int) -> Config:
 def broken(config: Config, way: str, source: str, run: Path) -> Config:
     """Phase 2 alone, from the run `source`, in one of `WAYS`."""
     [_, phase] = config.phases
+    every = config.evaluate_every
+    limits = SignsConfig(warmup=2 * every, window=every)
+    config = dataclasses.replace(config, signs=limits, analysis=AnalysisConfig(every=every))
     model, phase = config.model, dataclasses.replace(phase, init_from=source)
     for name, new in WAYS[way].items():
         if name.startswith("optim."):

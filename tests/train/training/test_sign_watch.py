@@ -8,7 +8,7 @@ import tiny
 
 from mom_jax.analysis.signs import SignsConfig
 from train.reporting.metrics import FILE, MetricsLog
-from train.training.watch import Watch
+from train.training.signs import SignWatch
 
 LIMITS = SignsConfig(warmup=10, window=10, patience=2)
 BAD, GOOD = [[0.1, 0.1, 0.8]] * 3, [[0.3, 0.6, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]
@@ -24,7 +24,7 @@ def config(tmp_path):
 def follow(config, folder, steps, usage=BAD, write=True):
     """Writes a phase's records for `steps`, and returns what is said, by step."""
     said = []
-    with MetricsLog(folder, write=write) as log, Watch(config, config.phases[1], log, 6) as watch:
+    with MetricsLog(folder, write=write) as log, SignWatch(config, config.phases[1], log, 6) as watch:
         watch.begin(steps[0] - 1, said.append)
         for step in steps:
             routers = {"attention": {"usage": usage, "entropy": [2 / step] * 3, "grad_norm": 0.1}}

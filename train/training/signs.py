@@ -10,7 +10,7 @@ from train.reporting.metrics import MetricsLog
 Record = dict[str, Any]
 
 
-class Watch:
+class SignWatch:
     """Reads along what a phase writes to the log, beginning with what is there of it already.
 
     What was said before is in the log as well, which a resumed run cuts back to its checkpoint: so nothing is said
@@ -24,7 +24,7 @@ class Watch:
         self.history = History(self.model, config.signs, config.data.batch_size)
         self.said: set[tuple[str, str | None]] = set()
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "SignWatch":
         for record in self.log.records(self.phase):
             self._see(record)
         self.log.listeners.append(self._see)

@@ -17,12 +17,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from rich.console import Console
 
 from configs.quickstart import get_config
-from mom_jax.analysis.signs import SignsConfig
+from mom_jax.analysis.signs import History, SignsConfig, findings
 from mom_jax.fields import require
-from train.config import AnalysisConfig, Config
+from train.checkpoints.models import open_model, write_run
+from train.checkpoints.run_config import read_config
+from train.config import Config
 from train.reporting import metrics
 from train.training.loop import train
 
@@ -41,6 +45,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "skipping": {"attention.skip_preference": 4.0, "ffn.skip_preference": 4.0},
     "by_step_alone": {"attention.preference": 30.0, "ffn.preference": 30.0},
     "fast": {"optim.learning_rate": 0.1},
+    "alike": {"optim.freeze": ("chunks/*/attention/*", "chunks/*/ffn/*")},  # from modules that are one and the same
 }
 
 
@@ -52,23 +57,19 @@ def changed(value: Any, name: str, new: Any) -> Any:
 
 def experiment(steps: int) -> Config:
     """The quickstart with `steps` steps a phase, of half of its batch, and an evaluation each sixth of them."""
-    config = get_config()
-    data = dataclasses.replace(config.data, batch_size=8)
-    optim = dataclasses.replace(config.phases[0].optim, warmup_steps=min(20, steps))
-    phases = tuple(
-        dataclasses.replace(row, steps=steps, optim=dataclasses.replace(row.optim, warmup_steps=optim.warmup_steps))
-        for row in config.phases
-    )
-    every = max(1, steps // 6)
-    return dataclasses.replace(config, data=data, phases=phases, final_batches=16, evaluate_every=every)
+    config, every = get_config(), max(1, steps // 6)
+    phases = tuple(changed(dataclasses.replace(row, steps=steps), "optim.warmup_steps", every) for row in config.phases)
+    fields = {"data.batch_size": 8, "data.validation_batches": 8, "final_batches": 16, "evaluate_every": every}
+    # Judged as early as the runs are short; the limits are the defaults.
+    fields |= {"signs.warmup": 2 * every, "signs.window": every, "analysis.every": every}
+    for name, new in fields.items():
+        config = changed(config, name, new)
+    return dataclasses.replace(config, phases=phases)
 
 
 def broken(config: Config, way: str, source: str, run: Path) -> Config:
     """Phase 2 alone, from the run `source`, in one of `WAYS`."""
     [_, phase] = config.phases
-    every = config.evaluate_every
-    limits = SignsConfig(warmup=2 * every, window=every)
-    config = dataclasses.replace(config, signs=limits, analysis=AnalysisConfig(every=every))
     model, phase = config.model, dataclasses.replace(phase, init_from=source)
     for name, new in WAYS[way].items():
         if name.startswith("optim."):
@@ -76,6 +77,31 @@ def broken(config: Config, way: str, source: str, run: Path) -> Config:
         else:
             model = changed(model, name, new)
     return dataclasses.replace(config, model=model, phases=(phase,), run=str(run))
+
+
+def write_alike(source: str, run: Path) -> None:
+    """The run `source` with the first of its modules in the place of all."""
+    model = open_model(source, field="source")
+    pools = jax.tree.map(lambda leaf: np.repeat(leaf[:1], len(leaf), 0), model.params["chunks"])
+    assert model.tokenizer is not None
+    write_run(run, "pretrain", model.config, {**model.params, "chunks": pools}, model.tokenizer)
+
+
+def figures(run: Path, phase: str, limits: SignsConfig) -> dict[str, Any]:
+    """The figures of the last judgements, and the signs, of what is in a run's log."""
+    config = read_config(run, "run")
+    model, sequences = config.model_of(phase), config.data.batch_size
+    history = History(model, limits, sequences)
+    records = metrics.read(run / metrics.FILE)
+    for record in records:
+        history.add(record)
+    history.close()
+    last: dict[str, dict[str, float]] = {}
+    for point in history.points:
+        for side, found in point.figures.items():
+            last.setdefault(side or "model", {}).update({name: round(value, 5) for name, value in found.items()})
+    said = [(step, f.sign, f.side) for step, f in findings(records, model, limits, sequences)]
+    return {"signs": said, **last}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -93,14 +119,14 @@ def main(argv: list[str] | None = None) -> None:
         first = dataclasses.replace(config, phases=config.phases[:1], run=str(folder / "pretrain"))
         train(first, console=Console(quiet=True))
         for way in ways:
+            source = first.run
+            if way == "alike":
+                source = str(folder / "alike_source")
+                if not Path(source).exists():
+                    write_alike(first.run, Path(source))
             run = folder / way
-            train(broken(config, way, first.run, run), console=Console(quiet=True))
-            print(json.dumps({"way": way, **_figures(run)}), flush=True)
-
-
-def _figures(run: Path) -> dict[str, Any]:
-    [final] = [record for record in metrics.read(run / metrics.FILE) if record["kind"] == "final"]
-    return {"loss": final["loss"]}
+            train(broken(config, way, source, run), console=Console(quiet=True))
+            print(json.dumps({"way": way, **figures(run, config.phases[1].name, config.signs)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -222,4 +222,4 @@ def _text(rule: Rule, figures: Figures, side: Side | None, model: ModelConfig, l
     name = {"attention": "attention", "ffn": "ffn", None: ""}[side]
     modules = model.modules(side) if side else 0
     values = {**figures, "value": figures[rule.figure], "limit": getattr(limits, rule.figure)}
-    return rule.text.format(**values, side=name, modules=modules)
+    return rule.text.format(**values, side=name, modules=modules).replace("%", " %")

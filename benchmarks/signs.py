@@ -30,21 +30,26 @@ from train.config import Config
 from train.reporting import metrics
 from train.training.loop import train
 
+# A prior on the logits of four modules and SKIP, at each of four steps.
+FAVOURED = ((8.0, 8.0, 0.0, 0.0, 0.0),) * 4
+
 # By name: what differs from the quickstart; fields of the phase's optimizer begin with `optim.`.
 WAYS: dict[str, dict[str, Any]] = {
     "healthy": {},
     "healthy_k1": {"top_k": 1},
     "steps_apart": {"attention.preference": 2.0, "ffn.preference": 2.0},
     "no_balance": {"balance.weight": 0.0},
-    "fast_routers": {"balance.weight": 0.0, "optim.router_multiplier": 100.0},
+    "restless": {"optim.schedule": "constant", "optim.router_multiplier": 30.0},
     "heavy_balance": {"balance.weight": 1.0},
     "huge_balance": {"balance.weight": 100.0},
     "still_routers": {"optim.router_multiplier": 0.0},
     "renormalised_k1": {"top_k": 1, "router.weights": "renormalised"},
     "renormalised_k1_no_balance": {"top_k": 1, "router.weights": "renormalised", "balance.weight": 0.0},
-    "skipping": {"attention.skip_preference": 4.0, "ffn.skip_preference": 4.0},
+    "skipping": {"balance.weight": 0.0, "attention.skip_preference": 4.0, "ffn.skip_preference": 4.0},
+    "favoured": {"balance.weight": 0.0, "attention.prior": FAVOURED, "ffn.prior": FAVOURED},
     "by_step_alone": {"attention.preference": 30.0, "ffn.preference": 30.0},
     "fast": {"optim.learning_rate": 0.1},
+    "unsteady": {"optim.learning_rate": 0.02, "optim.clip_norm": 100.0, "optim.schedule": "constant"},
     "alike": {"optim.freeze": ("chunks/*/attention/*", "chunks/*/ffn/*")},  # from modules that are one and the same
 }
 
@@ -90,8 +95,9 @@ def write_alike(source: str, run: Path) -> None:
 def figures(run: Path, phase: str, limits: SignsConfig) -> dict[str, Any]:
     """The figures of the last judgements, and the signs, of what is in a run's log."""
     config = read_config(run, "run")
-    model, sequences = config.model_of(phase), config.data.batch_size
-    history = History(model, limits, sequences)
+    model = config.model_of(phase)
+    numbers = {"sequences": config.data.batch_size, "steps": config.phases[0].steps}
+    history = History(model, limits, **numbers)
     records = metrics.read(run / metrics.FILE)
     for record in records:
         history.add(record)
@@ -100,7 +106,7 @@ def figures(run: Path, phase: str, limits: SignsConfig) -> dict[str, Any]:
     for point in history.points:
         for side, found in point.figures.items():
             last.setdefault(side or "model", {}).update({name: round(value, 5) for name, value in found.items()})
-    said = [(step, f.sign, f.side) for step, f in findings(records, model, limits, sequences)]
+    said = [(step, f.sign, f.side) for step, f in findings(records, model, limits, **numbers)]
     return {"signs": said, **last}
 
 

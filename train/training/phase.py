@@ -94,7 +94,7 @@ class PhaseLoop:
         waited, self.waited = pending.waited - self.waited, pending.waited
         routers = routing.summary(report.routing, self.model)
         for side, norm in report.router_norms.items():
-            routers[side]["grad_norm"] = float(norm)
+            routers[side] |= {"grad_norm": float(norm), "update": float(report.router_updates[side])}
         data = self.config.data
         tokens_per_s = None if seconds is None else data.batch_size * data.length / seconds
         mfu = None

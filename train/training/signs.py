@@ -21,7 +21,7 @@ class SignWatch:
     def __init__(self, config: Config, phase: Phase, log: MetricsLog, offset: int) -> None:
         self.phase, self.limits, self.log, self.offset = phase.name, config.signs, log, offset
         self.model = config.model_of(phase.name)
-        self.history = History(self.model, config.signs, config.data.batch_size)
+        self.history = History(self.model, config.signs, sequences=config.data.batch_size, steps=phase.steps)
         self.said: set[tuple[str, str | None]] = set()
 
     def __enter__(self) -> "SignWatch":

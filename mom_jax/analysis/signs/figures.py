@@ -10,9 +10,6 @@ import numpy as np
 from mom_jax.config import ModelConfig, Side
 from mom_jax.router import prior_table
 
-# A new router's entropy, as a share of an even choice's.
-UNDECIDED = 0.95
-
 # By name; what cannot be known is missing.
 Figures = dict[str, float]
 
@@ -85,31 +82,21 @@ def of_balance(records: Sequence[dict[str, Any]], weight: float) -> Figures:
     return {"balance_share": float(np.mean(shares))} if shares else {}
 
 
-def of_routers(
-    records: Sequence[dict[str, Any]], start: Sequence[dict[str, Any]], config: ModelConfig, side: Side
-) -> Figures:
-    """How a side's routers learn, from train records, and those of the phase's first steps; none where the phase began
-    before them."""
+def of_routers(records: Sequence[dict[str, Any]], side: Side) -> Figures:
+    """How a side's routers learn, the median over train records."""
     found = {}
-    shares = [
-        norm / record["grad_norm"]
-        for record in records
-        if record.get("grad_norm") and (norm := router_value(record, side, "grad_norm")) is not None
-    ]
-    if shares:
-        found["router_gradient"] = float(np.median(shares))
-    now, before = (np.array([value for r in some if (value := _entropies(r, side))]) for some in (records, start))
-    if len(now) and len(before):
-        even = np.log(allowed_classes(config, side)).mean()
-        # Routers that tell classes apart from the start are trained, or a prior speaks for them.
-        if even > 0 and before.mean() >= UNDECIDED * even:
-            found["router_movement"] = float(np.abs(now.mean(0) - before.mean(0)).max() / even)
+    for ours, theirs, scale in (
+        ("router_gradient", "grad_norm", "grad_norm"),
+        ("router_movement", "update", "learning_rate"),
+    ):
+        shares = [
+            value / record[scale]
+            for record in records
+            if record.get(scale) and (value := router_value(record, side, theirs)) is not None
+        ]
+        if shares:
+            found[ours] = float(np.median(shares))
     return found
-
-
-def _entropies(record: dict[str, Any], side: Side) -> list[float] | None:
-    values = router_value(record, side, "entropy")
-    return values if values and all(value is not None for value in values) else None
 
 
 def router_value(record: dict[str, Any], side: Side, key: str) -> Any:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from typing import Any
 
 from mom_jax.analysis.signs import figures
@@ -9,8 +10,10 @@ from mom_jax.analysis.signs.figures import Figures, router_value
 from mom_jax.analysis.signs.thresholds import SignsConfig
 from mom_jax.config import SIDES, ModelConfig, Side
 
-# Of the first train steps: what routers are compared with later.
+# Train steps that the loss at the beginning is the mean of.
 START = 5
+# The share of a phase's steps after which choices should be stable.
+CHURN_FROM = 0.75
 # Train steps that are looked back on at most.
 LONGEST = 1000
 
@@ -29,14 +32,15 @@ class History:
     An evaluation ends a point where enough steps lie behind it, together with the analysis of the same step. The end of
     a phase is a point of its own.
 
-    sequences: in a batch.
+    sequences: in a batch. steps: of the whole phase.
     """
 
-    def __init__(self, model: ModelConfig, limits: SignsConfig, sequences: int) -> None:
+    def __init__(self, model: ModelConfig, limits: SignsConfig, *, sequences: int, steps: int) -> None:
         self.points: list[Point] = []
-        self._model, self._limits, self._sequences = model, limits, sequences
+        self._model, self._limits, self._sequences, self._steps = model, limits, sequences, steps
         self._first: int | None = None
-        self._start: list[dict[str, Any]] = []
+        self._start: list[float] = []
+        self._lowest = math.inf
         self._train: collections.deque[dict[str, Any]] = collections.deque(maxlen=max(LONGEST, limits.window))
         self._validation: dict[str, Any] | None = None
         self._analyses: list[dict[str, Any]] = []
@@ -50,8 +54,9 @@ class History:
         if kind == "train":
             if self._first is None:
                 self._first = record["step"] - 1
-            if self._first == 0 and len(self._start) < START:
-                self._start.append(record)
+            if len(self._start) < START and record.get("loss") is not None:
+                self._start.append(record["loss"])
+                self._lowest = sum(self._start) / len(self._start)
             self._train.append(record)
         elif kind == "validation":
             self._validation = record
@@ -71,6 +76,8 @@ class History:
             return
         losses = [record.get("loss") for record in self._train]
         found: dict[Side | None, Figures] = {None: figures.of_losses(losses, self._sequences)}
+        found[None]["loss_rise"] = found[None]["loss"] - self._lowest
+        self._lowest = min(self._lowest, found[None]["loss"])
         if self._model.routed_sides:
             found[None] |= figures.of_balance(list(self._train), self._model.balance.weight)
         for side in SIDES:
@@ -84,10 +91,12 @@ class History:
         if usage := router_value(validation, side, "usage"):
             found |= figures.of_usage(usage, self._model, side)
         if side in self._model.routed_sides:
-            found |= figures.of_routers(list(self._train), self._start, self._model, side)
+            found |= figures.of_routers(list(self._train), side)
         chance = figures.chance_of_change(usage) if (usage := self._usage.get(side)) else None
         for record in self._analyses:
             found |= figures.of_analysis(record, side, chance)
+        if validation["step"] < CHURN_FROM * self._steps:
+            found.pop("churn", None)  # choices move while routers learn the most
         return found
 
     def _append(self, step: int, found: dict[Side | None, Figures]) -> None:

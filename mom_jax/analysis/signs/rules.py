@@ -51,9 +51,9 @@ RULES = (
         "learning",
         "router_movement",
         True,
-        "the {side} routers do not learn: since the phase began their entropy has moved by {value:.2%} of an even "
-        "choice's (least: {limit:.2%}). Raise optim.router_multiplier, see that neither optim.freeze nor "
-        "optim.multipliers stops them, or lower balance.weight.",
+        "the {side} routers do not learn: in a step their parameters change by {value:.2g} of the learning rate "
+        "(least: {limit:g}). Raise optim.router_multiplier, and see that neither optim.freeze nor optim.multipliers "
+        "stops them.",
     ),
     Rule(
         "collapse",
@@ -168,9 +168,8 @@ def judge(points: list[Point], model: ModelConfig, limits: SignsConfig) -> list[
     if not limits.enabled or not points:
         return []
     found: dict[tuple[Side | None, Sign], Finding] = {}
-    rises = _with_rises(points)
     for side in (*SIDES, None):
-        series = [point.figures.get(side, {}) for point in rises]
+        series = [point.figures.get(side, {}) for point in points]
         for rule in RULES:
             if rule.figure not in series[-1] or (side, rule.sign) in found:
                 continue
@@ -186,10 +185,13 @@ def judge(points: list[Point], model: ModelConfig, limits: SignsConfig) -> list[
 
 
 def findings(
-    records: Iterable[dict[str, Any]], model: ModelConfig, limits: SignsConfig, sequences: int
+    records: Iterable[dict[str, Any]], model: ModelConfig, limits: SignsConfig, *, sequences: int, steps: int
 ) -> list[tuple[int, Finding]]:
-    """(step, finding) of each sign that a phase's records show, each sign of a side once, where it shows first."""
-    history = History(model, limits, sequences)
+    """(step, finding) of each sign that a phase's records show, each sign of a side once, where it shows first.
+
+    sequences: in a batch. steps: of the whole phase.
+    """
+    history = History(model, limits, sequences=sequences, steps=steps)
     found = [(0, finding) for finding in before_training(model, limits)]
     for record in [*records, None]:
         known = len(history.points)
@@ -204,18 +206,6 @@ def findings(
     for step, finding in found:
         first.setdefault((finding.sign, finding.side), (step, finding))
     return list(first.values())
-
-
-def _with_rises(points: list[Point]) -> list[Point]:
-    """The points with how far the loss lies above the lowest before."""
-    lowest, risen = float("inf"), []
-    for point in points:
-        whole = dict(point.figures.get(None, {}))
-        if "loss" in whole:
-            whole["loss_rise"] = whole["loss"] - lowest if lowest < float("inf") else 0.0
-            lowest = min(lowest, whole["loss"])
-        risen.append(Point(point.step, {**point.figures, None: whole}))
-    return risen
 
 
 def _text(rule: Rule, figures: Figures, side: Side | None, model: ModelConfig, limits: SignsConfig) -> str:

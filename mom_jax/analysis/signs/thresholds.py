@@ -34,8 +34,8 @@ class SignsConfig:
         window: steps, at least, from one judgement to the next; each is made at an evaluation.
         patience: judgements in a row that must find the same.
         router_gradient: the least norm of a side's router gradient, as a share of the whole gradient's.
-        router_movement: the least change of a side's router entropy since the phase's first steps, as a share of the
-            entropy of an even choice; judged where the phase began with routers that were near an even choice.
+        router_movement: the least change of a side's router parameters in a step, their root mean square, as a share of
+            the learning rate. Adam's own is near 1, times optim.router_multiplier; weight decay alone is below 0.01.
         step_share: the least mutual information of a side's choices and the assembly step, as a share of the choices'
             entropy.
         token_choice: the least variety of a side's choices at one step: 0 where all tokens choose the same, 1 where the
@@ -48,33 +48,33 @@ class SignsConfig:
         skip_share: the most tokens that may take SKIP: 0 where it is an even share of the choices or less, 1 where all
             take it at all steps.
         churn: the most choices on the same text that may change from one analysis to the next, as a share of what
-            chance would change.
+            chance would change; judged in the last quarter of a phase.
         weight_similarity: the most mean cosine of two modules' weights.
         output_similarity: the most mean similarity (linear CKA) of two modules' outputs.
         balance_share: the most that the weighted balance loss may be of the total loss.
         loss_noise: the most standard deviation of the train loss from step to step, times the root of the number of
             sequences in a batch: what one sequence's loss seems to vary by, nats per token.
-        loss_rise: the most that the mean train loss between two judgements may lie above the lowest before, nats per
-            token.
+        loss_rise: the most that the mean train loss between two judgements may lie above the lowest before, the phase's
+            first steps included, nats per token.
     """
 
     enabled: bool = True
     warmup: int = 100
     window: int = 50
     patience: int = 2
-    router_gradient: float = 1e-4
-    router_movement: float = 0.005
+    router_gradient: float = 1e-5
+    router_movement: float = 0.02
     step_share: float = 0.01
     token_choice: float = 0.05
     token_share: float = 0.02
-    exchange_effect: float = 0.002
-    module_spread: float = 0.25
-    skip_share: float = 0.5
-    churn: float = 0.5
-    weight_similarity: float = 0.9
+    exchange_effect: float = 0.004
+    module_spread: float = 0.2
+    skip_share: float = 0.65
+    churn: float = 0.6
+    weight_similarity: float = 0.5
     output_similarity: float = 0.95
     balance_share: float = 0.1
-    loss_noise: float = 1.5
+    loss_noise: float = 2.0
     loss_rise: float = 0.5
 
     def __post_init__(self) -> None:

@@ -5,8 +5,8 @@
 The quickstart's phase 1 is trained once. From its last checkpoint go on, with the same batches, healthy MoMs and others
 that are built to fail (`WAYS`). With a folder the runs stay there, and those that are finished are not trained again.
 
-Prints one JSON line for each way: the figures that the signs are judged by, as they are at the end, and the signs that
-were said.
+Prints one JSON line for each way: the signs that were said, and the least and the most that each figure was when it was
+judged.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def write_alike(source: str, run: Path) -> None:
 
 
 def figures(run: Path, phase: str, limits: SignsConfig) -> dict[str, Any]:
-    """The figures of the last judgements, and the signs, of what is in a run's log."""
+    """Of what is in a run's log: the signs, and the least and the most that each figure was at a judgement."""
     config = read_config(run, "run")
     model = config.model_of(phase)
     numbers = {"sequences": config.data.batch_size, "steps": config.phases[0].steps}
@@ -102,12 +102,15 @@ def figures(run: Path, phase: str, limits: SignsConfig) -> dict[str, Any]:
     for record in records:
         history.add(record)
     history.close()
-    last: dict[str, dict[str, float]] = {}
+    ranges: dict[str, dict[str, list[float]]] = {}
     for point in history.points:
         for side, found in point.figures.items():
-            last.setdefault(side or "model", {}).update({name: round(value, 5) for name, value in found.items()})
+            own = ranges.setdefault(side or "model", {})
+            for name, value in found.items():
+                low, high = own.get(name, (value, value))
+                own[name] = [float(f"{number:.3g}") for number in (min(low, value), max(high, value))]
     said = [(step, f.sign, f.side) for step, f in findings(records, model, limits, **numbers)]
-    return {"signs": said, **last}
+    return {"signs": said, **ranges}
 
 
 def main(argv: list[str] | None = None) -> None:

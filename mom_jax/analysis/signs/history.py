@@ -10,8 +10,6 @@ from mom_jax.analysis.signs.figures import Figures, router_value
 from mom_jax.analysis.signs.thresholds import SignsConfig
 from mom_jax.config import SIDES, ModelConfig, Side
 
-# Train steps that the loss at the beginning is the mean of.
-START = 5
 # The share of a phase's steps after which choices should be stable.
 CHURN_FROM = 0.75
 # Train steps that are looked back on at most.
@@ -39,7 +37,6 @@ class History:
         self.points: list[Point] = []
         self._model, self._limits, self._sequences, self._steps = model, limits, sequences, steps
         self._first: int | None = None
-        self._start: list[float] = []
         self._lowest = math.inf
         self._train: collections.deque[dict[str, Any]] = collections.deque(maxlen=max(LONGEST, limits.window))
         self._validation: dict[str, Any] | None = None
@@ -54,9 +51,8 @@ class History:
         if kind == "train":
             if self._first is None:
                 self._first = record["step"] - 1
-            if len(self._start) < START and record.get("loss") is not None:
-                self._start.append(record["loss"])
-                self._lowest = sum(self._start) / len(self._start)
+            if self._lowest == math.inf and record.get("loss") is not None:
+                self._lowest = record["loss"]  # before the phase's first update
             self._train.append(record)
         elif kind == "validation":
             self._validation = record

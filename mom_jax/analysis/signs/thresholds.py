@@ -55,7 +55,7 @@ class SignsConfig:
         loss_noise: the most standard deviation of the train loss from step to step, times the root of the number of
             sequences in a batch: what one sequence's loss seems to vary by, nats per token.
         loss_rise: the most that the mean train loss between two judgements may lie above the lowest before, the phase's
-            first steps included, nats per token.
+            first step included, nats per token.
     """
 
     enabled: bool = True
@@ -70,7 +70,7 @@ class SignsConfig:
     exchange_effect: float = 0.004
     module_spread: float = 0.2
     skip_share: float = 0.65
-    churn: float = 0.6
+    churn: float = 0.5
     weight_similarity: float = 0.5
     output_similarity: float = 0.95
     balance_share: float = 0.1

@@ -27,9 +27,9 @@ def follow(config, folder, steps, usage=BAD, write=True):
     with MetricsLog(folder, write=write) as log, SignWatch(config, config.phases[1], log, 6) as watch:
         watch.begin(steps[0] - 1, said.append)
         for step in steps:
-            routers = {"attention": {"usage": usage, "entropy": [2 / step] * 3, "grad_norm": 0.1}}
+            routers = {"attention": {"usage": usage, "entropy": [1.0] * 3, "grad_norm": 0.1, "update": 1e-3}}
             train = {"kind": "train", "phase": "mom", "step": step, "loss": 4.0, "total": 4.02, "balance": 2.0}
-            log.write(train | {"grad_norm": 1.0, "routers": routers})
+            log.write(train | {"grad_norm": 1.0, "learning_rate": 1e-3, "routers": routers})
             if step % 10 == 0:
                 log.write({"kind": "validation", "phase": "mom", "step": step, "loss": 4.0, "routers": routers})
                 watch.judge(step, said.append)

@@ -24,32 +24,26 @@ STEPS, EVERY = 20, 5
 SIDES = ("attention", "ffn")
 
 
-def signs(folder, monkeypatch, *, build=None, optim=None, **model):
-    """The signs of a run of one phase. build: (path, parameter) -> the parameter that the run starts with."""
+def signs(folder, monkeypatch, *, build=lambda name, x: x, optim=None, analysed=True, **model):
+    """The signs of a run of one phase. build: (path, parameter) -> the parameter that the run starts with; None: as initialised. analysed:
+    whether modules and routes are, which compiles for seconds."""
     config = tiny.config(folder)
     small = change(config.model, num_attn_modules=4, num_ffn_modules=4)
     phase = Phase("mom", STEPS, optim=OptimConfig(**({"learning_rate": 3e-3} | (optim or {}))))
     fields = {"model": change(small, **model), "phases": (phase,), "evaluate_every": EVERY}
-    fields |= {"checkpoint": CheckpointConfig(every=STEPS), "analysis": AnalysisConfig(every=EVERY, tokens=64)}
-    fields |= {"signs": SignsConfig(warmup=EVERY, window=EVERY)}
+    fields |= {"checkpoint": CheckpointConfig(every=STEPS), "signs": SignsConfig(warmup=EVERY, window=EVERY)}
+    fields |= {"analysis": AnalysisConfig(every=EVERY * analysed, tokens=512)}
     config = dataclasses.replace(config, **fields)
 
     def fresh(model, seed, mesh):
-        params = random_params(model, seed)
-        return (
-            params if build is None else jax.tree_util.tree_map_with_path(lambda p, x: build(path_name(p), x), params)
-        )
+        params = random_params(model, 4)  # one with which both sides' routers tell the steps apart
+        return jax.tree_util.tree_map_with_path(lambda path, x: build(path_name(path), x), params)
 
-    if build is not standard:
+    if build is not None:  # else as parameters are initialised
         monkeypatch.setattr(initial_state, "fresh_params", fresh)
     assert loop.train(config) is None
     records = metrics.read(folder / "run" / metrics.FILE)
     return {(r["sign"], r["side"]) for r in records if r["kind"] == "sign"}
-
-
-def standard(name, value):
-    """As parameters are initialised."""
-    raise AssertionError
 
 
 def favoured(classes):
@@ -63,15 +57,18 @@ def alike(name, x):
     return jnp.repeat(x[:1], len(x), 0) if pooled else x
 
 
+def updates(input_bias):
+    """Where a GRU's update gates are."""
+    return jnp.arange(len(input_bias)) // (len(input_bias) // 3) == 1
+
+
 def without_steps(name, x):
-    """Routers without a memory, and modules that hardly change what they read."""
+    """Routers without a memory, whose inputs hardly change from step to step."""
     if name.endswith("router/state_kernel"):
         return jnp.zeros_like(x)
     if name.endswith("router/input_bias"):
-        update = jnp.arange(len(x)) // (len(x) // 3) == 1
-        return jnp.where(update, -30.0, x)
-    pooled = name.startswith("chunks/") and "router" not in name
-    return x * 1e-3 if pooled and "out_" in name else x
+        return jnp.where(updates(x), -30.0, x)
+    return 100 * x if name == "embed/positions" else x
 
 
 WAYS = {
@@ -80,16 +77,19 @@ WAYS = {
     "skip": ({"build": favoured([4])}, {("skip", side) for side in SIDES}),
     "alike": ({"build": alike}, {("similarity", side) for side in SIDES}),
     "without_steps": ({"build": without_steps}, {("step", side) for side in SIDES}),
-    "churn": ({"optim": {"router_multiplier": 300.0}}, {("churn", side) for side in SIDES}),
-    "fast": ({"optim": {"learning_rate": 3.0}}, {("loss", None)}),
-    "still": ({"build": standard, "optim": {"router_multiplier": 0.0}}, {("learning", side) for side in SIDES}),
-    "balance": ({"balance": {"weight": 10.0}}, {("balance", None)}),
+    "churn": ({"optim": {"schedule": "constant", "router_multiplier": 30.0}}, {("churn", "ffn")}),
+    "fast": ({"optim": {"learning_rate": 3.0}, "analysed": False}, {("loss", None)}),
+    "still": (
+        {"build": None, "optim": {"router_multiplier": 0.0}, "analysed": False},
+        {("learning", side) for side in SIDES},
+    ),
+    "balance": ({"balance": {"weight": 10.0}, "analysed": False}, {("balance", None)}),
     "by_step": (
         {"attention": {"preference": 90.0}, "ffn": {"preference": 90.0}},
         {("token", side) for side in (*SIDES, None)},
     ),
     "trap": (
-        {"top_k": 1, "router": {"weights": "renormalised"}, "balance": {"weight": 0.0}},
+        {"top_k": 1, "router": {"weights": "renormalised"}, "balance": {"weight": 0.0}, "analysed": False},
         {("learning", side) for side in SIDES},
     ),
 }

@@ -3,17 +3,21 @@
 import copy
 import dataclasses
 import json
+import lzma
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small import SMALL, change, explicit
 
+from benchmarks.signs import WAYS, broken, experiment
 from mom_jax.analysis.signs import RULES, History, SignsConfig, before_training, findings
 from mom_jax.analysis.signs import figures as of
 from mom_jax.config import ChoiceConfig
 from mom_jax.fields import ConfigError, from_dict
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
 MODEL = change(SMALL, num_attn_modules=4, num_ffn_modules=4, num_steps=3, top_k=2, balance={"weight": 0.01})
 LIMITS = SignsConfig(warmup=30, window=10, patience=2)
 EVERY, STEPS, SEQUENCES = 10, 60, 4
@@ -115,6 +119,45 @@ def test_each_sign_is_given_once_where_its_figure_is_beyond_its_limit(figure):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_healthy_run_shows_none(seed):
     assert shown(healthy(seed)) == {}
+
+
+# Of the recorded runs that are healthy, and of those that are built to fail.
+RECORDED = {
+    "healthy": {("step", "attention"), ("step", "ffn")},  # its routers hardly tell the steps apart
+    "healthy_k1": set(),
+    "steps_apart": set(),
+    "no_balance": {("skip", "attention"), ("skip", "ffn")},
+    "restless": {("churn", "attention"), ("churn", "ffn")},
+    "heavy_balance": {("balance", None)},
+    "huge_balance": {("balance", None), ("token", None)},
+    "still_routers": {("learning", "attention"), ("learning", "ffn")},
+    "renormalised_k1": {("learning", "attention"), ("learning", "ffn")},
+    "renormalised_k1_no_balance": {("learning", "attention"), ("learning", "ffn")},
+    "skipping": {("skip", "attention"), ("skip", "ffn")},
+    "favoured": {("collapse", "attention"), ("collapse", "ffn")},
+    "by_step_alone": {("token", "attention"), ("token", "ffn"), ("token", None)},
+    "fast": {("loss", None), ("collapse", "attention"), ("skip", "attention")},
+    "unsteady": {("churn", "attention"), ("churn", "ffn"), ("collapse", "attention")},
+    "alike": {("similarity", "attention"), ("similarity", "ffn")},
+}
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return json.loads(lzma.decompress((GOLDENS / "signs.json.xz").read_bytes()))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_recorded_runs_give_their_signs(way, recorded):
+    config = broken(experiment(120), way, "source", Path("run"))
+    [phase] = config.phases
+    numbers = {"sequences": config.data.batch_size, "steps": phase.steps}
+    found = {(f.sign, f.side) for _, f in findings(recorded[way], config.model, config.signs, **numbers)}
+    assert found >= RECORDED[way]
+    if way in ("healthy", "healthy_k1", "steps_apart"):
+        assert found == RECORDED[way]
+    # The limits that decide are the defaults.
+    assert config.signs == SignsConfig(warmup=config.signs.warmup, window=config.signs.window)
 
 
 def test_what_follows_from_another_sign_is_not_said():

@@ -25,8 +25,8 @@ SIDES = ("attention", "ffn")
 
 
 def signs(folder, monkeypatch, *, build=lambda name, x: x, optim=None, analysed=True, **model):
-    """The signs of a run of one phase. build: (path, parameter) -> the parameter that the run starts with; None: as initialised. analysed:
-    whether modules and routes are, which compiles for seconds."""
+    """The signs of a run of one phase. build: (path, parameter) -> the parameter that the run starts with; None: as
+    initialised. analysed: whether modules and routes are, which compiles for seconds."""
     config = tiny.config(folder)
     small = change(config.model, num_attn_modules=4, num_ffn_modules=4)
     phase = Phase("mom", STEPS, optim=OptimConfig(**({"learning_rate": 3e-3} | (optim or {}))))

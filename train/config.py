@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from mom_jax.analysis.signs import SignsConfig
 from mom_jax.config import ModelConfig
 from mom_jax.fields import check_types, require
 from mom_jax.sharding import MeshConfig
@@ -171,6 +172,7 @@ class Config:
             and position in the data.
         evaluate_every: steps between evaluations on the held-out documents; every phase ends with one.
         final_batches: how many batches the last evaluation of a phase reads; 0 reads all that was held out.
+        signs: what counts as a sign of failure.
     """
 
     model: ModelConfig = ModelConfig()
@@ -187,6 +189,7 @@ class Config:
     seed: int = 0
     evaluate_every: int = 500
     final_batches: int = 0
+    signs: SignsConfig = SignsConfig()
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -207,6 +207,11 @@ def test_accumulated_steps_are_the_whole_batchs(accumulation):
         sum(jnp.square(a - b).sum() for a, b in zip(*map(jax.tree.leaves, (whole, params)), strict=True))
     )
     np.testing.assert_allclose(change_norm, report.grad_norm, rtol=1e-4)
+    for side in ("attention", "ffn"):
+        new, old = (jax.tree.leaves(params["chunks"][0][f"{side}_router"]) for params in (whole, params))
+        changes = np.concatenate([np.ravel(a - b) for a, b in zip(new, old, strict=True)])
+        np.testing.assert_allclose(report.router_norms[side], np.linalg.norm(changes), rtol=1e-4)
+        np.testing.assert_allclose(report.router_updates[side], np.sqrt(np.mean(changes**2)), rtol=1e-4)
 
     # The mean over micro-batches would be something else.
     loss = quick(lambda part: losses.finish(language_model_sums(params, part, config), config).total)

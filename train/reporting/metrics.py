@@ -23,9 +23,11 @@ FILE = "metrics.jsonl"
 class MetricsLog:
     """Appends records to `folder/metrics.jsonl` and scalars to `folder/tensorboard/`.
 
-    Every record has `kind` (train, validation, analysis, final), `phase` and `step`, counted from the phase's start.
-    Also a context manager that closes on exit. Nothing is created before the first `write`; without `write`, for
+    Every record has `kind` (train, validation, analysis, sign, final), `phase` and `step`, counted from the phase's
+    start. Also a context manager that closes on exit. Nothing is created before the first `write`; without `write`, for
     processes beside the one that does, nothing at all.
+
+    listeners: are told of every record that is written, as it is read again.
     """
 
     def __init__(self, folder: Path, *, write: bool = True) -> None:
@@ -34,6 +36,7 @@ class MetricsLog:
         self._file: TextIO | None = None
         self._board: Any = None
         self._purge_step: int | None = None
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
 
     def truncate(self, phase_order: list[str], phase: str, step: int, *, offset: int = 0) -> None:
         """Goes back to the point of training after `step` steps of `phase`; training continues from there.
@@ -78,6 +81,14 @@ class MetricsLog:
         record = _plain(record)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._write_scalars(record, offset)
+        for listener in self.listeners:
+            listener(record)
+
+    def records(self, phase: str) -> list[dict[str, Any]]:
+        """What the file has of one phase; nothing in processes that do not write."""
+        if not self._writes or not self._path.exists():
+            return []
+        return [record for record in read(self._path) if record.get("phase") == phase]
 
     def flush(self) -> None:
         """Makes everything written so far survive a crash of the machine."""
@@ -123,6 +134,11 @@ class MetricsLog:
             )
         step = offset + record["step"]
         kind = record.get("kind", "train")
+        if kind == "sign":
+            name = "/".join(str(record[key]) for key in ("phase", "kind", "sign", "side") if record[key] is not None)
+            self._board.add_scalar(name, 1, step)
+            self._board.add_text(name, record["text"], step)
+            return
         start = [str(record.get("phase", "run")), *([] if kind == "train" else [str(kind)])]
         for path, value in _scalars({k: v for k, v in record.items() if k not in ("kind", "phase", "step")}):
             self._board.add_scalar("/".join([*start, *path]), value, step)

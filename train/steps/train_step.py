@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 
 from mom_jax import sharding
 from mom_jax.checks import not_finite
-from mom_jax.config import ModelConfig
+from mom_jax.config import ModelConfig, Side
 from mom_jax.evaluation import is_random
 from mom_jax.losses import Losses, LossSums, finish
 from mom_jax.model import gathered_parameters
@@ -34,12 +35,16 @@ from train.steps.sums import (
 @dataclasses.dataclass(frozen=True)
 class StepReport:
     """losses: of the whole batch. grad_norm: before clipping. count: labels. routing: sums over the batch. faults: with
-    `debug_checks` how often each was seen, int32 by name, [S, H] or a scalar."""
+    `debug_checks` how often each was seen, int32 by name, [S, H] or a scalar. router_norms: by routed side the norm of
+    its routers' gradient, of all chunks together, before clipping. router_updates: the root mean square of the
+    change of their parameters."""
 
     losses: Losses
     grad_norm: jax.Array
     count: jax.Array
     routing: Routing
+    router_norms: dict[Side, jax.Array]
+    router_updates: dict[Side, jax.Array]
     faults: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
@@ -87,8 +92,19 @@ def train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     faults = sums.faults | ({"gradients are not finite": not_finite(gradients)} if debug_checks else {})
-    report = StepReport(losses, optax.tree.norm(gradients), sums.count, sums.routing, faults)
+    norms = {side: optax.tree.norm(_of_routers(gradients, side)) for side in config.routed_sides}
+    changes = {side: _root_mean_square(_of_routers(updates, side)) for side in config.routed_sides}
+    report = StepReport(losses, optax.tree.norm(gradients), sums.count, sums.routing, norms, changes, faults)
     return TrainState(state.step + 1, params, opt_state), report
+
+
+def _of_routers(tree: dict[Any, Any], side: Side) -> list[Any]:
+    """The part of a tree like the parameters that belongs to one side's routers, a chunk each."""
+    return [chunk[f"{side}_router"] for chunk in tree["chunks"].values()]
+
+
+def _root_mean_square(tree: Any) -> jax.Array:
+    return optax.tree.norm(tree) / math.sqrt(sum(leaf.size for leaf in jax.tree.leaves(tree)))
 
 
 def _differentiated(

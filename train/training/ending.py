@@ -13,12 +13,13 @@ from train.steps.placement import whole_params
 from train.steps.state import TrainState
 from train.training import processes
 from train.training.context import Context
+from train.training.signs import SignWatch
 from train.training.validation import exchange_test
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
 
 
-def finish(context: Context, phase: Phase, state: TrainState) -> None:
+def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch) -> None:
     """The phase's last word: a longer evaluation, the exchange test, a sample."""
     model = context.config.model_of(phase.name)
     evaluation = context.validate(phase, state, context.config.final_batches)
@@ -38,6 +39,7 @@ def finish(context: Context, phase: Phase, state: TrainState) -> None:
     if text:
         record["prompt"], record["sample"] = prompt, text
         context.notify(f"{phase.name}: a sample, after {prompt!r}\n{text}")
+    signs.judge(phase.steps, context.notify, last=record)
     context.log.write(record, offset=context.offsets[phase.name])
     context.log.flush()
     processes.wait_for_all(f"end of {phase.name}")  # for the sample; orbax would not wait as long

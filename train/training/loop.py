@@ -19,6 +19,7 @@ from train.training.phase import PhaseLoop
 from train.training.preparation import make_ready
 from train.training.profile import Profile, stop_profile
 from train.training.run import claimed
+from train.training.signs import SignWatch
 
 
 def train(
@@ -98,13 +99,15 @@ def _run_phase(context: Context, phase: Phase) -> None:
         options = model, optimizer, phase.optim.accumulation, context.config.seed, context.mesh
         gather = context.config.mesh.gather
         step_function = jit_train_step(*options, gather=gather, debug_checks=context.debug_checks)
-        loop = PhaseLoop(context, phase, checkpoints, step_function)
-        if checkpoints.latest() is None and int(start.state.step) > 0:
-            # From `resume`: from here on the run stands by itself.
-            loop.save(start.state, int(start.state.step), start.examples_seen, None)
-        state = loop.train(start.state, start.examples_seen)
-        checkpoints.wait()
-        if int(state.step) == phase.steps:
-            finish(context, phase, state)
+        with SignWatch(context.config, phase, context.log, context.offsets[phase.name]) as signs:
+            loop = PhaseLoop(context, phase, checkpoints, step_function, signs)
+            if checkpoints.latest() is None and int(start.state.step) > 0:
+                # From `resume`: from here on the run stands by itself.
+                loop.save(start.state, int(start.state.step), start.examples_seen, None)
+            signs.begin(int(start.state.step), context.notify)
+            state = loop.train(start.state, start.examples_seen)
+            checkpoints.wait()
+            if int(state.step) == phase.steps:
+                finish(context, phase, state, signs)
     finally:
         checkpoints.close()

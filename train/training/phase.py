@@ -21,6 +21,7 @@ from train.training import processes
 from train.training.context import Context
 from train.training.prefetch import DevicePrefetch
 from train.training.profile import profile_step
+from train.training.signs import SignWatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,9 @@ class _Pending:
 class PhaseLoop:
     """The steps of one phase."""
 
-    def __init__(self, context: Context, phase: Phase, checkpoints: Checkpoints, step_function: Any):
+    def __init__(self, context: Context, phase: Phase, checkpoints: Checkpoints, step_function: Any, signs: SignWatch):
         self.context, self.phase, self.checkpoints, self.step_function = context, phase, checkpoints, step_function
+        self.signs = signs
         self.config = context.config
         self.model = self.config.model_of(phase.name)
         self.schedule = make_schedule(phase.optim, phase.steps)
@@ -73,6 +75,8 @@ class PhaseLoop:
                     if self.watch.wanted(step):
                         self.context.log.write(self.watch.record(state.params, step), offset=self._offset)
                     loss = self._evaluate(state, step, progress) if evaluating else None
+                    if evaluating:
+                        self.signs.judge(step, progress.print)
                     if saving:
                         self.save(state, step, examples_seen, loss)
                     self.clock = None
@@ -89,6 +93,8 @@ class PhaseLoop:
         self.clock = now
         waited, self.waited = pending.waited - self.waited, pending.waited
         routers = routing.summary(report.routing, self.model)
+        for side, norm in report.router_norms.items():
+            routers[side] |= {"grad_norm": float(norm), "update": float(report.router_updates[side])}
         data = self.config.data
         tokens_per_s = None if seconds is None else data.batch_size * data.length / seconds
         mfu = None

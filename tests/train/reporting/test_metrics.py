@@ -178,3 +178,26 @@ def test_a_resume_hides_repeated_steps_from_tensorboard(tmp_path):
     starts = [e.step for e in events(tmp_path) if e.session_log.status == SessionLog.START]
     # TensorBoard hides events from this step on that come before the mark: step 11 = 10 + 1 is the last one kept.
     assert starts == [12]
+
+
+def test_signs_are_points_and_texts_and_listeners_hear_of_all(tmp_path):
+    heard = []
+    with MetricsLog(tmp_path) as log:
+        log.listeners.append(heard.append)
+        for side in ("ffn", None):
+            log.write(
+                {"kind": "sign", "phase": "mom", "step": 3, "sign": "skip", "side": side, "text": "SKIP"}, offset=7
+            )
+        log.write(record("mom", 4, loss=np.float32(0.5)))
+        assert log.records("mom") == heard == read(tmp_path / "metrics.jsonl")
+        assert log.records("tune") == []
+    assert heard[-1] == record("mom", 4, loss=0.5)
+    found = [(e.step, v) for e in events(tmp_path) for v in e.summary.value]
+    points = {v.tag: v.simple_value for step, v in found if step == 10 and not v.HasField("tensor")}
+    assert points == {"mom/sign/skip/ffn": 1, "mom/sign/skip": 1}
+    assert [v.tensor.string_val for _, v in found if v.HasField("tensor")] == [[b"SKIP"]] * 2
+    silent = MetricsLog(tmp_path, write=False)
+    silent.listeners.append(heard.clear)
+    silent.write(record("mom", 5))
+    assert silent.records("mom") == []
+    assert len(heard) == 3

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import optax
 import pytest
 import tiny
 
+from mom_jax.analysis.signs import SignsConfig
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
 from train.analysis import watch
@@ -61,7 +63,9 @@ def _quick_analyses():
 def finished(tmp_path_factory):
     """A run of both phases, and the compiled steps that it used."""
     folder = tmp_path_factory.mktemp("finished")
-    config, steps = tiny.config(folder, analysis=AnalysisConfig(every=4)), []
+    # Judged long before there is enough evidence: such a run gives signs.
+    signs = SignsConfig(warmup=1, window=3, patience=1, exchange_effect=math.inf)
+    config, steps = tiny.config(folder, analysis=AnalysisConfig(every=4), signs=signs), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "jit_train_step", recording(steps))
         assert loop.train(config) is None
@@ -90,6 +94,11 @@ def test_every_step_is_logged_once_and_learns(finished):
         assert [r["kind"] for r in mine].count("final") == 1
     seen = [r["examples_seen"] for r in records if r["kind"] == "train"]
     assert seen == [4 * (i + 1) for i in range(12)]
+    routed = [r for r in records if r["kind"] == "train" and "routers" in r]
+    sides = [(r, r["routers"][side]) for r in routed for side in ("attention", "ffn")]
+    assert all(0 < side["grad_norm"] < r["grad_norm"] for r, side in sides)
+    # Adam's changes are at most about the learning rate, which is twice as high for routers.
+    assert all(0 < side["update"] / r["learning_rate"] < 4 for r, side in sides)
     final = records[-1]
     assert set(final["routers"]) == {"attention", "ffn"}
     assert len(final["exchanged"]["normal"]) == len(final["exchanged"]["exchanged"]) == 3
@@ -163,9 +172,14 @@ def test_an_interrupted_run_ends_alike(finished, tmp_path, monkeypatch, step):
 
     def comparable(records):
         timing = ("seconds", "tokens_per_s", "mfu", "data_wait")
-        return [{k: v for k, v in r.items() if k not in timing} for r in records if r["kind"] == "train"]
+        return [{k: v for k, v in r.items() if k not in timing} for r in records if r["kind"] in ("train", "sign")]
 
     assert comparable(ours) == comparable(theirs)
+    said = {(r["sign"], r["side"]): r["step"] for r in theirs if r["kind"] == "sign"}
+    # One before both interruptions or between them, and one with the phase's last word.
+    assert 3 in said.values()
+    assert said["token", None] == 6
+    assert len(said) == sum(r["kind"] == "sign" for r in theirs)
 
 
 def test_a_finished_run_is_left_alone(finished):

@@ -43,8 +43,10 @@ from mom_jax.sharding.mesh import (
     check_mesh,
     describe_mesh,
     make_mesh,
+    on_devices,
     parameter_specs,
     partition,
+    place_rows,
     replicated,
 )
 
@@ -67,9 +69,11 @@ __all__ = [
     "make_mesh",
     "modules_here",
     "modules_received",
+    "on_devices",
     "own_key",
     "parameter_specs",
     "partition",
+    "place_rows",
     "replicated",
     "scatter_tokens",
     "size",

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -128,3 +129,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A batch that every process has whole, on the devices of all."""
+    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda part: rows[part])
+
+
+def on_devices(function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Callable:
+    """`function` of what each device has, on all devices of the mesh."""
+    if mesh.size == 1:
+        return function
+    # The check would ask Pallas kernels along which axes their results vary, which they do not say.
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -11,6 +11,7 @@ import pytest
 from small import SMALL, assert_close, change, quick, random_params, run
 from test_model_oracle import GAP, smallest_gap
 
+from mom_jax.evaluation import counted
 from mom_jax.losses import IGNORE, LossSums, finish
 from mom_jax.sharding import make_mesh
 from train.config import DataConfig
@@ -18,7 +19,7 @@ from train.data.packing import pack
 from train.steps.compiled import abstract_batch
 from train.steps.evaluation_step import evaluation_step
 from train.steps.state import init_state
-from train.steps.sums import counted, language_model_sums
+from train.steps.sums import language_model_sums
 from train.steps.train_step import train_step
 
 SETTINGS = {"context_length": 128, "num_bottom": 0, "num_steps": 2, "z_loss": 0.1}

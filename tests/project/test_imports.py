@@ -31,6 +31,7 @@ LAYERS = (
     {"assembly"},
     {"model"},
     {"losses"},
+    {"evaluation"},
     {"generate", "interop", "analysis"},
 )
 WITHIN = {

@@ -8,11 +8,12 @@ from jax.sharding import Mesh
 
 from mom_jax import sharding
 from mom_jax.config import ModelConfig
+from mom_jax.evaluation import for_evaluation
 from mom_jax.losses import LossSums
 from train.batch import Batch
-from train.steps.placement import BATCH, WHOLE, on_devices
+from train.steps.placement import BATCH, WHOLE
 from train.steps.state import param_specs
-from train.steps.sums import for_evaluation, head_outputs, language_model_sums
+from train.steps.sums import head_outputs, language_model_sums
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
@@ -36,7 +37,7 @@ def evaluation_step(
         return sharding.total(own)
 
     in_specs = (param_specs(config, mesh), BATCH, WHOLE, WHOLE)
-    return on_devices(sums, mesh, in_specs=in_specs, out_specs=WHOLE)(params, batch, step, exchange_key)
+    return sharding.on_devices(sums, mesh, in_specs=in_specs, out_specs=WHOLE)(params, batch, step, exchange_key)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
@@ -47,4 +48,6 @@ def head_step(params: dict[Any, Any], batch: Batch, *, config: ModelConfig, mesh
     def outputs(params: dict[Any, Any], batch: Batch) -> jax.Array:
         return head_outputs(params, batch, config, key=key)[0]
 
-    return on_devices(outputs, mesh, in_specs=(param_specs(config, mesh), BATCH), out_specs=BATCH)(params, batch)
+    return sharding.on_devices(outputs, mesh, in_specs=(param_specs(config, mesh), BATCH), out_specs=BATCH)(
+        params, batch
+    )

@@ -1,6 +1,5 @@
 """The loss sums of a batch, by what it has labels for; of micro-batches they add up exactly."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,29 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.config import ModelConfig
+from mom_jax.evaluation import counted
 from mom_jax.losses import IGNORE, LossSums, cross_entropy, next_token
 from mom_jax.model import Output, with_parameters
 from train.batch import Batch
 
 # (parameters, a batch, its random key) -> the loss sums of this device's rows.
 SumsOf = Callable[[dict[Any, Any], Batch, jax.Array | None], LossSums]
-
-
-def counted(batch: Batch) -> tuple[jax.Array | None, jax.Array]:
-    """(the real tokens, bool [B, L] or None for all; the labels [B, L], IGNORE where they do not count).
-
-    A label counts where its token and the one before it, which predicts it, are real and of one segment: the first
-    token of a document is nobody's label.
-    """
-    mask, segments, labels = batch.get("mask"), batch.get("segment_ids"), batch.get("labels", batch["tokens"])
-    if mask is None and segments is None:
-        return None, labels
-    real = jnp.ones(labels.shape, bool) if mask is None else mask.astype(bool)
-    if segments is None:
-        segments = jnp.ones_like(labels)
-    segments = jnp.where(real, segments, 0)
-    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
-    return segments > 0, jnp.where((segments > 0) & (segments == before), labels, IGNORE)
 
 
 def language_model_sums(
@@ -149,15 +132,3 @@ def label_count(batch: Batch) -> jax.Array:
     if {"classes", "targets"} & set(batch):
         return batch["mask"].astype(bool).any(1).sum().astype(jnp.float32)
     return (counted(batch)[1][:, 1:] != IGNORE).sum().astype(jnp.float32)
-
-
-def is_random(config: ModelConfig) -> bool:
-    """Whether training draws random numbers."""
-    return config.dropout.active or bool(config.routed_sides and config.router.kind == "gru_random")
-
-
-def for_evaluation(config: ModelConfig) -> tuple[ModelConfig, jax.Array | None]:
-    """(the model without dropout, the fixed key of routers that want noise in evaluation)."""
-    noisy = is_random(config) and config.router.kind == "gru_random" and config.router.noise_in_evaluation
-    config = dataclasses.replace(config, dropout=type(config.dropout)())
-    return config, jax.random.key(0) if noisy else None

@@ -13,16 +13,16 @@ from jax.sharding import Mesh
 from mom_jax import sharding
 from mom_jax.checks import not_finite
 from mom_jax.config import ModelConfig
+from mom_jax.evaluation import is_random
 from mom_jax.losses import Losses, LossSums, finish
 from mom_jax.routing import Routing
 from train.batch import Batch
-from train.steps.placement import BATCH, WHOLE, on_devices
+from train.steps.placement import BATCH, WHOLE
 from train.steps.state import TrainState, abstract_state, param_specs
 from train.steps.sums import (
     SumsOf,
     accumulated_sums,
     batch_sums,
-    is_random,
     label_count,
     micro_batches,
     needs_whole_batch,
@@ -72,7 +72,7 @@ def train_step(
             gradients, aux = _differentiated(whole, lambda sums: finish(sums, config), params)
         return sharding.total_gradient(gradients, specs), aux
 
-    everywhere = on_devices(gradient, mesh, in_specs=(specs, BATCH, WHOLE, WHOLE), out_specs=(specs, WHOLE))
+    everywhere = sharding.on_devices(gradient, mesh, in_specs=(specs, BATCH, WHOLE, WHOLE), out_specs=(specs, WHOLE))
     gradients, (losses, sums) = everywhere(state.params, batch, key, state.step)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer counter with floats
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

@@ -21,7 +21,6 @@ from train.config import OptimConfig
 from train.reporting.progress import Progress
 from train.steps.evaluation_step import head_step
 from train.steps.optimizer import with_schedule
-from train.steps.placement import place_rows
 from train.steps.state import TrainState, abstract_state, init_state
 from train.steps.train_step import StepReport, train_step
 from train.tasks.batches import Example, by_length, make_batch, training_batches
@@ -179,7 +178,7 @@ def finetune(
             progress.update(len(losses), **{unit: losses[-1]})
 
         for rows in training_batches(examples, settings.batch_size, settings.length, settings.epochs, seed):
-            batch = {name: place_rows(array, mesh) for name, array in rows.items()}
+            batch = {name: sharding.place_rows(array, mesh) for name, array in rows.items()}
             state, report = step_function(state, batch, *given)
             # The step is under way; meanwhile the one before is looked at.
             note(pending)
@@ -202,7 +201,7 @@ def predict(
     for indices in by_length([len(example.tokens) for example in examples], settings.batch_size):
         some = [Example(examples[i].tokens) for i in indices]
         rows = make_batch(some, settings.batch_size, settings.length)
-        batch = {name: place_rows(array, mesh) for name, array in rows.items()}
+        batch = {name: sharding.place_rows(array, mesh) for name, array in rows.items()}
         outputs[indices] = np.asarray(head_step(params, batch, config=config, mesh=mesh))[: len(indices)]
     if not np.isfinite(outputs).all():
         why = "what the fine-tuned model says is no number; lower it"

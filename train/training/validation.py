@@ -13,13 +13,12 @@ from jax.sharding import Mesh
 from mom_jax.analysis import routing
 from mom_jax.config import ModelConfig
 from mom_jax.losses import LossSums
-from mom_jax.sharding import make_mesh
+from mom_jax.sharding import make_mesh, place_rows
 from train.batch import Batch
 from train.config import DataConfig
 from train.data.pipeline import validation_batches
 from train.data.prepared import Prepared
 from train.steps.evaluation_step import evaluation_step
-from train.steps.placement import place_rows
 
 EXCHANGE_SEEDS = (0, 1, 2)
 

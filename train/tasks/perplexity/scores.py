@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mom_jax.config import ModelConfig
+from mom_jax.evaluation import for_evaluation
 from mom_jax.losses import IGNORE
 from mom_jax.losses.chunked import label_scores
 from mom_jax.model import with_parameters
-from train.steps.sums import for_evaluation
 from train.tasks.batches import Example, make_batch
 
 

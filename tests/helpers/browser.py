@@ -105,8 +105,9 @@ class Page:
     def click(self, selector):
         """The mouse in the middle of the first element that the selector finds."""
         where = (
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] })()"
+            f"(() => {{ const found = document.querySelector({json.dumps(selector)});"
+            " found.scrollIntoView({block: 'center'}); const box = found.getBoundingClientRect();"
+            " return [box.x + box.width / 2, box.y + box.height / 2] })()"
         )
         x, y = self.evaluate(where)
         for kind in ("mousePressed", "mouseReleased"):

@@ -29,7 +29,6 @@ def explorer_data(routes: Routes, pieces: Sequence[str], config: ModelConfig | N
     tokens = len(routes.ids_T)
     require(len(pieces) == tokens, "pieces", len(pieces), f"there must be one for each of the {tokens} tokens")
     places: dict[str, int] = {}
-    steps = max((side.index.shape[0] for side in routes.sides.values()), default=0)
     starts = [0, *(np.flatnonzero(np.diff(routes.window_T)) + 1).tolist()] if tokens else []
     return {
         "version": VERSION,
@@ -39,7 +38,7 @@ def explorer_data(routes: Routes, pieces: Sequence[str], config: ModelConfig | N
         "position": routes.position_T.tolist(),
         "windows": starts,
         "loss": [round(_UNIT * float(loss)) if np.isfinite(loss) else None for loss in routes.loss_T],
-        "steps": config.num_steps if config is not None else steps,
+        "steps": config.num_steps if config is not None else routes.steps,
         "sides": {side: _side(routes.sides[side], config, side) for side in SIDES if side in routes.sides},
     }
 

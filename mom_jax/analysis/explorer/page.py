@@ -49,7 +49,7 @@ class Explorer:
         head = (
             f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width"><title>Routing explorer</title>'
-            "<style>:root { color-scheme: light dark } body { margin: 1rem; font-family: system-ui, sans-serif }</style>"
+            "<style>:root { color-scheme: light dark } body { margin: 1rem; font-family: sans-serif }</style>"
         )
         body = f"<h1>Routing explorer</h1>{fragment(self.models)}"
         return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'

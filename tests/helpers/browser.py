@@ -127,7 +127,8 @@ class Page:
     def _note(self, message):
         method, details = message.get("method"), message.get("params", {})
         if method == "Network.requestWillBeSent":
-            self.requests.append(details["request"]["url"])
+            address = details["request"]["url"]
+            self.requests += [] if address.startswith("data:") else [address]
         elif method == "Runtime.exceptionThrown":
             self.complaints.append(details["exceptionDetails"].get("exception", {}).get("description", "exception"))
         elif method == "Runtime.consoleAPICalled":

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mom_jax.analysis.paths import depth
 from mom_jax.analysis.routes import Routes, SideRoutes
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.fields import require
@@ -21,14 +22,16 @@ def explorer_data(routes: Routes, pieces: Sequence[str], config: ModelConfig | N
 
     Returns `version`; `tokens`, T; `vocabulary`, the different pieces, and `piece`, [T], which of them a token is;
     `position`, [T]; `windows`, the first token of every window; `loss`, [T], thousandths of a nat, None where unknown;
-    `steps`, how many steps a chunk has; and by side in `sides`: `modules`, N; `classes`, their names; `choices`, K;
-    `index` and `weight` (thousandths), lists of S·H·T·K numbers, a step's after the other's and within a token's.
+    `depth`, [T], modules taken over all steps, and `most_depth`; `steps`, how many a chunk has; and by side in `sides`:
+    `modules`, N; `classes`, their names; `choices`, K; `index` and `weight` (thousandths), lists of S·H·T·K numbers, a
+    step's after the other's and within a step a token's.
 
     Raises ConfigError where the numbers of pieces and tokens differ.
     """
     tokens = len(routes.ids_T)
     require(len(pieces) == tokens, "pieces", len(pieces), f"there must be one for each of the {tokens} tokens")
     places: dict[str, int] = {}
+    depths = depth(routes)
     starts = [0, *(np.flatnonzero(np.diff(routes.window_T)) + 1).tolist()] if tokens else []
     return {
         "version": VERSION,
@@ -38,6 +41,8 @@ def explorer_data(routes: Routes, pieces: Sequence[str], config: ModelConfig | N
         "position": routes.position_T.tolist(),
         "windows": starts,
         "loss": [round(_UNIT * float(loss)) if np.isfinite(loss) else None for loss in routes.loss_T],
+        "depth": depths.per_token.tolist(),
+        "most_depth": depths.most,
         "steps": config.num_steps if config is not None else routes.steps,
         "sides": {side: _side(routes.sides[side], config, side) for side in SIDES if side in routes.sides},
     }
@@ -69,12 +74,15 @@ def is_explorer_data(value: object) -> bool:
     """Whether it is what `explorer_data` of this version returns, as far as its page relies on it."""
     if not isinstance(value, dict) or value.get("version") != VERSION:
         return False
-    tokens, sides = value.get("tokens"), value.get("sides")
-    lists = all(isinstance(value.get(name), list) for name in ("piece", "vocabulary", "position", "windows", "loss"))
-    if not lists or type(tokens) is not int or type(value.get("steps")) is not int or not isinstance(sides, dict):
+    sides = value.get("sides")
+    lists = all(
+        isinstance(value.get(name), list) for name in ("piece", "vocabulary", "position", "windows", "loss", "depth")
+    )
+    numbers = all(type(value.get(name)) is int for name in ("tokens", "steps", "most_depth"))
+    if not lists or not numbers or not isinstance(sides, dict):
         return False
-    per_token = all(len(value[name]) == tokens for name in ("piece", "position", "loss"))
-    return per_token and all(name in SIDES and _is_side(side, tokens) for name, side in sides.items())
+    per_token = all(len(value[name]) == value["tokens"] for name in ("piece", "position", "loss", "depth"))
+    return per_token and all(name in SIDES and _is_side(side, value["tokens"]) for name, side in sides.items())
 
 
 def _is_side(side: object, tokens: int) -> bool:

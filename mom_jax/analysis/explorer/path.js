@@ -40,7 +40,7 @@ function graph(routes, token) {
   if (names.has("SKIP")) columns.push("SKIP");
   if (rows.some(({ taken }) => taken.some(({ name }) => name === "null"))) columns.push("null");
 
-  const [left, top, across, down] = [92, 44, 46, rows.length > 16 ? 24 : 32];
+  const [left, top, across, down] = [88, 44, 52, rows.length > 16 ? 24 : 32];
   const width = left + across * columns.length + 8;
   const height = top + down * rows.length + 26;
   const x = (name) => left + across * (columns.indexOf(name) + 0.35);
@@ -102,7 +102,7 @@ function node(x, y, choice) {
   return drawn("g", { class: `taken ${hue(choice)}` }, shape, drawn("text", middle, label));
 }
 
-const inWords = (taken) => taken.map(({ name, weight }) => `${name} (${fixed(weight, 2)})`).join(", ");
+const inWords = (taken) => taken.map(({ name, weight }) => `${name} (${fixed(weight, 3)})`).join(", ");
 
 // Whether the best choices are the same.
 const agree = (one, other) => one.taken[0]?.name === other?.taken[0]?.name;

@@ -10,8 +10,8 @@ class Routes {
     this.tokens = data.tokens;
     this.sides = Object.keys(SIDES).filter((side) => side in data.sides);
     this.steps = Math.max(0, ...this.sides.map((side) => this.stepsOf(side)));
-    this.depths = Array.from({ length: this.tokens }, (_, token) => this.depthOf(token));
-    this.mostDepth = this.sides.reduce((sum, side) => sum + this.stepsOf(side) * data.sides[side].choices, 0);
+    this.depths = data.depth;
+    this.mostDepth = data.most_depth;
   }
 
   stepsOf(side) {
@@ -27,19 +27,6 @@ class Routes {
       const id = index[start + k];
       return { id, name: classes[id] ?? "null", real: id < modules, weight: weight[start + k] / UNIT };
     });
-  }
-
-  // The effective depth: modules taken over all steps of both sides.
-  depthOf(token) {
-    let depth = 0;
-    for (const side of this.sides) {
-      const { index, choices, modules } = this.data.sides[side];
-      for (let step = 0; step < this.stepsOf(side); step++) {
-        const start = (step * this.tokens + token) * choices;
-        for (let k = 0; k < choices; k++) depth += index[start + k] < modules;
-      }
-    }
-    return depth;
   }
 
   // Nats of predicting the token after this one; null where that is unknown.

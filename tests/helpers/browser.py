@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -14,6 +15,15 @@ NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chro
 # What a key is to the page: its name, its code, and the text that it types.
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "ArrowLeft": (37, ""), "ArrowUp": (38, "")}
 KEYS |= {"ArrowRight": (39, ""), "ArrowDown": (40, ""), "Home": (36, ""), "End": (35, ""), "PageDown": (34, "")}
+
+# Becomes the browser, whose ends of the pipes are 3 and 4, whatever their numbers were.
+_WITH_PIPES = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find():
@@ -34,15 +44,20 @@ class Page:
             "--disable-component-update",
             f"--user-data-dir={self._folder.name}",
         ]
-        # The browser has its ends as 3 and 4; a shell puts them there, whatever their numbers are here.
-        command = ["sh", "-c", f'exec "$@" 3<&{ours[0]} 4>&{theirs[1]}', "sh", program, *flags]
-        self._process = subprocess.Popen(
-            command, pass_fds=(ours[0], theirs[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        os.close(ours[0])
-        os.close(theirs[1])
+        ends = ours[0], theirs[1]
+        command = [sys.executable, "-c", _WITH_PIPES, *map(str, ends), program, *flags]
+        self._process = subprocess.Popen(command, pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for end in ends:
+            os.close(end)
         self._in, self._out = ours[1], theirs[0]
         self._session = None
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self):
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "Accessibility"):
@@ -147,7 +162,7 @@ class Page:
             ready, _, _ = select.select([self._out], [], [], seconds)
             part = os.read(self._out, 1 << 20) if ready else b""
             if not part:
-                raise RuntimeError(f"{self._process.args[4]}: no answer")
+                raise RuntimeError(f"{self._process.args[5]}: no answer")
             self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(line)

@@ -83,7 +83,7 @@ def _amount(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
+        if value >= 0.9995 * size:  # what is rounded to a thousand has the next prefix
             return f"{value / size:.3g} {prefix}{unit}"
     return f"{value:.3g} {unit}".rstrip()
 

@@ -124,6 +124,9 @@ def test_the_keyboard_reaches_everything(page):
     ) in page.heard()
     page.press("Tab")
     assert page.evaluate("document.activeElement.tagName") == "SELECT"
+    page.press("Tab", shift=True)
+    assert page.evaluate(place) == 1
+    page.press("Tab")
     page.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Pin this token"
 

@@ -274,6 +274,7 @@ class Explorer {
   }
 
   mark() {
+    this.text.setAttribute("aria-multiselectable", String(this.pinned !== null));
     this.options.forEach((option, token) => {
       const shown = token === this.token || token === this.pinned;
       option.setAttribute("aria-selected", String(shown));

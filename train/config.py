@@ -144,6 +144,24 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AnalysisConfig:
+    """What is logged of how far the modules have specialised (docs/analysis.md).
+
+    Attributes:
+        every: steps between analyses; the first and the last step of a phase have one too. 0: none.
+        tokens: held-out tokens that each analysis reads, always the same, but no fewer than a sequence for each device.
+    """
+
+    every: int = 100
+    tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.every >= 0, "every", self.every, "must be at least 0")
+        require(self.tokens >= 1, "tokens", self.tokens, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment: a model, its data and the phases that train it.
 
@@ -163,6 +181,7 @@ class Config:
     )
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
     run: str = "runs/default"
     resume: str | None = None
     seed: int = 0

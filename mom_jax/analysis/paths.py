@@ -99,6 +99,16 @@ def path_distribution(routes: Routes, *, most: int = 10) -> PathDistribution:
     return PathDistribution(sides, len(found), entropy(inverse), routes.tokens, top)
 
 
+def usage(routes: Routes) -> dict[Side, np.ndarray]:
+    """Of each routed side, [S·H, N + 1]: the share of a step's choices, all K of them, that fall on each module and,
+    last, on nulls."""
+    return {side: np.stack([_shares(index, own.modules) for index in own.index]) for side, own in routes.sides.items()}
+
+
+def _shares(index: np.ndarray, modules: int) -> np.ndarray:
+    return np.bincount(np.minimum(index, modules).ravel(), minlength=modules + 1) / max(index.size, 1)
+
+
 def transitions(routes: Routes) -> dict[Side, np.ndarray]:
     """Of each routed side, [S·H - 1, N + 1, N + 1]: of the tokens whose best choice at a step is the row, the share
     that takes the column at the next step; the last class stands for all nulls. Rows that no token takes are 0."""
@@ -190,7 +200,6 @@ def usage_by_class(routes: Routes, classes: TokenClasses) -> dict[str, dict[str,
         row: dict[str, Any] = {"tokens": int(own.sum()), "loss": float(losses.mean()) if len(losses) else None}
         row["depth"] = float(deep[own].mean())
         for side, chosen in routes.sides.items():
-            index = np.minimum(chosen.index[:, own], chosen.modules)
-            row[side] = (np.bincount(index.ravel(), minlength=chosen.modules + 1) / index.size).tolist()
+            row[side] = _shares(chosen.index[:, own], chosen.modules).tolist()
         result[name] = row
     return result

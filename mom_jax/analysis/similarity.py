@@ -5,7 +5,7 @@ looks. Modules are counted through all chunks, M = S·N; a mean is taken over th
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,7 @@ from jax.sharding import Mesh
 from mom_jax.attention.plain import exponentials
 from mom_jax.cache import view_of
 from mom_jax.config import SIDES, ModelConfig, Side
-from mom_jax.layers import ACTIVATIONS, SublayerWeights, normalise
-from mom_jax.model import with_parameters
+from mom_jax.layers import ACTIVATIONS, SublayerWeights, fold, normalise
 from mom_jax.sharding import make_mesh, replicated
 
 # Bounds of what is compared, whatever the model: tokens that modules attend to, vectors whose outputs are compared, and
@@ -71,7 +70,10 @@ def similarity(
         real &= segments > 0
     places = np.unique(np.linspace(0, length - 1, min(length, max(1, VECTORS // rows))).astype(np.int32))
     given = np.asarray(inputs[:rows]), real, segments, places
-    compared = jax.device_get(_compared(params, *given, config=config, mesh=mesh or make_mesh()))
+    pools = {side: [params["chunks"][i][side] for i in range(config.num_chunks)] for side in SIDES}
+    # No more of the configuration than is read: a vanilla model and its MoM share what is compiled.
+    reads = _Reads(config.num_heads, config.activation, config.layer_norm_epsilon)
+    compared = jax.device_get(_compared(pools, *given, reads=reads, mesh=mesh or make_mesh()))
     counts = real[:, places].reshape(-1)
     result: dict[Side, Similarity] = {}
     for side in SIDES:
@@ -148,38 +150,54 @@ def pattern_similarity(gram: np.ndarray, heads: int) -> np.ndarray:
     return table
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mesh"))
+class _Reads(NamedTuple):
+    """What of a configuration modules compute with."""
+
+    num_heads: int
+    activation: str
+    epsilon: float
+
+
+@functools.partial(jax.jit, static_argnames=("reads", "mesh"))
 def _compared(
-    params: dict[str, Any],
+    pools: dict[Side, list[dict[str, jax.Array]]],
     x: jax.Array,
     real: jax.Array,
     segments: jax.Array,
     places: jax.Array,
     *,
-    config: ModelConfig,
+    reads: _Reads,
     mesh: Mesh,
 ) -> dict[Side, dict[str, jax.Array]]:
     """By side: `weights`, the products of modules' weights; `outputs` [M, B·Q, D] at Q places of each row of x
-    [B, L, D]; of attention `heads`, the products of the heads' patterns at some of the places."""
-    chunks = with_parameters(config, params).chunks
-    normed = normalise(x, config.layer_norm_epsilon)
+    [B, L, D]; of attention `heads`, the products of the heads' patterns at some of the places. pools: of each chunk the
+    stacked parameters."""
+    normed = normalise(x, reads.epsilon)
     visible = view_of(real, True, segments, None)[0].visible & real[:, :, None]
     result: dict[Side, dict[str, jax.Array]] = {}
     for side in SIDES:
-        own = [getattr(chunk, side).weights() for chunk in chunks]
-        weights = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *own)
-        gram = sum(jnp.einsum("i...,j...->ij", leaf, leaf) for leaf in weights)
+        weights = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(_folded(own, side) for own in pools[side]))
+        products = [jnp.einsum("i...,j...->ij", leaf, leaf) for leaf in weights]
+        gram = functools.reduce(jnp.add, products)
         if side == "attention":
-            one = functools.partial(_attention, x=normed, visible=visible, places=places, config=config)
+            one = functools.partial(_attention, x=normed, visible=visible, places=places, heads=reads.num_heads)
             outputs, patterns = _each(one, weights, mesh)
             # Padding sees nothing here and has no pattern.
             flat = patterns.reshape(-1, patterns[0, 0].size)
             result[side] = {"weights": gram, "outputs": outputs, "heads": flat @ flat.T}
         else:
             vectors = normed[:, places].reshape(-1, x.shape[-1])
-            outputs = _each(functools.partial(_ffn, x=vectors, config=config), weights, mesh)
+            outputs = _each(functools.partial(_ffn, x=vectors, activation=reads.activation), weights, mesh)
             result[side] = {"weights": gram, "outputs": outputs}
     return jax.lax.with_sharding_constraint(result, replicated(mesh))
+
+
+def _folded(pool: dict[str, jax.Array], side: Side) -> SublayerWeights:
+    """A pool's modules as they compute, whole: GSPMD sees to where they lie."""
+    first = "qkv" if side == "attention" else "in"
+    kernel, bias = pool[f"{first}_kernel"], pool[f"{first}_bias"]
+    kernel, gain = fold(pool["norm_scale"], pool["norm_bias"], kernel.reshape(*kernel.shape[:2], -1))
+    return SublayerWeights(kernel, bias.reshape(gain.shape) + gain, pool["out_kernel"], pool["out_bias"])
 
 
 def _each(function: Any, weights: SublayerWeights, mesh: Mesh) -> Any:
@@ -187,18 +205,18 @@ def _each(function: Any, weights: SublayerWeights, mesh: Mesh) -> Any:
     return jax.vmap(function)(weights) if mesh.shape["module"] > 1 else jax.lax.map(function, weights)
 
 
-def _ffn(weights: SublayerWeights, *, x: jax.Array, config: ModelConfig) -> jax.Array:
-    inner = ACTIVATIONS[config.activation](x @ weights.first_kernel + weights.first_bias[None])
+def _ffn(weights: SublayerWeights, *, x: jax.Array, activation: str) -> jax.Array:
+    inner = ACTIVATIONS[activation](x @ weights.first_kernel + weights.first_bias[None])
     return inner @ weights.last_kernel + weights.last_bias[None]
 
 
 def _attention(
-    weights: SublayerWeights, *, x: jax.Array, visible: jax.Array, places: jax.Array, config: ModelConfig
+    weights: SublayerWeights, *, x: jax.Array, visible: jax.Array, places: jax.Array, heads: int
 ) -> tuple[jax.Array, jax.Array]:
     """One module on normalised x [B, L, D]: (what it adds at the places, [B·Q, D]; its heads' patterns less even
     attention, [h, B, some of Q, L])."""
     qkv = x @ weights.first_kernel + weights.first_bias[None, None]
-    q, k, v = (t.reshape(*t.shape[:2], config.num_heads, -1).swapaxes(1, 2) for t in jnp.split(qkv, 3, -1))
+    q, k, v = (t.reshape(*t.shape[:2], heads, -1).swapaxes(1, 2) for t in jnp.split(qkv, 3, -1))
     seen = visible[:, places]
     p, total, _ = exponentials(q[:, :, places], k, seen)
     p = p / total

@@ -51,10 +51,11 @@ ROOMS = (
     {"batch", "config", "files"},
     {"data", "reporting", "steps"},
     {"checkpoints", "cli", "planning"},
+    {"analysis"},
     {"checkpoint", "training"},
     {"tasks"},
 )
-PROGRAMS = {"main", "prepare", "evaluate", "generate", "convert", "plan", "report"}
+PROGRAMS = {"main", "analyse", "prepare", "evaluate", "generate", "convert", "plan", "report"}
 
 MOST_FILES, MOST_LINES = 14, 300
 

@@ -1,5 +1,6 @@
 """Models out of checkpoints of any format, and a run's folder made of a model."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mom_jax.config import ModelConfig
+from mom_jax.fields import ConfigError, require
 from mom_jax.model import MoM, with_parameters
 from train.checkpoints import formats
-from train.checkpoints.locate import FOLDER, check_tokenizer, find
+from train.checkpoints.locate import FOLDER, Found, check_tokenizer, find
 from train.checkpoints.manager import PIECE, Checkpoints, Meta
 from train.checkpoints.run_config import CONFIG, to_json
 from train.config import Config, DataConfig, Phase
 from train.data import tokenizers
+from train.data.tokenizers.token_ids import IdsTokenizer
 from train.files import whole_folder, write_whole
 
 
@@ -29,12 +32,41 @@ def open_model(path: str | Path, *, field: str, best: bool = False) -> formats.M
         return formats.read(place, kind, field)
     found = find(path, field=field, best=best)
     meta = found.meta()
+    return dataclasses.replace(described(found, meta), params=found.arrays(meta.model))
+
+
+def described(found: Found, meta: Meta) -> formats.Model:
+    """A run's model without its parameters."""
     file = tokenizers.find(found.run)
     tokenizer = None if file is None else tokenizers.load(file, field="tokenizer")
     if tokenizer is not None:
         check_tokenizer(tokenizer.fingerprint, meta, f"tokenizer={str(file)!r}")
     description = f"step {meta.step} of phase {meta.phase} of a run"
-    return formats.Model(meta.model, found.arrays(meta.model), tokenizer, meta.tokenizer, description)
+    return formats.Model(meta.model, {}, tokenizer, meta.tokenizer, description)
+
+
+def encoding_tokenizer(checkpoint: str, model: formats.Model, path: str | None) -> tokenizers.Tokenizer:
+    """The tokenizer that encodes texts for a model: the one beside it, or of the file or folder `path`.
+
+    Raises ConfigError naming `checkpoint` or `tokenizer` where there is none, or another than the model's.
+    """
+    tokenizer = model.tokenizer
+    name = f"checkpoint={checkpoint!r}"
+    if path is not None:
+        tokenizer = tokenizers.load(path, field="tokenizer")
+        name = f"tokenizer={path!r}"
+        known = model.fingerprint in ("", tokenizer.fingerprint)
+        require(known, "tokenizer", path, "is not the one the model was trained with")
+    if tokenizer is None:
+        raise ConfigError(f"{name}: has no tokenizer beside it; give one with --tokenizer")
+    if isinstance(tokenizer, IdsTokenizer):
+        raise ConfigError(
+            f"{name}: was trained on token files without a tokenizer, and texts need one; give --tokenizer"
+        )
+    if tokenizer.vocab_size > model.config.vocab_size:
+        ids = f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}"
+        raise ConfigError(f"{name}: {ids}")
+    return tokenizer
 
 
 def load(

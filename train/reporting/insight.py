@@ -2,7 +2,6 @@
 choices depend on, how deep tokens go. A section whose records the log does not have is left out."""
 
 import html
-import statistics
 from typing import Any
 
 from mom_jax.analysis.cost import forward_flops_per_token, parameter_count, training_memory_bytes
@@ -114,7 +113,7 @@ def over_training(run: Run, records: Records, *path: str) -> tuple[list[int], li
 
 def _specialisation(run: Run, records: Records) -> list[str]:
     keys = ("weights", "outputs", "attention_patterns")
-    curves = {(side, key): _similarity(run, records, side, key) for side in SIDES for key in keys}
+    curves = {(side, key): over_training(run, records, "similarity", side, key) for side in SIDES for key in keys}
     if not any(steps for steps, _ in curves.values()):
         return []
     caption = (
@@ -132,20 +131,6 @@ def _specialisation(run: Run, records: Records) -> list[str]:
         )
         parts.append(pictures.embedded(10, 3.4, lambda f, t: insight_pictures.pairs(tables, f, t), caption))
     return parts
-
-
-def _similarity(run: Run, records: Records, side: str, key: str) -> tuple[list[int], list[float]]:
-    """The mean over pairs, from the table where the record has no mean of its own."""
-    steps, values = over_training(run, records, "similarity", side, key)
-    if steps:
-        return steps, values
-    for phase, record in records:
-        table = table_of(record, "similarity", side, f"{key}_NxN") or []
-        known = [value for i, row in enumerate(table) for j, value in enumerate(row) if i != j and is_number(value)]
-        if known:
-            steps.append(run.offsets[phase] + record["step"])
-            values.append(statistics.fmean(known))
-    return steps, values
 
 
 def _dependence(run: Run, records: Records) -> list[str]:

@@ -23,7 +23,7 @@ FILE = "metrics.jsonl"
 class MetricsLog:
     """Appends records to `folder/metrics.jsonl` and scalars to `folder/tensorboard/`.
 
-    Every record has `kind` (train, validation, final), `phase` and `step`, counted from the phase's start. Also a
+    Every record has `kind` (train, validation, analysis, final), `phase` and `step`, counted from the phase's start. Also a
     context manager that closes on exit. Nothing is created before the first `write`; without `write`, for processes
     beside the one that does, nothing at all.
     """
@@ -183,11 +183,12 @@ def _plain(value: Any) -> Any:
 def _scalars(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
     """(path, value) of every number in the record; a list of numbers is represented by its mean.
 
-    Tables (the usage of modules) and numbers that are unknown are left out; the level `routers` is, too.
+    Tables (the usage of modules), histograms and numbers that are unknown are left out; the level `routers` is, too.
     """
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from _scalars(value, path if key == "routers" else (*path, key))
+            if key != "histogram":  # its mean says nothing
+                yield from _scalars(value, path if key == "routers" else (*path, key))
     elif _is_number(tree):
         yield path, float(tree)
     elif isinstance(tree, list) and tree and all(_is_number(item) for item in tree):

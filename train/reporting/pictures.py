@@ -34,23 +34,30 @@ STYLES = ("-", "--")  # of the two sides' lines
 _STEPS_LABEL = "training step, all phases"
 
 
+def rendered(width: float, height: float, draw: Draw, theme: str, background: str = "none") -> bytes:
+    """A picture as PNG; sizes in inches."""
+    look = THEMES[theme]
+    ink, faint = look["ink"], look["faint"]
+    style: Any = {
+        "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": faint,
+        "grid.color": faint, "axes.facecolor": "none", "figure.facecolor": background, "axes.grid": True,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "font.size": 9,
+        "grid.linewidth": 0.5, "legend.frameon": False, "axes.axisbelow": True, "lines.markersize": 3,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+        draw(figure, theme)
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
 def embedded(width: float, height: float, draw: Draw, caption: str) -> str:
     """A picture for both themes as HTML; sizes in inches."""
-    data = {}
-    for theme, look in THEMES.items():
-        ink, faint = look["ink"], look["faint"]
-        style: Any = {
-            "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": faint,
-            "grid.color": faint, "axes.facecolor": "none", "figure.facecolor": "none", "axes.grid": True,
-            "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "font.size": 9,
-            "grid.linewidth": 0.5, "legend.frameon": False, "axes.axisbelow": True, "lines.markersize": 3,
-        }  # fmt: skip
-        with matplotlib.rc_context(style):
-            figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-            draw(figure, theme)
-            buffer = io.BytesIO()
-            FigureCanvasAgg(figure).print_png(buffer)
-        data[theme] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    data = {
+        theme: "data:image/png;base64," + base64.b64encode(rendered(width, height, draw, theme)).decode()
+        for theme in THEMES
+    }
     text = html.escape(caption)
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{data["dark"]}">'

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from mom_jax.analysis import routing
+from train.analysis.watch import Watch
 from train.checkpoints.manager import Checkpoints, Meta
 from train.config import Phase
 from train.reporting.progress import Progress
@@ -40,6 +41,7 @@ class PhaseLoop:
         self.config = context.config
         self.model = self.config.model_of(phase.name)
         self.schedule = make_schedule(phase.optim, phase.steps)
+        self.watch = Watch(self.config, phase, context.prepared, context.mesh)
         self.waited = 0.0  # for data, until the step before was done, seconds
         self.clock: float | None = None  # when the step before was done; None where that says nothing of a step's time
 
@@ -64,11 +66,15 @@ class PhaseLoop:
                 pending = _Pending(step, report, examples_seen, placed.waited)
                 stopping = self.context.stop.wanted(self._offset + step)
                 evaluating = step % self.config.evaluate_every == 0 or step == last
-                if evaluating or stopping or step % self.config.checkpoint.every == 0:
+                saving = evaluating or stopping or step % self.config.checkpoint.every == 0
+                if saving or self.watch.wanted(step):
                     self._log(pending, progress)
                     pending = None
+                    if self.watch.wanted(step):
+                        self.context.log.write(self.watch.record(state.params, step), offset=self._offset)
                     loss = self._evaluate(state, step, progress) if evaluating else None
-                    self.save(state, step, examples_seen, loss)
+                    if saving:
+                        self.save(state, step, examples_seen, loss)
                     self.clock = None
                 if stopping:
                     break

@@ -15,8 +15,9 @@ from mom_jax.config import ChoiceConfig
 from mom_jax.fields import ConfigError
 from mom_jax.model import with_parameters
 from train.data.documents import is_held_out
+from train.data.texts import Text, documents_of
 from train.tasks.perplexity import by_document, scores
-from train.tasks.perplexity.by_document import PerplexityConfig, Text
+from train.tasks.perplexity.by_document import PerplexityConfig
 from train.tasks.perplexity.scores import Scorer, Window
 
 MOM = dataclasses.replace(SMALL, vocab_size=600)
@@ -133,13 +134,13 @@ def test_documents_of_a_source(tmp_path):
     long = "word " * 600_000  # read in pieces
     (tmp_path / "b.txt").write_text(long)
     source = f"text:{tmp_path}/*"
-    whole = list(by_document.documents_of(source))
+    whole = list(documents_of(source))
     assert [t.text for t in whole] == [*(f"text {i}" for i in range(40)), long]
-    assert list(by_document.documents_of(source, limit=3)) == whole[:3]
-    held = list(by_document.documents_of(source, held_out=0.3))
+    assert list(documents_of(source, limit=3)) == whole[:3]
+    held = list(documents_of(source, held_out=0.3))
     assert held == [text for text in whole if is_held_out(text.name, 0.3)]
     assert 0 < len(held) < len(whole)
     mixture = f"mix:0.5=text:{tmp_path}/a.jsonl,0.5=text:{tmp_path}/b.txt"
-    assert list(by_document.documents_of(mixture)) == whole
+    assert list(documents_of(mixture)) == whole
     with pytest.raises(ConfigError, match="is no source of documents"):
-        list(by_document.documents_of(f"bin:{tmp_path}"))
+        list(documents_of(f"bin:{tmp_path}"))

@@ -91,6 +91,18 @@ def find(folder: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str] | None:
+    """Each id's own text, white space included: "" for what has none, as the end of a document, and U+FFFD for bytes
+    that are no character by themselves. None for a tokenizer that only knows ids."""
+    if isinstance(tokenizer, IdsTokenizer):
+        return None
+    # After a letter: at the beginning of a text some tokenizers leave out a space.
+    letter = tokenizer.encode("a")
+    start = len(tokenizer.decode(letter))
+    known = {i: tokenizer.decode([*letter, i])[start:] for i in {int(i) for i in ids} if i < tokenizer.vocab_size}
+    return [known.get(int(i), "") for i in ids]
+
+
 def _read(file: Path, name: str, field: str) -> bytes:
     try:
         return file.read_bytes()

@@ -30,9 +30,7 @@ from typing import Any
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, check_types, require
-from train.data.documents import Part, side_of
-from train.data.prepared import components
-from train.data.sources.kinds import open_source
+from train.data.texts import Text
 from train.data.tokenizers import Tokenizer
 from train.reporting.tables import markdown
 from train.tasks.perplexity.scores import Scorer, Window
@@ -67,14 +65,6 @@ class PerplexityConfig:
         stride = self.stride or length
         require(stride <= length, "stride", self.stride, f"must be at most the windows' length of {length}")
         return length, stride
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """A document to score. name: where it comes from. text: all of it."""
-
-    name: str
-    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,35 +175,6 @@ def _groups(texts: Iterable[Text]) -> Iterator[list[Text]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def documents_of(source: str, *, held_out: float | None = None, limit: int = 0) -> Iterator[Text]:
-    """The documents of `source` (a `DataConfig.source`, also a mixture, of whose parts each is read whole).
-
-    held_out: only those that a run with this `validation_fraction` holds out: the source's own validation split, or
-    those that the hash of their names chooses. limit: the first so many; 0 gives all. Raises ConfigError naming
-    `data.source` for what is no source of documents (token files have no text).
-    """
-    count = 0
-    for name, _ in components(source):
-        for part in open_source(name, held_out or 0.0).parts:
-            for text in _whole(part):
-                if held_out is not None and side_of(part.side, text.name, held_out) != "validation":
-                    continue
-                yield text
-                count += 1
-                if count == limit:
-                    return
-
-
-def _whole(part: Part) -> Iterator[Text]:
-    """A part's documents, long ones put together of their pieces."""
-    pieces: list[str] = []
-    for document in part.read():
-        pieces.append(document.text)
-        if document.last:
-            yield Text(document.name, "".join(pieces))
-            pieces = []
 
 
 def table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:

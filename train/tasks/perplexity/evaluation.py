@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mom_jax.fields import require
 from train.checkpoints.locate import find
 from train.cli import notify
+from train.data.texts import documents_of
 from train.tasks.output import Results
 from train.tasks.perplexity import by_document, held_out
 from train.tasks.perplexity.scores import Scorer
@@ -51,7 +52,7 @@ def of_documents(
         if own is None:
             data = find(checkpoint, field="checkpoint", best=best).meta().config.data
             own, fraction = data.source, data.validation_fraction
-        texts = by_document.documents_of(own, held_out=fraction, limit=limit)
+        texts = documents_of(own, held_out=fraction, limit=limit)
         scorer = Scorer(model.config, model.params, batch_size)
         result = by_document.perplexity(scorer, scored.tokenizer, texts, config, progress=_Lines(checkpoint))
         facts = {"checkpoint": checkpoint, "description": model.description, "source": own}

@@ -1,10 +1,13 @@
 """The report's sections on what is inside: signs of failure, what the model costs, whether modules specialise, what
 choices depend on, how deep tokens go. A section whose records the log does not have is left out."""
 
+import dataclasses
 import html
+import math
 from typing import Any
 
 from mom_jax.analysis.cost import forward_flops_per_token, parameter_count, training_memory_bytes
+from mom_jax.analysis.dependence import Dependence
 from mom_jax.config import SIDES, ModelConfig, Side
 from train.reporting import insight_pictures, pictures
 from train.reporting.history import Record, Run, is_number, router_value
@@ -138,47 +141,53 @@ def _dependence(run: Run, records: Records) -> list[str]:
     if not found:
         return []
     phase, last = found[-1]
-    rows: list[list[str]] = []
-    for side in SIDES:
-        figures = table_of(last, "dependence", side)
-        if isinstance(figures, dict):
-            rows.append([SIDE_NAMES[side], *_explained(figures)])
+    rows = [[SIDE_NAMES[side], *_explained(known)] for side in SIDES if (known := _figures(last, side))]
+    if not rows:
+        return []
     header = [
         "Side",
-        "Entropy of\nthe choice",
+        "Entropy,\nnats",
         "Explained by\nthe step",
         "by the token,\ngiven the step",
         "left to\nthe context",
     ]
     caption = (
-        f"What the best choice depends on, after {last['step']:,} steps of {phase}, nats of mutual information; in "
-        "brackets its part of the entropy, and what permuted choices give, which is what chance alone explains."
+        f"What the best choice depends on, after {last['step']:,} steps of {phase}: shares of its entropy. In brackets "
+        "the mutual information in nats, and what choices explain that were dealt anew, by chance; a share is what "
+        "exceeds it."
     )
     parts = ["<h2>What choices depend on</h2>", as_html(header, rows), f"<p>{html.escape(caption)}</p>"]
     if len(found) > 1:
-        names = ("step", "token", "context")
         curves = {
-            side: {name: over_training(run, found, "dependence", side, name) for name in ("entropy", *names)}
+            side: [
+                (run.offsets[p] + record["step"], known.shares)
+                for p, record in found
+                if (known := _figures(record, side))
+            ]
             for side in SIDES
-            if over_training(run, found, "dependence", side, "entropy")[0]
         }
-        caption = "The same over training."
-        parts.append(pictures.embedded(10, 2.9, lambda f, t: insight_pictures.dependence(run, curves, f, t), caption))
+        known_sides = {side: points for side, points in curves.items() if points}
+        caption = "The same shares over training."
+        parts.append(
+            pictures.embedded(10, 2.9, lambda f, t: insight_pictures.dependence(run, known_sides, f, t), caption)
+        )
     return parts
 
 
-def _explained(figures: dict[str, Any]) -> list[str]:
-    whole = figures.get("entropy")
-    cells = [f"{whole:.3f}" if is_number(whole) else "–"]
-    for name in ("step", "token", "context"):
-        value, chance = figures.get(name), figures.get(f"{name}_baseline")
-        if not is_number(value):
-            cells.append("–")
-            continue
-        notes = [f"{value / whole:.0%}"] if is_number(whole) and whole > 0 else []  # type: ignore[operator]
-        notes += [f"chance {chance:.3f}"] if is_number(chance) else []
-        cells.append(f"{value:.3f}" + (f" ({', '.join(notes)})" if notes else ""))
-    return cells
+def _figures(record: Record, side: Side) -> Dependence | None:
+    """A side's figures, None where some are missing."""
+    figures = {field.name: table_of(record, "dependence", side, field.name) for field in dataclasses.fields(Dependence)}
+    return Dependence(**figures) if all(is_number(value) for value in figures.values()) else None
+
+
+def _explained(known: Dependence) -> list[str]:
+    shares = {name: "–" if math.isnan(share) else f"{share:.0%}" for name, share in known.shares.items()}
+    return [
+        f"{known.entropy:.3f}",
+        f"{shares['step']} ({known.step:.3f}, {known.step_baseline:.3f})",
+        f"{shares['token']} ({known.token:.3f}, {known.token_baseline:.3f})",
+        shares["context"],
+    ]
 
 
 def _depth(run: Run, records: Records) -> list[str]:

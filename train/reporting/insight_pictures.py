@@ -48,19 +48,17 @@ def pairs(tables: Mapping[Any, list[list[Any]]], figure: Figure, theme: str) -> 
     figure.colorbar(image, ax=figure.axes, label="similarity", pad=0.01)
 
 
-def dependence(run: Run, curves: Mapping[Any, Mapping[str, Curve]], figure: Figure, theme: str) -> None:
-    """A panel a side: the entropy of the choice, and its parts."""
-    labels = {"entropy": "entropy", "step": "the step", "token": "the token", "context": "the context"}
-    looks = {"entropy": (THEMES[theme]["ink"], ":"), "step": (COLOURS[0], "-"), "token": (COLOURS[1], "--")}
-    looks["context"] = (COLOURS[2], "-.")
-    for axes, (side, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        for name, (steps, values) in lines.items():
-            colour, style = looks[name]
-            if steps:
-                axes.plot(steps, values, marker(steps, style), color=colour, label=labels[name])
-        over_training(run, axes, "nats")
+def dependence(run: Run, curves: Mapping[Any, list[tuple[int, dict[str, float]]]], figure: Figure, theme: str) -> None:
+    """A panel a side: the shares of the choice's entropy."""
+    labels = {"step": "the step", "token": "the token", "context": "the context"}
+    for axes, (side, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        steps = [step for step, _ in points]
+        for (name, label), colour, style in zip(labels.items(), COLOURS, ("-", "--", "-."), strict=False):
+            shares = [percent(known[name]) for _, known in points]
+            axes.plot(steps, shares, marker(steps, style), color=colour, label=label)
+        over_training(run, axes, "share of the entropy, %")
         axes.set_title(SIDE_NAMES[side])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 102)
         axes.legend()
 
 

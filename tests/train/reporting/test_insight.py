@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import routed_text
 from test_report import CONFIG, MODEL, Page, make
@@ -45,7 +46,7 @@ def analysis(phase, step, *, level=0.25, churn=None, routed=True):
     }
     if routed:
         explained = {"entropy": 2.0, "step": 0.5, "token": 1.0, "context": 0.5}
-        record["dependence"] = {"ffn": explained | {"step_baseline": 0.125, "token_baseline": 0.25}}
+        record["dependence"] = {"ffn": explained | {"step_baseline": 0.1, "token_baseline": 0.4}}
         record["depth"] = {"mean": 2.5, "min": 2, "max": 3, "histogram": [0, 0, 0.5, 0.5, 0]}
         record["churn"] = {"ffn": churn}
     return record
@@ -129,15 +130,13 @@ def test_specialisation_over_training(tmp_path, figures):
     assert pairs[0].images[0].get_array().tolist() == [[1, 0.125], [0.125, 1]]
 
     cells = page.texts["td"]
-    assert cells[cells.index("FFN") + 1 :][:4] == [
-        "2.000",
-        "0.500 (25%, chance 0.125)",
-        "1.000 (50%, chance 0.250)",
-        "0.500 (25%)",
-    ]
-    [only] = figures["The same over training."]
-    assert [line.get_label() for line in only.lines[:4]] == ["entropy", "the step", "the token", "the context"]
-    assert list(only.lines[1].get_ydata()) == [0.5, 0.5]
+    # What exceeds the baselines, of an entropy of 2 nats.
+    explained = ["2.000", "20% (0.500, 0.100)", "30% (1.000, 0.400)", "50%"]
+    assert cells[cells.index("FFN") + 1 :][:4] == explained
+    [only] = figures["The same shares over training."]
+    assert [line.get_label() for line in only.lines[:3]] == ["the step", "the token", "the context"]
+    np.testing.assert_allclose(only.lines[0].get_ydata(), [20, 20])
+    np.testing.assert_allclose(only.lines[2].get_ydata(), [50, 50])
 
     [(caption, (histogram, mean, churn))] = [f for f in figures.items() if "over all steps" in f[0]]
     assert "after 20 steps of mom: 2.50 on average, 2 to 3" in caption
@@ -150,10 +149,14 @@ def test_records_that_say_little(tmp_path, figures):
     run = make(tmp_path)
     bare = {"kind": "analysis", "phase": "mom", "step": 3}
     add(run, bare, bare | {"similarity": {"ffn": {"weights": None}}, "dependence": {}, "churn": {"ffn": None}})
-    add(run, bare | {"dependence": {"ffn": {"entropy": 0.0, "step": 0.0}}})
-    page = Page(write_report(run).read_text())
-    assert {"Specialisation", "Effective depth and churn"}.isdisjoint(page.texts["h2"])
-    assert page.texts["td"][page.texts["td"].index("FFN") + 1 :][:4] == ["0.000", "0.000", "–", "–"]
+    inside = {"Specialisation", "What choices depend on", "Effective depth and churn"}
+    add(run, bare | {"dependence": {"ffn": {"entropy": 1.0, "step": None}}})
+    assert inside.isdisjoint(Page(write_report(run).read_text()).texts["h2"])
+    # A choice that is always the same depends on nothing.
+    nothing = dict.fromkeys(("entropy", "step", "token", "context", "step_baseline", "token_baseline"), 0.0)
+    add(run, bare | {"dependence": {"ffn": nothing}})
+    cells = Page(write_report(run).read_text()).texts["td"]
+    assert cells[cells.index("FFN") + 1 :][:4] == ["0.000", "– (0.000, 0.000)", "– (0.000, 0.000)", "–"]
 
 
 def test_the_report_has_the_runs_routes(tmp_path, figures):

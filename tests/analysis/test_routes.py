@@ -1,13 +1,21 @@
 """Captured routes equal what the plain reference chooses, in the order of the text, without padding."""
 
 import jax
+import mesh_steps
 import numpy as np
 import pytest
 import reference
+from devices import on_eight
+from flax import nnx
+from jax.sharding import NamedSharding
 from small import SMALL, change, quick, random_params
 
+from mom_jax.analysis.paths import churn
 from mom_jax.analysis.routes import capture
+from mom_jax.analysis.specialisation import measure
 from mom_jax.config import RouterConfig
+from mom_jax.model import MoM
+from mom_jax.sharding import MeshConfig, make_mesh, parameter_specs
 
 CONFIG = change(SMALL, num_bottom=1, num_chunks=2, num_steps=2, anchor_after_chunk=True, router=RouterConfig(dim=8))
 
@@ -74,3 +82,30 @@ def test_batches_are_read_up_to_the_limit(params):
     padding = batch(2) | {"segment_ids": np.zeros((2, 9), np.int32)}
     with pytest.raises(ValueError, match="at least one batch with a token"):
         capture(params, CONFIG, [padding], step=0)
+
+
+def differences_on_a_mesh(shape):
+    """What is measured on a mesh, against one device: [different choices, losses, similarity]."""
+    config = change(mesh_steps.MODEL, top_k=2)
+    params = random_params(config)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (6, 16)).astype(np.int32)  # not a row for each
+    mesh = make_mesh(MeshConfig(*shape))
+    specs = parameter_specs(nnx.eval_shape(lambda: MoM(config, rngs=nnx.Rngs(0))), mesh)
+    placed = jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs)
+    one = measure(params, config, [{"tokens": ids}], step=0)
+    many = measure(placed, config, [{"tokens": ids}], step=0, mesh=mesh)
+    np.testing.assert_array_equal(one.routes.window_T, many.routes.window_T)
+    churned = max(churn(one.routes, many.routes).values())
+    tables = [(own, many.similarity[side]) for side, own in one.similarity.items()]
+    # Rows on other devices give the stream before the same steps.
+    similar = max(float(np.abs(a.outputs - b.outputs).max()) for a, b in tables)
+    return churned, float(np.nanmax(np.abs(one.routes.loss_T - many.routes.loss_T))), similar
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 2, 2, 1), (2, 1, 2, 2)])
+def test_a_measurement_on_a_mesh_is_one_on_one_device(shape):
+    churned, loss, similar = on_eight(differences_on_a_mesh, shape)
+    assert churned < 0.01
+    assert loss < 5e-4  # nats; sums of float32 in another order
+    assert similar < 1e-3

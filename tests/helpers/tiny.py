@@ -3,8 +3,14 @@
 import random
 from pathlib import Path
 
+from orbax.checkpoint.args import StandardSave
+from small import random_params
+
 from mom_jax.config import ModelConfig, RouterConfig
+from train.checkpoints.manager import Checkpoints, Meta
+from train.checkpoints.run_config import to_json
 from train.config import AnalysisConfig, CheckpointConfig, Config, DataConfig, OptimConfig, Phase
+from train.data.prepared import prepare
 
 VOCABULARY = 300
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
@@ -64,3 +70,19 @@ def write_config(folder: Path) -> Path:
         f"def get_config():\n    return tiny.config(Path({str(folder)!r}), source={f'text:{folder}/corpus/*.txt'!r})\n"
     )
     return file
+
+
+def store(config: Config, *phases: str) -> Path:
+    """The run's folder, whose only checkpoints are random models of these phases."""
+    folder = Path(config.run)
+    folder.mkdir()
+    tokenizer = prepare(config.data).tokenizer
+    tokenizer.save(folder)
+    (folder / "config.json").write_bytes(to_json(config))
+    for phase in phases:
+        checkpoints = Checkpoints(folder / "checkpoints" / phase)
+        params = StandardSave(random_params(config.model_of(phase)))
+        checkpoints.save_items(Meta(config, phase, 6, 0, tokenizer.fingerprint), params=params)
+        checkpoints.wait()
+        checkpoints.close()
+    return folder

@@ -170,7 +170,7 @@ def test_configurations_that_may_be(fields):
         ({"model": {"top_k": 9}}, "model.top_k=9: must be at most the 5 classes of the attention router"),
         ({"model": {"d_model": "768"}}, "model.d_model='768': must be an integer"),
         ({"model": 3}, "model=3: must be a table of ModelConfig's fields"),
-        ({"zzz": 3}, "zzz=3: unknown field; known names: checkpoint, data, evaluate_every, "),
+        ({"zzz": 3}, "zzz=3: unknown field; known names: analysis, checkpoint, data, "),
         ({"phases": [{"name": "a"}]}, "phases[0]: missing field 'steps'"),
         (
             {"phases": [{"name": "a", "steps": 3, "optim": {"beta": 1}}]},

@@ -262,3 +262,18 @@ def test_three_ways_to_go_on_from_a_vanilla_model():
     assert {(row.data.seed, row.seed, row.phases[0].steps) for row in rows.values()} == {(6, 5, 350)}
     assert rows["paper"].model.ffn.preference == 0 < rows["preserving"].model.ffn.preference
     assert rows["preserving"].model.ffn.anneal_steps == 175
+
+
+@pytest.mark.slow
+def test_what_logging_the_analysis_costs(tmp_path):
+    import tiny
+
+    from benchmarks import analysis
+    from train.config import AnalysisConfig
+
+    result = analysis.measure(tiny.config(tmp_path, analysis=AnalysisConfig(every=4, tokens=64)), rounds=2)
+    assert {name: phase["records"] for name, phase in result["phases"].items()} == {"pretrain": 3, "mom": 3}
+    phases = result["phases"].values()
+    compiled = sum(3 * p["record"] for p in phases) / sum(6 * p["step"] for p in phases)
+    assert result["share_compiled"] == pytest.approx(compiled)
+    assert result["seconds"] == pytest.approx(sum(2 * p["record"] + p["first_record"] for p in phases))

@@ -2,22 +2,16 @@
 
 import json
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny
-from orbax.checkpoint.args import StandardSave
 from programs import call
-from small import random_params
 from small_tasks import write_gpt2
 
 from train import evaluate
 from train.checkpoints import single_file
-from train.checkpoints.manager import Checkpoints, Meta
-from train.checkpoints.run_config import to_json
-from train.data.prepared import prepare
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +22,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, corpus):
     """A run whose only checkpoint is a random MoM."""
-    config = tiny.config(tmp_path_factory.mktemp("run"), source=corpus)
-    folder = Path(config.run)
-    folder.mkdir()
-    tokenizer = prepare(config.data).tokenizer
-    tokenizer.save(folder)
-    (folder / "config.json").write_bytes(to_json(config))
-    checkpoints = Checkpoints(folder / "checkpoints" / "mom")
-    params = StandardSave(random_params(config.model))
-    checkpoints.save_items(Meta(config, "mom", 6, 0, tokenizer.fingerprint), params=params)
-    checkpoints.wait()
-    checkpoints.close()
-    return folder
+    return tiny.store(tiny.config(tmp_path_factory.mktemp("run"), source=corpus), "mom")
 
 
 @pytest.fixture(scope="module")

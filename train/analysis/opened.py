@@ -63,22 +63,22 @@ def open_checkpoint(name: str, flags: TextFlags, *, best: bool, mesh: Mesh) -> O
             raise ConfigError(f"data.source=None: {must} (text:GLOB, tfds:NAME/CONFIG, builtin:stdlib)")
         require(flags.tokenizer is None, "tokenizer", flags.tokenizer, "goes with --data.source")
         return _on_its_own(name, flags, best=best, mesh=mesh)
-    facts: dict[str, Any] = {"source": flags.source}
     if run:
         found = find(name, field="checkpoint", best=best)
         meta = found.meta()
         model, data = described(found, meta), meta.config.data
         length, packed = data.length, data.packing == "documents"
-        facts |= {"checkpoint": str(found), "phase": meta.phase, "step": meta.step}
+        facts: dict[str, Any] = {"checkpoint": str(found), "phase": meta.phase, "step": meta.step}
     else:
         model = open_model(name, field="checkpoint", best=best)
         length, packed = model.config.context_length, False
-        facts |= {"checkpoint": name}
+        facts = {"checkpoint": name}
     _check(name, model.config, mesh, flags)
     tokenizer = encoding_tokenizer(name, model, flags.tokenizer)
     params = found.params(model.config, mesh) if run else model.params
     text = of_source(flags.source, tokenizer, length=flags.length or length, rows=flags.batch_size, packed=packed)
-    return Opened(name, facts | {"description": model.description}, model.config, params, tokenizer, text)
+    facts |= {"source": flags.source, "description": model.description}
+    return Opened(name, facts, model.config, params, tokenizer, text)
 
 
 def _on_its_own(name: str, flags: TextFlags, *, best: bool, mesh: Mesh) -> Opened:

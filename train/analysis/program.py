@@ -52,7 +52,8 @@ def analyse(checkpoints: Sequence[str], flags: TextFlags, *, best: bool, mesh: M
 
 
 def _analyse(opened: Opened, flags: TextFlags, mesh: Mesh) -> Analysed:
-    found = measure(opened.params, opened.config, opened.text, limit=flags.tokens, mesh=mesh)
+    step = opened.facts.get("step")
+    found = measure(opened.params, opened.config, opened.text, limit=flags.tokens, mesh=mesh, step=step)
     routes = found.routes
     losses = routes.loss_T[~np.isnan(routes.loss_T)]
     record = {

@@ -23,9 +23,9 @@ FILE = "metrics.jsonl"
 class MetricsLog:
     """Appends records to `folder/metrics.jsonl` and scalars to `folder/tensorboard/`.
 
-    Every record has `kind` (train, validation, analysis, final), `phase` and `step`, counted from the phase's start. Also a
-    context manager that closes on exit. Nothing is created before the first `write`; without `write`, for processes
-    beside the one that does, nothing at all.
+    Every record has `kind` (train, validation, analysis, final), `phase` and `step`, counted from the phase's start.
+    Also a context manager that closes on exit. Nothing is created before the first `write`; without `write`, for
+    processes beside the one that does, nothing at all.
     """
 
     def __init__(self, folder: Path, *, write: bool = True) -> None:

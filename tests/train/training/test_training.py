@@ -14,8 +14,9 @@ import tiny
 from mom_jax.analysis import explorer
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
+from train.analysis import watch
 from train.checkpoints import locate, manager, run_config
-from train.config import OptimConfig, Phase
+from train.config import AnalysisConfig, OptimConfig, Phase
 from train.data.prepared import prepare
 from train.reporting import metrics
 from train.steps.optimizer import make_optimizer
@@ -45,11 +46,23 @@ def recording(steps):
     return recorded
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_analyses():
+    """Analyses without a measurement, which would compile as long as all the rest: tests/train/test_analyse.py."""
+
+    def record(self, params, step):
+        return {"kind": "analysis", "phase": self.phase.name, "step": step, "measured_after": step}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch.Watch, "record", record)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of both phases, and the compiled steps that it used."""
     folder = tmp_path_factory.mktemp("finished")
-    config, steps = tiny.config(folder), []
+    config, steps = tiny.config(folder, analysis=AnalysisConfig(every=4)), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "jit_train_step", recording(steps))
         assert loop.train(config) is None
@@ -83,6 +96,7 @@ def test_every_step_is_logged_once_and_learns(finished):
         assert [r["step"] for r in train] == list(range(1, phase.steps + 1))
         assert train[-1]["loss"] < train[0]["loss"]
         assert [r["step"] for r in mine if r["kind"] == "validation"] == [3, 6]
+        assert [r["step"] for r in mine if r["kind"] == "analysis"] == [1, 4, 6]
         assert [r["kind"] for r in mine].count("final") == 1
     seen = [r["examples_seen"] for r in records if r["kind"] == "train"]
     assert seen == [4 * (i + 1) for i in range(12)]

@@ -15,9 +15,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.report", description="Writes a run's report.html.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--json", action="store_true", help="print the summary table as JSON, write nothing")
+    help = "another run, whose routes stand beside this one's in the routing explorer"
+    parser.add_argument("--against", type=Path, metavar="RUN2", help=help)
     flags = parser.parse_args(arguments)
     try:
-        print(json.dumps(summary(flags.run)) if flags.json else write_report(flags.run))
+        print(json.dumps(summary(flags.run)) if flags.json else write_report(flags.run, flags.against))
     except (FileNotFoundError, NotADirectoryError, ConfigError) as error:
         text = f"{error.filename}: no such file" if isinstance(error, OSError) else str(error)
         print(f"error: {text}", file=sys.stderr)

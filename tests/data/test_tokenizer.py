@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,17 @@ def test_the_separator_and_torn_characters_in_what_is_decoded(tokenizer):
     assert tokenizer.decode([*tokenizer.encode("one"), tokenizer.eos_id, *tokenizer.encode("two")]) == "onetwo"
 
 
+def test_pieces_are_the_text_in_parts(tokenizer):
+    """With the bytes of torn characters in hexadecimal, and a name for the separator, which has no text."""
+    for text in (TEXTS[0][:2000], "  two\n\ttab é漢字\U0001f600\0 ▁", "".join(ALPHABETS[2])):
+        pieces = [tokenizer.piece(i) for i in tokenizer.encode(text)]
+        whole = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), "".join(pieces).encode())
+        assert whole.decode() == text
+    torn = [tokenizer.piece(i) for i in tokenizer.encode("\U00010348")]
+    assert torn[-1] == "\\x88"
+    assert tokenizer.piece(tokenizer.eos_id) in ("</s>", "<|endoftext|>")
+
+
 def test_where_a_text_can_be_cut():
     assert safe_cut("one two three", 9) == 7
     assert safe_cut("one two three", 7) == 7
@@ -174,6 +186,7 @@ def test_ids_without_a_tokenizer(tmp_path):
     assert loaded.fingerprint == tokenizer.fingerprint != IdsTokenizer(50304).fingerprint
     assert IdsTokenizer(50304).eos_id == -1
     assert loaded.decode(np.array([5, 50256], np.uint16)) == "5 50256"
+    assert loaded.piece(5) == "5"
     for call in (lambda: loaded.encode("text"), lambda: loaded.encode_batch(["text"])):
         with pytest.raises(ConfigError, match=r"^data\.tokenizer: there is none to encode a text with"):
             call()

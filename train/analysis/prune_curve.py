@@ -68,8 +68,8 @@ class PruneCurve:
 def measure(removal: Removal, ranks: Sequence[Rank] = RANKS, *, ranked: Removal | None = None) -> PruneCurve:
     """Measures the curve of a model with routers, whose modules are ranked once, with nothing removed.
 
-    ranked: the model on other text, by which they are ranked: on the text that is measured, the best of many ways to cut
-    would look better than it is.
+    ranked: the model on other text, by which they are ranked: on the text that is measured, the best of many ways to
+    cut would look better than it is.
     """
     config = removal.config
     modules = {side: config.modules(side) for side in config.routed_sides}

@@ -1,6 +1,7 @@
 """The report of a run, one self-contained page, `RUN/report.html`.
 
-Pictures are embedded, each once for light and once for dark screens; nothing is loaded from elsewhere.
+Pictures are embedded, each once for light and once for dark screens, and so is the routing explorer; nothing is loaded
+from elsewhere.
 """
 
 import html
@@ -10,23 +11,32 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from mom_jax.analysis.explorer import POLICY, fragment
 from mom_jax.config import SIDES
 from train.files import write_whole
-from train.reporting import pictures
+from train.reporting import insight, pictures
 from train.reporting.history import Record, Run, is_number, router_value, smooth
+from train.reporting.routes import beside
+from train.reporting.tables import as_html
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #24292f; --soft: #626b75; --line: #d5dae0; --paper: #ffffff; --box: #f5f7f9 }
+:root { color-scheme: light dark; --ink: #24292f; --soft: #626b75; --line: #d5dae0; --paper: #ffffff; --box: #f5f7f9;
+  --alarm: #b3530a }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #d7dde4; --soft: #97a1ac; --line: #3b434d; --paper: #14181d; --box: #1c2229 } }
+  :root { --ink: #d7dde4; --soft: #97a1ac; --line: #3b434d; --paper: #14181d; --box: #1c2229;
+    --alarm: #f0a35e } }
 body { max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, sans-serif }
 h1 { font-size: 1.6rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 p, figcaption { color: var(--soft); margin: .3rem 0 }
 figure { margin: .8rem 0 } img { width: 100%; height: auto }
-div { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+div.table { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right }
-th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 500; font-size: .85rem }
+td { white-space: nowrap } th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 5rem }
+th { color: var(--soft); font-weight: 500; font-size: .85rem }
+.signs { border: 2px solid var(--alarm); border-radius: .4rem; padding: 0 1rem .4rem; margin: 1rem 0 }
+.signs h2 { margin-top: .6rem } .signs h2::before { content: "\\26A0\\FE0E  "; color: var(--alarm) }
+.signs span { color: var(--soft) } .signs li { margin: .4rem 0 }
 pre { background: var(--box); padding: 1rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem }
 """
 
@@ -39,14 +49,18 @@ def summary(run: Path) -> list[Record]:
     return _summary(Run(Path(run)))
 
 
-def write_report(run: Path) -> Path:
-    """Writes `run/report.html` from the run's metrics.jsonl and, where present, config.json; returns its path.
+def write_report(run: Path, against: Path | None = None) -> Path:
+    """Writes `run/report.html` from the run's metrics.jsonl and, where there are any, config.json and routes; returns
+    its path.
 
-    The page is replaced atomically. Raises FileNotFoundError or ConfigError where there are no readable metrics.
+    against: another run, whose last phase's routes stand beside this one's. The page is replaced atomically. Raises
+    FileNotFoundError or ConfigError where there are no readable metrics, and ConfigError naming `against` where its
+    routes cannot be set beside this run's.
     """
     data = Run(Path(run))
+    routes = beside(Path(run), data.phases, against)
     path = Path(run) / "report.html"
-    write_whole(path, _page(data).encode())
+    write_whole(path, _page(data, routes).encode())
     return path
 
 
@@ -83,13 +97,15 @@ def _data_wait(run: Run, phase: str) -> float | None:
     return sum(r["data_wait"] * r["seconds"] for r in timed) / seconds if seconds else None
 
 
-def _page(run: Run) -> str:
+def _page(run: Run, routes: dict[str, dict[str, Any]]) -> str:
     losses = "Loss of every phase. Thin: each step; thick: smoothed; circles: held-out documents."
     rates = "Learning rate, and norm of the gradient before clipping."
     parts = [
         f"<h1>{html.escape(run.name)}</h1>",
         _describe(run),
+        *insight.signs(run),
         _table(_summary(run)),
+        *insight.cost(run),
         "<h2>Training</h2>",
         pictures.embedded(10, 4.2, lambda f, t: pictures.losses(run, f, t), losses),
         pictures.embedded(10, 2.9, lambda f, t: pictures.rates(run, f, t), rates),
@@ -98,13 +114,17 @@ def _page(run: Run) -> str:
         routed = run.routed(phase)
         if routed:
             parts += _routing(run, phase, routed)
+    parts += insight.inside(run)
+    if routes:
+        parts += ["<h2>Routing explorer</h2>", fragment(routes)]
     for phase in run.phases:
         for final in run.of(phase, "final")[-1:]:
             parts += _outcome(phase, final)
     if run.raw is not None:
         text = html.escape(json.dumps(run.raw, indent=2, ensure_ascii=False))
         parts.append(f"<h2>Configuration</h2><details><summary>config.json</summary><pre>{text}</pre></details>")
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    head += '<meta name="viewport" content="width=device-width">'
     head += f"<title>{html.escape(run.name)}</title><style>{_STYLE}</style>"
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + ("\n</body></html>\n")
 
@@ -127,20 +147,17 @@ def _table(rows: list[Record]) -> str:
         ("phase", "Phase", "{}"),
         ("steps", "Steps", "{:,}"),
         ("parameters", "Parameters", "{:,}"),
-        ("train_loss", "Train loss<br>nats/token, smoothed", "{:.4f}"),
-        ("validation_loss", "Validation loss<br>nats/token", "{:.4f}"),
-        ("perplexity", "Perplexity<br>per token", "{:.2f}"),
-        ("bits_per_byte", "Bits<br>per byte", "{:.4f}"),
-        ("tokens_per_s", "Speed<br>tokens/s, median", "{:,.0f}"),
-        ("data_wait", "Waiting<br>for data", "{:.2%}"),
+        ("train_loss", "Train loss\nnats/token, smoothed", "{:.4f}"),
+        ("validation_loss", "Validation loss\nnats/token", "{:.4f}"),
+        ("perplexity", "Perplexity\nper token", "{:.2f}"),
+        ("bits_per_byte", "Bits\nper byte", "{:.4f}"),
+        ("tokens_per_s", "Speed\ntokens/s, median", "{:,.0f}"),
+        ("data_wait", "Waiting\nfor data", "{:.2%}"),
     ]
     columns = [column for column in columns if any(row[column[0]] is not None for row in rows)]
-    head = "".join(f"<th>{title}</th>" for _, title, _ in columns)
-    body = ""
-    for row in rows:
-        cells = ["–" if row[key] is None else html.escape(form.format(row[key])) for key, _, form in columns]
-        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-    return f"<div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    header = [title for _, title, _ in columns]
+    body = [["–" if row[key] is None else form.format(row[key]) for key, _, form in columns] for row in rows]
+    return as_html(header, body)
 
 
 def _routing(run: Run, phase: str, routed: list[Record]) -> list[str]:

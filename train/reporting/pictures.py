@@ -22,20 +22,21 @@ from train.reporting.history import Record, Run, is_number, router_value, smooth
 Draw = Callable[[Figure, str], None]
 
 # Ink, faint lines, colours of heat maps, and the part of viridis that can be seen on the (transparent) background.
-_THEMES: dict[str, dict[str, Any]] = {
+THEMES: dict[str, dict[str, Any]] = {
     "light": {"ink": "#24292f", "faint": "#d5dae0", "map": "Blues", "lines": (0.0, 0.85)},
     "dark": {"ink": "#d7dde4", "faint": "#3b434d", "map": "Blues_r", "lines": (0.3, 1.0)},
 }
 # Readable on both backgrounds and told apart by the colour-blind (Okabe and Ito's palette).
-_COLOURS = ("#3b8fd1", "#d9822b", "#2a9d76", "#c2679f", "#a08a1f", "#7a6fd0")
-_SIDE_NAMES = {"attention": "Attention", "ffn": "FFN"}
+COLOURS = ("#3b8fd1", "#d9822b", "#2a9d76", "#c2679f", "#a08a1f", "#7a6fd0")
+SIDE_NAMES = {"attention": "Attention", "ffn": "FFN"}
+STYLES = ("-", "--")  # of the two sides' lines
 
 _STEPS_LABEL = "training step, all phases"
 
 
 def rendered(width: float, height: float, draw: Draw, theme: str, background: str = "none") -> bytes:
     """A picture as PNG; sizes in inches."""
-    look = _THEMES[theme]
+    look = THEMES[theme]
     ink, faint = look["ink"], look["faint"]
     style: Any = {
         "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": faint,
@@ -55,7 +56,7 @@ def embedded(width: float, height: float, draw: Draw, caption: str) -> str:
     """A picture for both themes as HTML; sizes in inches."""
     data = {
         theme: "data:image/png;base64," + base64.b64encode(rendered(width, height, draw, theme)).decode()
-        for theme in _THEMES
+        for theme in THEMES
     }
     text = html.escape(caption)
     return (
@@ -64,7 +65,7 @@ def embedded(width: float, height: float, draw: Draw, caption: str) -> str:
     )
 
 
-def _over_training(run: Run, axes: Axes, label: str, *, names: bool = False) -> None:
+def over_training(run: Run, axes: Axes, label: str, *, names: bool = False) -> None:
     """Axes over all phases: their boundaries and, where asked for, their names."""
     for i, phase in enumerate(run.phases):
         if i:
@@ -77,48 +78,48 @@ def _over_training(run: Run, axes: Axes, label: str, *, names: bool = False) -> 
     axes.set_xlim(left=0)
 
 
-def _marker(points: Sequence[object]) -> str:
+def marker(points: Sequence[object], style: str = "-") -> str:
     """The style of a line: a single point would be none."""
-    return "o-" if len(points) < 2 else "-"
+    return f"o{style}" if len(points) < 2 else style
 
 
 def losses(run: Run, figure: Figure, theme: str) -> None:
     axes = figure.add_subplot()
     for i, phase in enumerate(run.phases):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         steps, losses = run.series(phase, "loss")
         axes.plot(steps, losses, color=colour, alpha=0.3, linewidth=0.7)
-        axes.plot(steps, smooth(losses), _marker(steps), color=colour, linewidth=1.6)
+        axes.plot(steps, smooth(losses), marker(steps), color=colour, linewidth=1.6)
         held = run.series(phase, "loss", "validation")
-        axes.plot(*held, "o", markersize=5, markerfacecolor=colour, markeredgecolor=_THEMES[theme]["ink"])
-    _over_training(run, axes, "loss, nats per token", names=True)
+        axes.plot(*held, "o", markersize=5, markerfacecolor=colour, markeredgecolor=THEMES[theme]["ink"])
+    over_training(run, axes, "loss, nats per token", names=True)
 
 
 def rates(run: Run, figure: Figure, theme: str) -> None:
     rate, norm = figure.subplots(1, 2)
     for i, phase in enumerate(run.phases):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         steps, values = run.series(phase, "learning_rate")
-        rate.plot(steps, values, _marker(steps), color=colour, linewidth=1.4)
+        rate.plot(steps, values, marker(steps), color=colour, linewidth=1.4)
         steps, norms = run.series(phase, "grad_norm")
         norm.plot(steps, norms, color=colour, alpha=0.3, linewidth=0.7)
-        norm.plot(steps, smooth(norms), _marker(steps), color=colour, linewidth=1.4)
+        norm.plot(steps, smooth(norms), marker(steps), color=colour, linewidth=1.4)
         if any(value > 0 for value in norms):
             norm.set_yscale("log")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    _over_training(run, rate, "learning rate, per step")
-    _over_training(run, norm, "gradient norm, L2")
+    over_training(run, rate, "learning rate, per step")
+    over_training(run, norm, "gradient norm, L2")
 
 
 def heat_maps(run: Run, usage: Mapping[Any, Any], figure: Figure, theme: str) -> None:
     shown = [side for side in SIDES if usage[side]]
     widths = [len(usage[side][0]) for side in shown]
     for axes, side in zip(figure.subplots(1, len(shown), squeeze=False, width_ratios=widths)[0], shown, strict=True):
-        table = [[_percent(v) for v in row] for row in usage[side]]
-        image = axes.imshow(table, cmap=_THEMES[theme]["map"], norm=Normalize(0, 100), aspect="auto")
+        table = [[percent(v) for v in row] for row in usage[side]]
+        image = axes.imshow(table, cmap=THEMES[theme]["map"], norm=Normalize(0, 100), aspect="auto")
         names = _class_names(run, side, len(table[0]))
         axes.grid(False)
-        axes.set_title(_SIDE_NAMES[side])
+        axes.set_title(SIDE_NAMES[side])
         every = 1 + (len(names) - 1) // 16
         shown_names = [i for i in range(len(names)) if i % every == 0 or not names[i].isdigit()]
         axes.set_xticks(shown_names, [names[i] for i in shown_names])
@@ -145,47 +146,47 @@ def _class_names(run: Run, side: str, classes: int) -> list[str]:
 
 
 def router_curves(run: Run, phase: str, routed: list[Record], figure: Figure, theme: str) -> None:
-    def over_training(side: str, key: str) -> tuple[list[int], list[Any]]:
+    def known(side: str, key: str) -> tuple[list[int], list[Any]]:
         found = [(run.offsets[phase] + r["step"], router_value(r, side, key)) for r in routed]
         found = [(step, value) for step, value in found if value is not None and value != []]
         return [step for step, _ in found], [value for _, value in found]
 
-    entropy = {side: over_training(side, "entropy") for side in SIDES}
-    skip = {side: over_training(side, "skip") for side in SIDES}
+    entropy = {side: known(side, "entropy") for side in SIDES}
+    skip = {side: known(side, "skip") for side in SIDES}
     shown = [side for side in SIDES if entropy[side][0]]
     panels = list(figure.subplots(1, len(shown) + any(steps for steps, _ in skip.values()), squeeze=False)[0])
     count = max((len(row) for _, rows in entropy.values() for row in rows), default=1)
-    first, last = _THEMES[theme]["lines"]
+    first, last = THEMES[theme]["lines"]
     shades = matplotlib.colormaps["viridis"](np.linspace(first, last, 64))
     colours = ScalarMappable(Normalize(0, max(count - 1, 1)), ListedColormap(shades))
     lines = colours.to_rgba(np.arange(count))
     for axes, side in zip(panels, shown, strict=False):
         steps, rows = entropy[side]
         for h, values in enumerate(zip(*rows, strict=False)):
-            axes.plot(steps, [_percent(v, 1) for v in values], _marker(steps), color=lines[h], linewidth=1)
-        axes.set(title=_SIDE_NAMES[side], xlabel=_STEPS_LABEL, ylabel="router entropy, nats")
+            axes.plot(steps, [percent(v, 1) for v in values], marker(steps), color=lines[h], linewidth=1)
+        axes.set(title=SIDE_NAMES[side], xlabel=_STEPS_LABEL, ylabel="router entropy, nats")
         axes.set_ylim(bottom=0)
     if shown:
         figure.colorbar(colours, ax=panels[: len(shown)], label="assembly step, all chunks", pad=0.01)
     if len(panels) > len(shown):
         axes = panels[-1]
-        for side, colour, style in zip(SIDES, _COLOURS, ("-", "--"), strict=False):
+        for side, colour, style in zip(SIDES, COLOURS, STYLES, strict=False):
             steps, shares = skip[side]
-            axes.plot(steps, [_percent(v) for v in shares], color=colour, linestyle=style, label=_SIDE_NAMES[side])
+            axes.plot(steps, [percent(v) for v in shares], color=colour, linestyle=style, label=SIDE_NAMES[side])
         axes.set(title="SKIP", xlabel=_STEPS_LABEL, ylabel="share of choices, %", ylim=(0, 100))
         axes.legend()
 
 
 def exchange(normal: list[float], exchanged: list[float], figure: Figure, theme: str) -> None:
     axes = figure.add_subplot()
-    for y, values, colour in ((1, normal, _COLOURS[0]), (0, exchanged, _COLOURS[1])):
+    for y, values, colour in ((1, normal, COLOURS[0]), (0, exchanged, COLOURS[1])):
         axes.plot(values, [y] * len(values), "o", color=colour, markersize=8, alpha=0.8)
-        axes.plot([statistics.fmean(values)], [y], "|", color=_THEMES[theme]["ink"], markersize=26)
+        axes.plot([statistics.fmean(values)], [y], "|", color=THEMES[theme]["ink"], markersize=26)
     axes.set_yticks([1, 0], ["normal", "exchanged"])
     axes.set_ylim(-0.6, 1.6)
     axes.set_xlabel("loss, nats per token (circle: a seed; bar: mean)")
 
 
-def _percent(value: Any, whole: float = 100) -> float:
+def percent(value: Any, whole: float = 100) -> float:
     """`value` of `whole`, NaN where it is unknown: a gap in the picture."""
     return whole * value if is_number(value) else math.nan

@@ -1,5 +1,6 @@
-"""Tables as Markdown, with numbers as mean ± standard deviation."""
+"""Tables as Markdown and as HTML, with numbers as mean ± standard deviation."""
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,3 +31,10 @@ def spread(statistics: Mapping[str, Any] | None) -> str:
         return "-"
     deviation = statistics["deviation"]
     return f"{statistics['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def as_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as HTML, in a box that scrolls where it is too wide. A line break in the header is one there."""
+    head = "".join(f'<th scope="col">{html.escape(cell).replace(chr(10), "<br>")}</th>' for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,13 +1,18 @@
-"""The end of a phase: a longer evaluation, the exchange test, a sample."""
+"""The end of a phase: a longer evaluation, the exchange test, the routes of a fixed text, a sample."""
 
+import dataclasses
 from typing import Any
 
 import jax
 
+from mom_jax.analysis.explorer import explorer_data
+from mom_jax.analysis.routes import capture
 from mom_jax.config import ModelConfig
 from mom_jax.generate import generate
 from mom_jax.model import with_parameters
 from train.config import Phase
+from train.data.pipeline import validation_batches
+from train.reporting.routes import write_routes
 from train.reporting.sentences import describe_exchange, describe_routing
 from train.steps.placement import whole_params
 from train.steps.state import TrainState
@@ -17,10 +22,11 @@ from train.training.signs import SignWatch
 from train.training.validation import exchange_test
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
+ROUTES_TOKENS = 2048  # of the text whose routes the report explores
 
 
 def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch) -> None:
-    """The phase's last word: a longer evaluation, the exchange test, a sample."""
+    """The phase's last word: a longer evaluation, the exchange test, the routes of a fixed text, a sample."""
     model = context.config.model_of(phase.name)
     evaluation = context.validate(phase, state, context.config.final_batches)
     record = {"kind": "final", "phase": phase.name, "step": phase.steps, **evaluation.record()}
@@ -35,6 +41,7 @@ def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch) 
         context.notify(describe_exchange(phase.name, losses))
         for side, summary in evaluation.routers.items():
             context.notify(f"{phase.name}: {describe_routing(side, summary, model.skip)}")
+        _write_routes(context, phase, state, model)
     prompt, text = _sample(context, model, state)
     if text:
         record["prompt"], record["sample"] = prompt, text
@@ -43,6 +50,17 @@ def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch) 
     context.log.write(record, offset=context.offsets[phase.name])
     context.log.flush()
     processes.wait_for_all(f"end of {phase.name}")  # for the sample; orbax would not wait as long
+
+
+def _write_routes(context: Context, phase: Phase, state: TrainState, model: ModelConfig) -> None:
+    """What the tokens of held-out windows chose, the same windows after each phase, for the report's explorer."""
+    data = context.config.data
+    some = dataclasses.replace(data, batch_size=max(1, ROUTES_TOKENS // data.length))
+    text = validation_batches(context.prepared, some, limit=1)
+    routes = capture(state.params, model, text, limit=ROUTES_TOKENS, mesh=context.mesh, step=phase.steps)
+    if processes.is_first():
+        pieces = [context.prepared.tokenizer.piece(token) for token in routes.ids_T.tolist()]
+        write_routes(context.run, phase.name, explorer_data(routes, pieces, model))
 
 
 def _sample(context: Context, model: ModelConfig, state: TrainState) -> tuple[str, str]:

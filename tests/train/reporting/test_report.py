@@ -108,7 +108,8 @@ def test_a_page_with_everything(tmp_path):
     assert page.texts["pre"][0] == SAMPLE
     assert json.loads(page.texts["pre"][1]) == json.loads((path.parent / "config.json").read_text())
     assert page.texts["h2"] == [
-        "Training", "Routing in phase mom", "Exchange test after phase mom", "Sample after phase mom", "Configuration"
+        "Cost", "Training", "Routing in phase mom", "Exchange test after phase mom", "Sample after phase mom",
+        "Configuration",
     ]  # fmt: skip
     assert "changes the mean loss by +0.2500 nats/token" in text
     # Nothing is loaded from elsewhere, and every picture is there for both themes and has something in it.

@@ -12,6 +12,7 @@ import optax
 import pytest
 import tiny
 
+from mom_jax.analysis import explorer
 from mom_jax.analysis.signs import SignsConfig
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
@@ -78,6 +79,15 @@ def test_a_run_leaves_everything(finished):
     for name in ("config.json", "metrics.jsonl", "tokenizer.model", "report.html"):
         assert (run / name).stat().st_size > 0
     assert list((run / "tensorboard").iterdir())
+    # Of the routed phase alone: what tokens of a fixed text chose, in pieces that make up the text.
+    [routes] = (run / "routes").iterdir()
+    data = json.loads(routes.read_text())
+    assert routes.name == "mom.json"
+    assert explorer.is_explorer_data(data)
+    assert {side: own["modules"] for side, own in data["sides"].items()} == {"attention": 2, "ffn": 3}
+    text = "".join(data["vocabulary"][i] for i in data["piece"])
+    assert set(text.split()) & set(tiny.WORDS)
+    assert "mom-explorer" in (run / "report.html").read_text()
     assert run_config.read_config(run, "run") == config
 
 

@@ -50,6 +50,10 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; `eos_id` gives none, bytes that are not UTF-8 give U+FFFD."""
 
+    def piece(self, token: int) -> str:
+        """The text of one token, for people: bytes that are not UTF-8 by themselves as `\\xe2`, and the name of a token
+        that has no text, such as `</s>`."""
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `file_name` into the folder, whole; `load` and `find` know it."""
 

@@ -27,6 +27,10 @@ Merges = list[tuple[str, str]]
 
 # The library is half as fast again on texts of about so many characters as on long ones.
 _PIECE = 2000
+# The characters by which GPT-2 writes bytes: printable ones as they are, the others in order from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(0x100) if byte not in _PRINTABLE]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)}
 # Pieces that a thread takes at once.
 _GROUP = 64
 # No token of GPT-2's goes on here. (For Python, but not for GPT-2, some control characters are white space too.)
@@ -101,6 +105,12 @@ class GPT2Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoder.decode([int(i) for i in ids if i != self.eos_id])
+
+    def piece(self, token: int) -> str:
+        name = self._encoder.id_to_token(token)
+        if token == self.eos_id or name is None or not set(name) <= _BYTES.keys():
+            return name or ""
+        return bytes(_BYTES[character] for character in name).decode(errors="backslashreplace")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the `tokenizer.json` of Hugging Face, where `<|endoftext|>` is a special token."""

@@ -93,6 +93,12 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
 
+    def piece(self, token: int) -> str:
+        name: str = self._processor.id_to_piece(token)
+        if self._processor.is_byte(token):
+            return bytes([int(name[3:5], 16)]).decode(errors="backslashreplace")
+        return name.replace("\u2581", " ")
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         write_whole(Path(folder) / self.file_name, self._model)
 

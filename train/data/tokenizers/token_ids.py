@@ -49,5 +49,8 @@ class IdsTokenizer:
         """The ids themselves, in decimal, with spaces between."""
         return " ".join(str(int(i)) for i in ids)
 
+    def piece(self, token: int) -> str:
+        return str(int(token))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         write_whole(Path(folder) / self.file_name, self._content)

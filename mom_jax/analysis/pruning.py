@@ -232,7 +232,9 @@ def _choice(config: ModelConfig, keep: Keep, side: Side, classes: int) -> Choice
     alike = all(np.array_equal(table, tables[0]) for table in tables)
     require(alike, f"keep.{side}", chunks, "must be the same modules in all chunks, which share a prior")
     prior = tuple(map(tuple, tables[0].tolist())) if np.any(tables[0]) else None
-    return dataclasses.replace(choice, choice="free", preference=0.0, skip_preference=0.0, prior=prior)
+    # What a schedule says is in the table.
+    free: dict[str, Any] = {"choice": "free", "schedule": None, "preference": 0.0, "skip_preference": 0.0}
+    return dataclasses.replace(choice, **free, prior=prior)
 
 
 def _check_allowed(side: Side, tables: np.ndarray) -> None:

@@ -94,10 +94,10 @@ def test_a_step_on_packed_windows_is_that_on_one_device(name, shapes, accumulati
 @pytest.mark.parametrize(
     ("name", "shapes", "accumulation"),
     [
-        ("uneven", [(1, 2, 2, 2)], 2),
+        ("vanilla", [(1, 4, 2, 1)], 2),
+        pytest.param("uneven", [(1, 2, 2, 2)], 2, marks=pytest.mark.slow),
         pytest.param("k3", [(2, 4, 1, 1), (1, 4, 2, 1)], 1, marks=pytest.mark.slow),
         pytest.param("untied", [(1, 2, 4, 1)], 2, marks=pytest.mark.slow),
-        pytest.param("vanilla", [(1, 4, 2, 1)], 2, marks=pytest.mark.slow),
     ],
 )
 def test_gradients_of_parameters_that_are_gathered_once_are_those_on_one_device(name, shapes, accumulation):

@@ -23,7 +23,7 @@ FLAGS = """
 --data.vocab-size 300 --data.batch-size 4 --data.length 12 --data.validation-fraction 0.2 --data.validation-batches 1
 --model.d-model 16 --model.num-heads 2 --model.num-bottom 0 --model.num-top 0
 --model.router.dim 8 --model.remat none --phases.0.steps 3 --phases.0.optim.warmup-steps 1 --final-batches 1
---evaluate-every 10 --checkpoint.every 10
+--evaluate-every 10 --checkpoint.every 10 --analysis.every 0
 """.split()  # noqa: SIM905
 
 

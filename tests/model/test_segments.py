@@ -139,7 +139,7 @@ def test_without_segments_or_positions_it_is_another_result(absent):
 @pytest.mark.parametrize(
     ("name", "kernel", "example"),
     [
-        ("k3-weighted", "blocked", PAIRS),
+        pytest.param("k3-weighted", "blocked", PAIRS, marks=pytest.mark.slow),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [

@@ -17,7 +17,7 @@ from mom_jax.config import ModelConfig, Side
 from mom_jax.dispatch import ExchangePlan, Linear, Plan, PooledWeights, weighted_linear
 from mom_jax.layers import SublayerWeights, ffn, normalise
 from mom_jax.remat import save
-from mom_jax.router import Selection, straight_through
+from mom_jax.routers import Selection, straight_through
 
 Pool = dict[str, PooledWeights]  # the parts of a pool that are used apart, by name
 

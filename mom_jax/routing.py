@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mom_jax.checks import check_array
 from mom_jax.config import SIDES, ModelConfig, Side
-from mom_jax.router import Scores, Selection
+from mom_jax.routers import Scores, Selection
 from mom_jax.sharding import AXES, size
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from mom_jax.config import ChoiceConfig, ModelConfig, Side
 from mom_jax.fields import ConfigError, require
 from mom_jax.model import MoM, parameters, with_parameters
-from mom_jax.router import prior_table
+from mom_jax.routers import prior_table
 
 Keep = Mapping[Side, Sequence[Sequence[int]]]  # by side, for each chunk: the modules that stay, ascending
 Params = dict[Any, Any]
@@ -109,7 +109,7 @@ def pruned_config(config: ModelConfig, keep: Keep) -> ModelConfig:
         anneal = getattr(config, side).anneal_steps
         require(not anneal, f"{side}.anneal_steps", anneal, "must be 0 for pruning (config.at_step)")
         # Where no other class is left, its weight is 1 all the same, but for a raw score.
-        alone = n > 1 or (left[side] == 1 and config.weights != "raw")
+        alone = n > 1 or (left[side] == 1 and config.weights(side) != "raw")
         allowed = f"must be at least 2 of {config.modules(side)}: a pool of one module has no router, SKIP or weight"
         require(alone, f"modules of {side}", n, allowed)
     routed = {side: count for side, count in left.items() if counts[side] > 1}
@@ -221,6 +221,8 @@ def _choice(config: ModelConfig, keep: Keep, side: Side, classes: int) -> Choice
     chunks = [list(kept) for kept in keep.get(side, everything(config)[side])]
     if classes == config.classes(side) and chunks == everything(config)[side]:
         return choice
+    if choice.top_k is not None:
+        choice = dataclasses.replace(choice, top_k=min(choice.top_k, classes))
     own = _table(config, side)
     if own is None:
         own = np.zeros((config.num_steps, config.classes(side)), np.float32)

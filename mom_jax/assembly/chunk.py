@@ -24,7 +24,7 @@ from mom_jax.attention import KV, View
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.layers import FFN, INIT_STD, Attention, Sublayer, SublayerWeights
 from mom_jax.remat import remat
-from mom_jax.router import Router, prior_table
+from mom_jax.routers import Router, prior_table
 from mom_jax.routing import Routing
 from mom_jax.sharding import gathered_again
 

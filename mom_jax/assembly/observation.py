@@ -12,7 +12,7 @@ from mom_jax.checks import not_finite, routing_faults
 from mom_jax.config import ModelConfig, Side
 from mom_jax.dispatch import ExchangePlan, Plan
 from mom_jax.pool import dropped, further_rounds
-from mom_jax.router import Scores, Selection
+from mom_jax.routers import Scores, Selection
 from mom_jax.routing import Routing, SideStats, collect, exchange
 
 CAPTURES = ("hidden", "routing", "faults")

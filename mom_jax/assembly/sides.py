@@ -16,7 +16,7 @@ from mom_jax.config import ModelConfig, Side
 from mom_jax.dispatch import ExchangePlan, Plan
 from mom_jax.layers import SublayerWeights, plain_attention, plain_ffn
 from mom_jax.remat import save
-from mom_jax.router import Router, Selection, select, unless_left
+from mom_jax.routers import Router, Selection, select, unless_left
 
 
 class Chosen(NamedTuple):

@@ -9,7 +9,7 @@ from flax import nnx
 from mom_jax import pool
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.layers import Sublayer, SublayerWeights
-from mom_jax.router import Router
+from mom_jax.routers import Router
 from mom_jax.sharding import gathered
 
 

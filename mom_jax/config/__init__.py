@@ -4,7 +4,9 @@ Letters used throughout the library: B batch, L sequence, T = B·L tokens, D wid
 N modules in a pool, K modules taken per step, H assembly steps per chunk, S chunks, R router width, C router classes.
 """
 
+from mom_jax.config.choice import SIDES, ChoiceConfig, Side
 from mom_jax.config.model import ModelConfig
-from mom_jax.config.parts import SIDES, BalanceConfig, ChoiceConfig, DropoutConfig, RouterConfig, Side
+from mom_jax.config.parts import BalanceConfig, DropoutConfig
+from mom_jax.config.router import RouterConfig
 
 __all__ = ["SIDES", "BalanceConfig", "ChoiceConfig", "DropoutConfig", "ModelConfig", "RouterConfig", "Side"]

@@ -4,7 +4,10 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from mom_jax.config.parts import SIDES, BalanceConfig, ChoiceConfig, DropoutConfig, RouterConfig, Side
+from mom_jax.config.choice import SIDES, ChoiceConfig, Side
+from mom_jax.config.consistency import check_side
+from mom_jax.config.parts import BalanceConfig, DropoutConfig
+from mom_jax.config.router import RouterConfig
 from mom_jax.fields import check_types, matches, require
 
 
@@ -29,7 +32,7 @@ class ModelConfig:
         num_attn_modules: attention modules in a chunk's pool.
         num_ffn_modules: FFN modules in a chunk's pool.
         num_steps: H, assembly steps per chunk.
-        top_k: K, modules that a token takes at a step on each side.
+        top_k: K, modules that a token takes at a step on each side, unless the side has a `top_k` of its own.
         skip: whether routers have a class SKIP that does nothing.
         weighted_qkv: multiply queries, keys and values by the modules' weights too.
         z_loss: the factor of the router z-loss.
@@ -104,65 +107,7 @@ class ModelConfig:
         divisible = self.d_model % self.num_heads == 0
         require(divisible, "num_heads", self.num_heads, f"must divide d_model={self.d_model}")
         for side in SIDES:
-            self._check_side(side)
-
-    def _check_side(self, side: Side) -> None:
-        choice, modules, classes = getattr(self, side), self.modules(side), self.classes(side)
-        # Without chunks there is no pool.
-        if not self.num_chunks:
-            return
-        if choice.schedule is not None:
-            name, given = f"{side}.schedule", choice.schedule
-            require(
-                len(given) == self.num_steps, name, given, f"must have a module for each of the {self.num_steps} steps"
-            )
-            exist = all(0 <= module < modules for module in given)
-            require(exist, name, given, f"must name modules from 0 to {modules - 1}")
-        for name, value in (("exit", choice.exit), ("capacity", choice.capacity)):
-            self._check_skipping(side, f"{side}.{name}", value)
-        # A pool of one module is shared by all steps whatever `choice` says.
-        if modules == 1:
-            return
-        if choice.choice != "free" and choice.schedule is None:
-            where = f"where {side}.choice={choice.choice!r} and {side}.schedule=None"
-            allowed = f"must equal {side}'s {modules} modules {where}"
-            require(self.num_steps == modules, "num_steps", self.num_steps, allowed)
-        if choice.choice == "ordered":
-            return
-        if choice.choice == "ordered_or_skip":
-            require(self.skip, "skip", self.skip, f"{side}.choice='ordered_or_skip' needs skip=True")
-        allowed = f"{side}.skip_preference={choice.skip_preference} needs skip=True"
-        require(self.skip or not choice.skip_preference, "skip", self.skip, allowed)
-        # Classes may be fewer than modules only where the official code counts them so (router.classes="ffn"); one less
-        # makes its SKIP a module, more would leave modules without a class.
-        room = (
-            classes
-            if choice.choice == "free" and not (choice.preference or choice.skip_preference)
-            else classes - self.skip
-        )
-        allowed = f"gives the {side} router too few classes for {modules} modules"
-        require(room >= modules, "router.classes", self.router.classes, allowed)
-        if choice.prior is not None:
-            shape = (len(choice.prior), *{len(row) for row in choice.prior})
-            want = (self.num_steps, classes)
-            require(shape == want, f"{side}.prior", shape, f"must have the shape (num_steps, classes) = {want}")
-        if self.router.all_modules:
-            allowed = f"needs a class for each of {side}'s {modules} modules"
-            require(classes - self.skip >= modules, "router.classes", self.router.classes, allowed)
-        else:
-            allowed = f"must be at most the {classes} classes of the {side} router"
-            require(self.top_k <= classes, "top_k", self.top_k, allowed)
-
-    def _check_skipping(self, side: Side, name: str, value: object) -> None:
-        """Checks what makes tokens skip, on the side or, where they leave, on both."""
-        if not value:
-            return
-        require(self.skip, name, value, "needs skip=True")
-        require(not self.router.all_modules, name, value, "needs router.all_modules=False")
-        for needed in SIDES if name.endswith("exit") else (side,):
-            one = self.modules(needed) == 1
-            have = "its pool has one module" if one else f"{needed}.choice={getattr(self, needed).choice!r} has none"
-            require(self.kind(needed) == "routed", name, value, f"needs a router on the {needed} side; {have}")
+            check_side(self, side)
 
     # Derived sizes.
 
@@ -175,15 +120,6 @@ class ModelConfig:
     def head_dim(self) -> int:
         """d, the width of a head."""
         return self.d_model // self.num_heads
-
-    @property
-    def weights(self) -> Literal["renormalised", "probability", "raw"]:
-        """`router.weights` with `auto` resolved."""
-        if self.router.weights != "auto":
-            return self.router.weights
-        if self.router.scoring == "raw":
-            return "raw"
-        return "probability" if self.top_k == 1 else "renormalised"
 
     @property
     def pool_size(self) -> int:
@@ -211,7 +147,20 @@ class ModelConfig:
 
     def choices(self, side: Side) -> int:
         """How many classes a token takes at each step on that side."""
-        return self.modules(side) if self.router.all_modules else self.top_k
+        return self.modules(side) if self.router.all_modules else self.side_top_k(side)
+
+    def side_top_k(self, side: Side) -> int:
+        """K of that side, which with `router.all_modules` has no say."""
+        own: int | None = getattr(self, side).top_k
+        return self.top_k if own is None else own
+
+    def weights(self, side: Side) -> Literal["renormalised", "probability", "raw"]:
+        """`router.weights` with `auto` resolved for that side's K."""
+        if self.router.weights != "auto":
+            return self.router.weights
+        if self.router.scoring == "raw":
+            return "raw"
+        return "probability" if self.side_top_k(side) == 1 else "renormalised"
 
     def kind(self, side: Side) -> Literal["routed", "ordered", "shared"]:
         """How that side's steps pick modules: by a router; each its own; or the only one there is."""

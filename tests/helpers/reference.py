@@ -164,7 +164,7 @@ def sublayer(chunk, side, x, h, states, mask, noise, prior, step, config, out, i
             margin = jnp.max((logits + table)[..., :-1], -1) - (logits + table)[..., -1]
             within = best(margin, mask, share)
             out[f"{short}_margin/{i}"], out[f"{short}_within/{i}"] = margin, within
-        scores, ids, chosen, weights = select(logits, table, count, config, within)
+        scores, ids, chosen, weights = select(logits, table, count, config, side, within)
         if getattr(config, side).exit:
             states["left"] = states["left"] | (ids[..., 0] == logits.shape[-1] - 1)
         out[f"{short}_logits/{i}"], out[f"{short}_scores/{i}"], out[f"{short}_topk_ids/{i}"] = logits, scores, ids
@@ -248,7 +248,7 @@ def prior_row(config, side, h, step):
     return row
 
 
-def select(logits, prior, count, config, within=None):
+def select(logits, prior, count, config, side, within=None):
     """The reported scores [B, L, C], the K classes by score [B, L, K], and for each of `count` modules who chose it and
     with what weight, both [B, L, 1]. A class that the prior forbids is null; so is SKIP for tokens within a capacity,
     and all else for tokens that are not, with ids of C. prior: [B, L, C]. within: [B, L], with a capacity.
@@ -265,7 +265,7 @@ def select(logits, prior, count, config, within=None):
     earlier = jnp.tril(jnp.ones((classes, classes), bool), -1)[None, None]
     mine, theirs = ranked[..., :, None], ranked[..., None, :]
     rank = jnp.sum((theirs > mine) | ((theirs == mine) & earlier), -1)
-    top = min(config.top_k, classes)
+    top = min(config.side_top_k(side), classes)
     ids = jnp.stack([jnp.argmax(rank == k, -1) for k in range(top)], -1)
 
     raw = router.scoring == "raw"
@@ -274,7 +274,7 @@ def select(logits, prior, count, config, within=None):
     ids = jnp.where(jnp.take_along_axis(may, ids, -1), ids, classes)
     if router.all_modules:
         taken = jnp.ones_like(taken)
-    elif config.weights == "renormalised":
+    elif config.weights(side) == "renormalised":
         weight = weight / jnp.sum(jnp.where(taken, weight, 0.0), -1, keepdims=True)
     taken = taken & (prior > NEVER)
     # With fewer classes than modules the last modules are never chosen.

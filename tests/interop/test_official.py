@@ -146,7 +146,7 @@ def test_golden_configurations_return(path):
 def test_omitted_options_have_the_authors_defaults():
     config = config_from_official({})
     assert (config.num_chunks, config.num_top, config.num_attn_modules, config.num_steps) == (4, 2, 8, 32)
-    assert (config.router.kind, config.router.scoring, config.weights) == ("mlp", "raw", "raw")
+    assert (config.router.kind, config.router.scoring, config.weights("ffn")) == ("mlp", "raw", "raw")
     assert config.dropout.residual == 0.1
     assert config_from_official({"num_attn": 2, "num_ffn": 3, "depth_multiplier": 1.4}).num_steps == 4
 

@@ -10,7 +10,7 @@ from small import SMALL, random_ids, random_params, run
 
 from mom_jax import checks, dispatch, losses, pool
 from mom_jax.attention import View, attend
-from mom_jax.router import Router, Selection, select
+from mom_jax.routers import Router, Selection, select
 from mom_jax.routing import collect
 
 B, L, D = 2, 5, SMALL.d_model

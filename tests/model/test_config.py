@@ -327,7 +327,7 @@ def test_official(kind, scoring, weights, classes):
     config = ModelConfig.official(
         num_attn_modules=2, num_ffn_modules=3, router=router, balance=BalanceConfig(weight=0.2)
     )
-    assert config.weights == config.router.weights == weights  # at K = 1 too
+    assert config.weights("attention") == config.weights("ffn") == config.router.weights == weights  # at K = 1 too
     assert config.top_k == 1
     assert config.router.classes == classes
     assert config.classes("attention") == config.classes("ffn") == 4
@@ -340,9 +340,12 @@ def test_official(kind, scoring, weights, classes):
 
 def test_our_defaults_are_the_right_column():
     config = ModelConfig(num_attn_modules=2, num_ffn_modules=3)
-    assert config.weights == "probability"
-    assert dataclasses.replace(config, top_k=2).weights == "renormalised"
-    assert dataclasses.replace(config, top_k=2, router=RouterConfig(scoring="raw")).weights == "raw"
+    assert config.weights("ffn") == "probability"
+    assert dataclasses.replace(config, top_k=2).weights("ffn") == "renormalised"
+    mixed = dataclasses.replace(config, ffn=ChoiceConfig(top_k=2))
+    assert (mixed.weights("attention"), mixed.weights("ffn")) == ("probability", "renormalised")
+    assert (mixed.choices("attention"), mixed.choices("ffn")) == (1, 2)
+    assert dataclasses.replace(config, top_k=2, router=RouterConfig(scoring="raw")).weights("ffn") == "raw"
     assert (config.classes("attention"), config.classes("ffn")) == (3, 4)
     assert not config.balance.softmax_again
     assert not config.balance.needs_routed_attention

@@ -20,7 +20,7 @@ from mom_jax.analysis.cost import (
 from mom_jax.config import SIDES, ChoiceConfig
 from mom_jax.interop.gpt2 import config_from_gpt2
 from mom_jax.interop.phases import from_vanilla
-from mom_jax.router import prior_table
+from mom_jax.routers import prior_table
 from train.cli import load_config, parse_config
 from train.config import Config
 from train.steps.state import abstract_params

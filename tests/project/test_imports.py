@@ -25,7 +25,7 @@ LAYERS = (
     {"sharding"},
     {"attention", "dispatch"},
     {"cache", "layers"},
-    {"embeddings", "router"},
+    {"embeddings", "routers"},
     {"routing"},
     {"pool"},
     {"assembly"},
@@ -36,6 +36,7 @@ LAYERS = (
 )
 WITHIN = {
     "config",
+    "routers",
     "assembly",
     "attention",
     "dispatch",
@@ -177,7 +178,7 @@ def test_folders_and_files_are_small():
         ("train.data.prepared", "from configs import quickstart"),
         ("mom_jax.fields", "from mom_jax.config import ModelConfig"),
         ("mom_jax.dispatch", "from mom_jax.layers import linear"),
-        ("mom_jax.router", "from mom_jax import pool"),
+        ("mom_jax.routers", "from mom_jax import pool"),
         ("mom_jax.model", "import mom_jax.generate"),
         ("mom_jax.analysis.cost", "from mom_jax.interop.phases import from_vanilla"),
         ("mom_jax.assembly.chunk", "import mom_jax as mom"),

@@ -13,7 +13,7 @@ from small import change
 
 from mom_jax import pool
 from mom_jax.dispatch import PooledWeights, blocked, exchanged
-from mom_jax.router import Selection
+from mom_jax.routers import Selection
 from mom_jax.sharding import AXES, Exchange, MeshConfig, back, exchange, make_mesh, modules_received, there
 
 SKIP = 4  # the class of mesh_steps.MODEL

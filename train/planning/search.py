@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mom_jax.analysis.chips import Chip
 from mom_jax.analysis.cost import busiest_share, forward_flops_by_part, parameter_count, training_memory_bytes
-from mom_jax.config import ModelConfig
+from mom_jax.config import ModelConfig, Side
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import AXES, MeshConfig
 from train.config import Config, Phase
@@ -87,9 +87,13 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
         # Each choice's row goes out and comes back: two rows for an FFN and an output projection, four with queries,
         # keys and values; in the backward pass all that goes out does so again with the gradients of what came back,
         # and gradients come back. Devices along `tensor` do it for all their tokens.
-        forward, backward = 8, 11
-        sent += (forward * (1 + twice) + backward) * model.top_k * steps * row * mesh.tensor * (1 - 1 / mesh.module)
-        resident += model.exchange_room * model.top_k * sequences * length * mesh.tensor * width * 8 * model.d_model
+        rows_out_and_back: dict[Side, tuple[int, int]] = {"attention": (6, 8), "ffn": (2, 3)}
+        for side in model.routed_sides:
+            forward, backward = rows_out_and_back[side]
+            travelling = model.choices(side) * steps * row * mesh.tensor * (1 - 1 / mesh.module)
+            sent += (forward * (1 + twice) + backward) * travelling
+        most = max(map(model.choices, model.routed_sides))
+        resident += model.exchange_room * most * sequences * length * mesh.tensor * width * 8 * model.d_model
     # The device with the most modules is waited for.
     parts = forward_flops_by_part(model, length, causal=False)
     flops = tokens * (3 + twice) * (sum(parts.values()) + (pad - 1) * parts["modules"])

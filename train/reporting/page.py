@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.analysis.explorer import POLICY, fragment
-from mom_jax.config import SIDES
+from mom_jax.config import SIDES, ModelConfig
 from train.files import write_whole
 from train.reporting import insight, pictures
 from train.reporting.history import Record, Run, is_number, router_value, smooth
@@ -135,11 +135,16 @@ def _describe(run: Run) -> str:
     m, data = run.config.model, run.config.data
     text = (
         f"Width {m.d_model}, {m.num_bottom} + {m.num_top} anchors, {m.num_chunks} chunk(s) of {m.num_attn_modules} "
-        f"attention and {m.num_ffn_modules} FFN modules, {m.num_steps} steps, K = {m.top_k}"
+        f"attention and {m.num_ffn_modules} FFN modules, {m.num_steps} steps, {_top_k(m)}"
         f"{', SKIP' if m.skip else ''}; depth {m.depth} layers, {m.num_layers} in the vanilla model. "
         f"Data {data.source}: {data.batch_size} sequences of {data.length} tokens per step."
     )
     return f"<p>{html.escape(text)}</p>"
+
+
+def _top_k(model: ModelConfig) -> str:
+    attention, ffn = (model.side_top_k(side) for side in SIDES)
+    return f"K = {ffn}" if attention == ffn else f"K = {attention} (attention) and {ffn} (FFN)"
 
 
 def _table(rows: list[Record]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mom_jax.config import ModelConfig, Side
-from mom_jax.router import prior_table
+from mom_jax.routers import prior_table
 
 # By name; what cannot be known is missing.
 Figures = dict[str, float]

@@ -152,15 +152,18 @@ FOLLOWS: dict[Sign, set[Sign]] = {"step": {"collapse", "skip", "learning"}, "tok
 
 def before_training(model: ModelConfig, limits: SignsConfig) -> list[Finding]:
     """What is known from the configuration alone."""
-    trapped = model.routed_sides and model.weights == "renormalised" and model.top_k == 1
-    if not limits.enabled or not trapped or model.router.all_modules:
+    if not limits.enabled or model.router.all_modules:
         return []
+
+    def trapped(side: Side) -> bool:
+        return model.weights(side) == "renormalised" and model.side_top_k(side) == 1
+
     text = (
         "the routers learn nothing from the language model's loss: with top_k=1 and router.weights='renormalised' "
         "every choice weighs 1, so that only the balance loss teaches them. Take router.weights='probability' (or "
         "'auto'), or top_k=2."
     )
-    return [Finding("learning", side, text) for side in model.routed_sides]
+    return [Finding("learning", side, text) for side in model.routed_sides if trapped(side)]
 
 
 def judge(points: list[Point], model: ModelConfig, limits: SignsConfig) -> list[Finding]:

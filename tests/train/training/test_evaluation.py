@@ -10,7 +10,7 @@ import tiny
 from flax import nnx
 
 from mom_jax.model import MoM, parameters, with_parameters
-from mom_jax.router import Selection
+from mom_jax.routers import Selection
 from mom_jax.routing import exchange
 from train.data.prepared import prepare
 from train.training.validation import exchange_test, validate

@@ -1,0 +1,35 @@
+"""The prior on the routers' logits: which class may or should serve which step."""
+
+import jax
+import jax.numpy as jnp
+
+from mom_jax.config import ModelConfig, Side
+
+
+def prior_table(config: ModelConfig, side: Side, step: jax.Array | int | None = None) -> jax.Array | None:
+    """The side's prior on the router's logits, [H, C] float32, after `step` training steps; None where all is free.
+
+    Without `step` the preference has its full strength.
+    """
+    choice, modules, classes = getattr(config, side), config.modules(side), config.classes(side)
+    own, c = jnp.array(config.schedule(side))[:, None], jnp.arange(classes)[None]
+    diagonal = (c == own) & (c < modules)
+    skip = (c == classes - 1) & config.skip
+    if choice.choice == "ordered_or_skip":
+        return jnp.where(diagonal | skip, 0.0, -jnp.inf)
+    table = None if choice.prior is None else jnp.array(choice.prior, jnp.float32)
+    if choice.preference or choice.skip_preference:
+        rest = jnp.float32(1)
+        if choice.anneal_steps and step is not None:
+            rest = choice.remaining(step, classes)
+        favoured = diagonal | (skip & (own >= modules))
+        preferred = jnp.where(favoured, rest * choice.preference, jnp.where(skip, rest * choice.skip_preference, 0.0))
+        table = preferred if table is None else table + preferred
+    return table
+
+
+def unless_left(left_T: jax.Array, prior_C: jax.Array | None, classes: int) -> jax.Array:
+    """The prior of every token, [T, C] float32: SKIP, the last class, and nothing else for those that have left."""
+    skip = jnp.arange(classes, dtype=jnp.int32) == classes - 1
+    rest = jnp.zeros(classes) if prior_C is None else prior_C
+    return jnp.where(left_T[:, None], jnp.where(skip, 0.0, -jnp.inf)[None], rest[None])

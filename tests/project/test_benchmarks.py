@@ -133,7 +133,7 @@ def test_the_reference_is_the_issue_s():
     assert (config.inner_width, config.num_attn_modules, config.num_ffn_modules, config.num_steps) == (1024, 8, 8, 8)
     assert (config.num_bottom, config.num_chunks, config.num_top, config.anchor_after_chunk) == (1, 1, 1, False)
     assert (config.router.kind, config.router.dim, config.router.temperature, config.skip) == ("gru", 256, 0.2, True)
-    assert (config.weights, config.top_k, config.dtype) == ("renormalised", 2, "float32")
+    assert (config.weights("ffn"), config.top_k, config.dtype) == ("renormalised", 2, "float32")
     assert config.balance.weight > 0
     assert config.vanilla().num_layers == config.vanilla().depth == 10
     assert reference.tokens(reference.FULL).shape == (8, 256)

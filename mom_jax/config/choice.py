@@ -32,6 +32,9 @@ class ChoiceConfig:
         skip_preference: a bonus for SKIP at the steps that have a module of their own. Only with `free`.
         anneal_steps: both preferences fall to 0 over this many training steps; 0 keeps them. See `remaining`.
         top_k: K of this side; None: the model's `top_k`.
+        scale: multiplies the weights of the chosen modules (DeepSeek-V3's scaling factor, arXiv 2412.19437). With
+            as many modules as it takes to do a vanilla sublayer's work, renormalised weights need it to add up to more
+            than 1.
         prior: an explicit table of H rows of C logits that is added: 0 free, -inf forbidden, positive preferred.
     """
 
@@ -44,10 +47,12 @@ class ChoiceConfig:
     anneal_steps: int = 0
     prior: tuple[tuple[float, ...], ...] | None = None
     top_k: int | None = None
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "must be at least 1, or None")
+        require(0 < self.scale < math.inf, "scale", self.scale, "must be positive")
         require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, "must be at least 0")
         share = self.capacity
         require(share is None or 0 < share <= 1, "capacity", share, "must be above 0 and at most 1, or None")

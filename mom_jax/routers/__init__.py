@@ -3,7 +3,7 @@
 Scores and choices are apart from the data movement that they cause (mom_jax/dispatch).
 """
 
-from mom_jax.routers.prior import prior_table, unless_left
+from mom_jax.routers.prior import own_classes, prior_table, unless_left
 from mom_jax.routers.router import Router
 from mom_jax.routers.selection import Scores, Selection, select, straight_through, within_capacity
 
@@ -11,6 +11,7 @@ __all__ = [
     "Router",
     "Scores",
     "Selection",
+    "own_classes",
     "prior_table",
     "select",
     "straight_through",

@@ -6,23 +6,28 @@ import jax.numpy as jnp
 from mom_jax.config import ModelConfig, Side
 
 
+def own_classes(config: ModelConfig, side: Side) -> jax.Array:
+    """Which class is the module of its own of each step, bool [H, C]; a step may have none."""
+    own, c = jnp.array(config.schedule(side))[:, None], jnp.arange(config.classes(side))[None]
+    return (c == own) & (c < config.modules(side))
+
+
 def prior_table(config: ModelConfig, side: Side, step: jax.Array | int | None = None) -> jax.Array | None:
     """The side's prior on the router's logits, [H, C] float32, after `step` training steps; None where all is free.
 
     Without `step` the preference has its full strength.
     """
-    choice, modules, classes = getattr(config, side), config.modules(side), config.classes(side)
-    own, c = jnp.array(config.schedule(side))[:, None], jnp.arange(classes)[None]
-    diagonal = (c == own) & (c < modules)
-    skip = (c == classes - 1) & config.skip
+    choice, classes = getattr(config, side), config.classes(side)
+    own = own_classes(config, side)
+    skip = (jnp.arange(classes)[None] == classes - 1) & config.skip
     if choice.choice == "ordered_or_skip":
-        return jnp.where(diagonal | skip, 0.0, -jnp.inf)
+        return jnp.where(own | skip, 0.0, -jnp.inf)
     table = None if choice.prior is None else jnp.array(choice.prior, jnp.float32)
     if choice.preference or choice.skip_preference:
         rest = jnp.float32(1)
         if choice.anneal_steps and step is not None:
             rest = choice.remaining(step, classes)
-        favoured = diagonal | (skip & (own >= modules))
+        favoured = own | (skip & ~own.any(-1, keepdims=True))
         preferred = jnp.where(favoured, rest * choice.preference, jnp.where(skip, rest * choice.skip_preference, 0.0))
         table = preferred if table is None else table + preferred
     return table

@@ -79,6 +79,7 @@ def select(
             total = weight.sum(-1, keepdims=True)
             # Beside a SKIP that it is not allowed, a token's modules may have no probability that is a number.
             weight = weight / (total if margin is None else jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
+    weight = weight * getattr(config, side).scale
     if prior is not None:
         index, weight = _without(jnp.isneginf(prior), index, weight, classes)
     return Selection(index, weight), Scores(logits, scores, margin)

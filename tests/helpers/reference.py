@@ -276,6 +276,7 @@ def select(logits, prior, count, config, side, within=None):
         taken = jnp.ones_like(taken)
     elif config.weights(side) == "renormalised":
         weight = weight / jnp.sum(jnp.where(taken, weight, 0.0), -1, keepdims=True)
+    weight = weight * getattr(config, side).scale
     taken = taken & (prior > NEVER)
     # With fewer classes than modules the last modules are never chosen.
     reachable = range(min(count, classes))

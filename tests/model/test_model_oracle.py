@@ -92,7 +92,11 @@ CASES = {
         "num_top": 2,
     },
     "no-chunks": {"num_chunks": 0, "num_bottom": 2},
-    "k-of-each-side": {"attention": ChoiceConfig(top_k=1), "ffn": ChoiceConfig(top_k=3), "router": {"dim": 6}},
+    "k-of-each-side": {
+        "attention": ChoiceConfig(top_k=1),
+        "ffn": ChoiceConfig(top_k=3, scale=1.5),
+        "router": {"dim": 6},
+    },
     "mask": {"masked": True, "z_loss": 0.1, "balance": {"kind": "depthwise"}},
     "classifier": {"num_classes": 3, "masked": True},
     "untied": {"tie_embeddings": False, "num_chunks": 0, "num_bottom": 1, "masked": True},

@@ -15,7 +15,7 @@ from small import NEVER, ORDERED, SMALL, change, explicit, quick, random_ids, ra
 import mom_jax as mom
 from mom_jax import losses
 from mom_jax.analysis.cost import parameter_count
-from mom_jax.config import ChoiceConfig, ModelConfig, RouterConfig
+from mom_jax.config import SIDES, ChoiceConfig, ModelConfig, RouterConfig
 
 OR_SKIP = ChoiceConfig(choice="ordered_or_skip")
 GAP = 1e-4  # scores that decide a choice must lie further apart, or rounding decides
@@ -93,7 +93,7 @@ CASES = {
     },
     "no-chunks": {"num_chunks": 0, "num_bottom": 2},
     "k-of-each-side": {
-        "attention": ChoiceConfig(top_k=1),
+        "attention": ChoiceConfig(top_k=1, scale=0.7),
         "ffn": ChoiceConfig(top_k=3, scale=1.5),
         "router": {"dim": 6},
     },
@@ -145,7 +145,7 @@ def extra(name, field):
 
 def smallest_gap(config, scores):
     """Between scores [..., C] that decide which classes are chosen and which is the first."""
-    decisive = 1 if config.router.all_modules else config.top_k
+    decisive = 1 if config.router.all_modules else max(map(config.side_top_k, SIDES))
     ranked = -np.sort(-np.asarray(scores), -1)[..., : decisive + 1]
     upper, lower = ranked[..., :-1], ranked[..., 1:]
     allowed = upper > (0 if config.router.scoring == "softmax" else NEVER)

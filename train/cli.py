@@ -7,13 +7,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
 from mom_jax.fields import ConfigError
 from train.config import Config
 from train.steps.memory import keep_freed_memory
+
+T = TypeVar("T")
 
 
 def run_program(main: Callable[[], int]) -> None:
@@ -41,30 +43,34 @@ def notify(text: str) -> None:
 
 def load_config(path: str) -> Config:
     """`get_config()` of a Python file. Raises ConfigError where there is none."""
+    return load_from(path, "get_config", Config, field="config")
+
+
+def load_from(path: str, function: str, kind: type[T], *, field: str) -> T:
+    """What a function of a Python file returns, which must be a `kind`. Raises ConfigError naming `field`."""
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"config={path!r}: no such file")
+        raise ConfigError(f"{field}={path!r}: no such file")
     spec = importlib.util.spec_from_file_location("experiment", file)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"config={path!r}: must be a Python file")
+        raise ConfigError(f"{field}={path!r}: must be a Python file")
     module = importlib.util.module_from_spec(spec)
+    full = f"{kind.__module__}.{kind.__name__}"
     try:
         spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        if get_config is None:
-            raise ConfigError("must define get_config() -> train.config.Config")
-        config = get_config()
+        get = getattr(module, function, None)
+        if get is None:
+            raise ConfigError(f"must define {function}() -> {full}")
+        result = get()
     except ConfigError as error:
-        raise ConfigError(f"config={path!r}: {error}") from error
+        raise ConfigError(f"{field}={path!r}: {error}") from error
     except Exception as error:  # a mistake in the user's file
         last = traceback.extract_tb(error.__traceback__)[-1]
         line = getattr(error, "lineno", None) or last.lineno
-        raise ConfigError(f"config={path!r}, line {line}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise ConfigError(
-            f"config={path!r}: get_config() must return a train.config.Config, not {type(config).__name__}"
-        )
-    return config
+        raise ConfigError(f"{field}={path!r}, line {line}: {type(error).__name__}: {error}") from error
+    if not isinstance(result, kind):
+        raise ConfigError(f"{field}={path!r}: {function}() must return a {full}, not {type(result).__name__}")
+    return result
 
 
 def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:

@@ -7,44 +7,27 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+
+from train.steps.timing import Call as Call
+from train.steps.timing import Seconds as Seconds
+from train.steps.timing import interleaved as interleaved
+from train.steps.timing import medians as medians
+from train.steps.timing import quartiles as quartiles
+from train.steps.timing import ratio as ratio
+from train.steps.timing import ratios as ratios
+from train.steps.timing import warm_up as warm_up
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 
-Call = Callable[[], Any]
-# Seconds of each named call, round by round.
-Seconds = dict[str, list[float]]
-
 
 # Timing.
-
-
-def interleaved(calls: Mapping[str, Call], rounds: int, *, limit: float = float("inf")) -> Seconds:
-    """Times every call once a round, in turn: a change of the machine's speed meets all of them.
-
-    Each round starts with another call, and every other round goes backwards, so that no call always follows the same
-    one. Calls must be warmed up and return when their work is done. limit: a call that has taken so many seconds in
-    all takes no part in further rounds.
-    """
-    names, seconds = list(calls), Seconds({name: [] for name in calls})
-    for turn in range(rounds if names else 0):
-        start = turn % len(names)
-        order = names[start:] + names[:start]
-        for name in reversed(order) if turn % 2 else order:
-            if sum(seconds[name]) >= limit:
-                continue
-            begin = time.perf_counter()
-            calls[name]()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
 
 
 def bursts(calls: Mapping[str, Call], rounds: int = 5, least: float = 0.02) -> Seconds:
@@ -75,35 +58,6 @@ def bursts(calls: Mapping[str, Call], rounds: int = 5, least: float = 0.02) -> S
 def seconds_of(call: Call, least: float = 0.2) -> float:
     """The median of `bursts` of one call."""
     return medians(bursts({"": call}, least=least))[""]
-
-
-def warm_up(calls: Mapping[str, Call], times: int = 2) -> None:
-    """Calls everything: the first calls fetch fresh memory."""
-    for call in calls.values():
-        for _ in range(times):
-            call()
-
-
-def medians(seconds: Seconds) -> dict[str, float]:
-    """The median seconds of each call."""
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def ratios(seconds: Seconds, over: str, under: str) -> list[float]:
-    """Seconds of `over` per second of `under`, round by round; empty where one of them was not timed."""
-    pairs = zip(seconds.get(over, []), seconds.get(under, []), strict=False)
-    return [a / b for a, b in pairs]
-
-
-def ratio(seconds: Seconds, over: str, under: str) -> float | None:
-    """The median over the rounds of the round's own ratio; None where one of the two was not timed."""
-    values = ratios(seconds, over, under)
-    return statistics.median(values) if values else None
-
-
-def quartiles(values: list[float]) -> list[float] | None:
-    """The lower and upper quartile: how far a median is to be trusted."""
-    return [float(q) for q in np.percentile(values, (25, 75))] if values else None
 
 
 # Compiling.

@@ -252,18 +252,6 @@ def test_what_decoding_holds():
     assert vanilla["weight_bytes"] < ours["weight_bytes"] < 1.2 * vanilla["weight_bytes"]  # which has routers
 
 
-def test_three_ways_to_go_on_from_a_vanilla_model():
-    from benchmarks import initialisation
-    from configs.quickstart import get_config
-
-    rows = {way: initialisation._second(get_config(), Path("run"), way, 2, 5, "first") for way in initialisation.WAYS}
-    assert [row.phases[0].model for row in rows.values()] == ["vanilla", "model", "model"]
-    assert {row.phases[0].init_from for row in rows.values()} == {"first"}
-    assert {(row.data.seed, row.seed, row.phases[0].steps) for row in rows.values()} == {(6, 5, 350)}
-    assert rows["paper"].model.ffn.preference == 0 < rows["preserving"].model.ffn.preference
-    assert rows["preserving"].model.ffn.anneal_steps == 175
-
-
 @pytest.mark.slow
 def test_what_logging_the_analysis_costs(tmp_path):
     import tiny

@@ -55,8 +55,9 @@ ROOMS = (
     {"analysis"},
     {"checkpoint", "training"},
     {"tasks"},
+    {"studies"},
 )
-PROGRAMS = {"main", "analyse", "prepare", "evaluate", "generate", "convert", "plan", "report"}
+PROGRAMS = {"main", "analyse", "prepare", "evaluate", "generate", "convert", "plan", "report", "study"}
 
 MOST_FILES, MOST_LINES = 14, 300
 

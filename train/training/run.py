@@ -19,6 +19,10 @@ FREE = (
 )
 
 
+class Busy(ConfigError):
+    """Another process is training in the run's folder."""
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """`field: old -> new` for every leaf in which two configurations differ."""
     if dataclasses.is_dataclass(old) and type(old) is type(new):
@@ -56,7 +60,7 @@ def check_unchanged(config: Config) -> bool:
 def claimed(config: Config) -> Iterator[Path]:
     """The run's folder, made if need be, for this process alone.
 
-    Raises ConfigError if another process is training in it or it holds another configuration.
+    Raises Busy if another process is training in it, ConfigError if it holds another configuration.
     """
     check_unchanged(config)
     folder = Path(config.run).expanduser()
@@ -69,7 +73,7 @@ def claimed(config: Config) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"run={config.run!r}: another process is training in this folder") from None
+            raise Busy(f"run={config.run!r}: another process is training in this folder") from None
         # Another process may have begun, and ended, since the first look.
         if not check_unchanged(config):
             write_whole(folder / CONFIG, to_json(config))

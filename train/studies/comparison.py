@@ -1,0 +1,96 @@
+"""Arms side by side: means over seeds, and differences to the baseline, paired by seed."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from scipy import stats
+
+from train.reporting.history import is_number
+from train.studies.records import Result
+
+CONFIDENCE = 0.95
+
+Verdict = Literal["better", "worse", "not separated", "", "diverged"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Of the differences of one quantity to the baseline, seed by seed: their mean and its 95 % confidence interval by
+    Student's t (None of one seed)."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+    def verdict(self, *, higher_is_better: bool) -> Verdict:
+        """From the interval alone; none without one."""
+        if self.interval is None:
+            return ""
+        low, high = (-self.interval[1], -self.interval[0]) if higher_is_better else self.interval
+        return "better" if high < 0 else "worse" if low > 0 else "not separated"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An arm's results, one for each of its seeds, and the loss's difference to the baseline (None for itself)."""
+
+    arm: str
+    results: tuple[Result, ...]
+    difference: Paired | None
+
+    @property
+    def losses(self) -> list[float]:
+        return [r["loss"] for r in self.results if is_number(r["loss"])]
+
+    @property
+    def verdict(self) -> Verdict:
+        if len(self.losses) < len(self.results):
+            return "diverged"
+        return self.difference.verdict(higher_is_better=False) if self.difference else ""
+
+
+def rows(results: Sequence[Result], arms: Sequence[str], baseline: str) -> list[Row]:
+    """A row for each arm that has results, in the order of `arms`."""
+    by_arm = {name: tuple(sorted((r for r in results if r["arm"] == name), key=lambda r: r["seed"])) for name in arms}
+    base = _by_seed(by_arm[baseline], "loss")
+    return [
+        Row(name, own, None if name == baseline else paired(_by_seed(own, "loss"), base))
+        for name, own in by_arm.items()
+        if own
+    ]
+
+
+def _by_seed(results: Sequence[Result], key: str) -> dict[int, float]:
+    return {r["seed"]: r[key] for r in results if is_number(r[key])}
+
+
+def metric_by_seed(results: Sequence[Result], task: str, metric: str) -> dict[int, float]:
+    """One metric of what was done after the runs."""
+    found: dict[int, Any] = {
+        r["seed"]: r.get("after", {}).get(task, {}).get("metrics", {}).get(metric) for r in results
+    }
+    return {seed: value for seed, value in found.items() if is_number(value)}
+
+
+def paired(values: Mapping[int, float], base: Mapping[int, float]) -> Paired | None:
+    """Over the seeds that both have; None where there are none."""
+    seeds = sorted(values.keys() & base.keys())
+    differences = [values[seed] - base[seed] for seed in seeds]
+    if not seeds:
+        return None
+    mean = statistics.fmean(differences)
+    if len(seeds) == 1:
+        return Paired(mean, None, 1)
+    return Paired(mean, interval(differences), len(seeds))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of the mean of two values or more, by Student's t."""
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    if error == 0:
+        return mean, mean
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
+    return float(low), float(high)

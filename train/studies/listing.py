@@ -1,0 +1,64 @@
+"""What a study has to do: its runs, and how long they may take."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.config import Config
+from train.reporting.history import is_number
+from train.reporting.tables import markdown
+from train.studies.measure import read_measure
+from train.studies.outcome import final_record, steps_done
+from train.studies.plan import Plan, Run
+from train.studies.records import read_results
+from train.studies.running import missing
+
+
+def listing(plan: Plan, runs: Sequence[Run]) -> str:
+    """The runs as a table, the first phases among them, with a sentence about all. Nothing is trained or written."""
+    results = read_results(plan.folder)
+    speeds = _speeds(plan)
+    lines, left, hours, unknown = [], 0, 0.0, 0
+    starts = {run.start.run: run.start for run in runs if run.start is not None}
+    work: list[tuple[str, str, Config, str]] = []
+    for start in starts.values():
+        state = "finished" if final_record(start) else _begun(start)
+        work.append((Path(start.run).name, str(start.seed), start, state))
+    for run in runs:
+        lacking = missing(plan, run, results)
+        state = _begun(run.config) if lacking is None else f"lacks {', '.join(lacking)}" if lacking else "finished"
+        work.append((run.arm, str(run.seed), run.config, state))
+    for name, seed, config, state in work:
+        steps = sum(phase.steps for phase in config.phases)
+        per_step = config.data.batch_size * config.data.length
+        speed = speeds.get(name, statistics.fmean(speeds.values()) if speeds else None)
+        estimate = "-" if speed is None else f"{steps * per_step / speed / 3600:.2f}"
+        lines.append([name, seed, f"{steps:,}", f"{steps * per_step:,}", estimate, state])
+        if state != "finished" and not state.startswith("lacks"):
+            left += 1
+            rest = (steps - steps_done(config)) * per_step
+            if speed is None:
+                unknown += 1
+            else:
+                hours += rest / speed / 3600
+    table = markdown(["run", "seed", "steps", "tokens", "hours", "state"], lines)
+    if unknown:
+        estimate = "how long they take is not known before `--measure` or a finished run"
+    else:
+        estimate = f"about {hours:.2f} hours of training steps, compiling and evaluations not counted"
+    return f"{table}\n{left} of {len(work)} runs to train: {estimate}." if left else f"{table}\nAll runs are finished."
+
+
+def _begun(config: Config) -> str:
+    steps = steps_done(config)
+    return f"at step {steps}" if steps else "to do"
+
+
+def _speeds(plan: Plan) -> dict[str, float]:
+    """Tokens per second by arm, of finished runs, else as measured."""
+    speeds = {name: float(own["tokens_per_s"]) for name, own in read_measure(plan.folder).items()}
+    finished: dict[str, list[float]] = {}
+    for result in read_results(plan.folder):
+        if is_number(result.get("seconds")) and result["seconds"] > 0:
+            finished.setdefault(result["arm"], []).append(result["own_tokens"] / result["seconds"])
+    return speeds | {name: statistics.fmean(values) for name, values in finished.items()}

@@ -1,0 +1,147 @@
+"""Speed and memory of each arm's train step, measured side by side: `measure.json`."""
+
+import dataclasses
+import json
+import platform
+import statistics
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mom_jax.fields import ConfigError
+from mom_jax.sharding import make_mesh
+from train.checkpoints.locate import FOLDER, find, last_step
+from train.config import Config, Phase
+from train.data.pipeline import TrainingData
+from train.data.prepared import prepare
+from train.files import write_whole
+from train.steps import timing
+from train.steps.compiled import check_devices, compiled_memory, trace_step
+from train.steps.optimizer import make_optimizer
+from train.steps.placement import place_share
+from train.steps.state import TrainState, abstract_state, init_state
+from train.studies.plan import Plan, Run
+from train.studies.records import locked
+from train.training.initial_state import fresh_params
+
+MEASURE = "measure.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """An arm's compiled step with its state. peak, temporaries: bytes on a device. trained: whether the parameters are
+    those of a finished run."""
+
+    call: Callable[[], Any]
+    tokens: int
+    peak: int
+    temporaries: int
+    trained: bool
+
+
+def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str], None]) -> None:
+    """Times a step of each of the arms and the baseline in turn, `rounds` times over, and writes `measure.json`.
+
+    The state is that at the end of the last phase, with the parameters of a finished run where there is one: how evenly
+    tokens are routed, and how much is skipped, changes a step's time. All arms' states are in memory at once.
+    """
+    steps: dict[str, _Step] = {}
+    names = [arm.name for arm in plan.study.arms if arm.name in {*arms, plan.study.baseline}]
+    for name in names:
+        say(f"{name}: compiling")
+        try:
+            steps[name] = _prepared(plan, name, say)
+        except ConfigError as error:
+            raise ConfigError(f"arm {name!r}: {error}") from None
+    calls = {name: step.call for name, step in steps.items()}
+    timing.warm_up(calls)
+    say(f"{rounds} rounds of {len(calls)} steps")
+    seconds = timing.interleaved(calls, rounds)
+    found = {}
+    for name, step in steps.items():
+        base = plan.study.baseline
+        slower = [a / step.tokens / (b / steps[base].tokens) for a, b in zip(seconds[name], seconds[base], strict=True)]
+        found[name] = {
+            "tokens_per_s": step.tokens / statistics.median(seconds[name]),
+            "speed_ratio": 1 / statistics.median(slower),
+            "speed_ratio_quartiles": timing.quartiles([1 / value for value in slower]),
+            "peak_bytes": step.peak,
+            "temporary_bytes": step.temporaries,
+            "parameters": "of a finished run" if step.trained else "new",
+        }
+    about = {
+        "baseline": plan.study.baseline,
+        "rounds": rounds,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "machine": platform.processor() or platform.machine(),
+        "jax": jax.__version__,
+    }
+    with locked(plan.folder):
+        record = {**about, "arms": found}
+        write_whole(plan.folder / MEASURE, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
+    """By arm what was measured; nothing where that has not been done."""
+    file = folder / MEASURE
+    if not file.is_file():
+        return {}
+    try:
+        arms: dict[str, dict[str, Any]] = json.loads(file.read_text())["arms"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); delete it and measure again") from None
+    return arms
+
+
+def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
+    runs = [run for run in plan.runs if run.arm == arm]
+    finished = [run for run in runs if _is_finished(run)]
+    run = (finished or runs)[0]
+    phase = run.config.phases[-1]
+    mesh = make_mesh(run.config.mesh)
+    prepared = prepare(run.config.data, say)
+    config = run.config.with_vocabulary(prepared.tokenizer.vocab_size)
+    check_devices(config, mesh)
+    compiled = trace_step(config, phase, mesh).lower().compile()
+    memory = compiled_memory(compiled, mesh)
+    model = config.model_of(phase.name)
+    params = find(run.folder, field="run").params(model, mesh) if finished else fresh_params(model, run.seed, mesh)
+    batches = TrainingData(prepared, config.data).batches(
+        examples_seen=0, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    try:
+        batch = {name: place_share(rows, mesh) for name, rows in next(batches).items()}
+    finally:
+        batches.close()
+    states = [_state(config, phase, params, mesh)]
+
+    def call() -> None:
+        # The state is donated: each step takes the one before.
+        state, report = compiled(states.pop(), batch)
+        jax.block_until_ready(report)
+        states.append(state)
+
+    tokens = config.data.batch_size * config.data.length
+    return _Step(call, tokens, memory.peak, memory.temporaries, bool(finished))
+
+
+def _is_finished(run: Run) -> bool:
+    phase = run.config.phases[-1]
+    return last_step(run.folder / FOLDER / phase.name) == phase.steps
+
+
+def _state(config: Config, phase: Phase, params: dict[Any, Any], mesh: Mesh) -> TrainState:
+    optimizer = make_optimizer(phase.optim, phase.steps)
+    like = abstract_state(config.model_of(phase.name), optimizer, mesh)
+
+    def start(params: dict[Any, Any]) -> TrainState:
+        # Where a preference is annealed it has gone by now.
+        return dataclasses.replace(init_state(params, optimizer), step=jnp.asarray(phase.steps - 1, jnp.int32))
+
+    state: TrainState = jax.jit(start, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(params)
+    return state

@@ -1,0 +1,100 @@
+"""What a finished run says: the line that the study keeps of it."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from mom_jax.analysis.cost import forward_flops_per_token, parameter_count
+from train.checkpoints.run_config import read_config
+from train.config import Config
+from train.reporting import metrics
+from train.reporting.history import Record
+from train.studies.plan import Run, fingerprint
+
+_TAKEN = {"attention": "attn_taken", "ffn": "ffn_taken"}
+_SUMMARY = ("off_diagonal", "skip", "taken", "dropped")
+
+
+def final_record(config: Config) -> Record | None:
+    """The last word of a run's last phase; None where it is not finished."""
+    file = Path(config.run) / metrics.FILE
+    name = config.phases[-1].name
+    records = metrics.read(file) if file.exists() else []
+    return next((r for r in records if r.get("kind") == "final" and r["phase"] == name), None)
+
+
+def steps_done(config: Config) -> int:
+    """The steps of all phases that the log of a run has."""
+    file = Path(config.run) / metrics.FILE
+    return sum(r.get("kind") == "train" for r in metrics.read(file)) if file.exists() else 0
+
+
+def result_of(run: Run, whole: Config, root: Path) -> dict[str, Any]:
+    """The result of a finished run. whole: the arm's configuration, with the first phase.
+
+    loss: of the final evaluation, nats per token; null where it is no number. curve: [step, loss] of the validations,
+    steps of the run's own phases. flops_per_token: of the forward pass, choices counted as the final evaluation made
+    them, routers included. tokens: of all phases; own_tokens: without a shared first one. seconds: of the own steps, a
+    step that was not timed taken for a median one; evaluations and compiling are not in it.
+    """
+    found = read_config(run.folder, "run")
+    final = final_record(run.config)
+    assert final is not None
+    last = run.config.phases[-1]
+    model, data = found.model_of(last.name), found.data
+    records = metrics.read(run.folder / metrics.FILE)
+    routers = final.get("routers", {})
+    taken = {_TAKEN[side]: summary["taken"] for side, summary in routers.items()}
+    counted, per_step = parameter_count(model), data.batch_size * data.length
+    first = [] if run.start is None else [(run.start, _final_loss(run.start))]
+    steps = sum(phase.steps for phase in run.config.phases)
+    before = 0 if run.start is None else run.start.phases[0].steps
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "fingerprint": fingerprint(whole),
+        "loss": final["loss"],
+        "evaluated_tokens": final["tokens"],
+        "curve": _curve(run.config, records),
+        "parameters": counted.total,
+        "active_parameters": counted.active,
+        "flops_per_token": forward_flops_per_token(model, data.length, **taken),
+        "steps": steps,
+        "tokens": (before + steps) * per_step,
+        "own_tokens": steps * per_step,
+        "seconds": _seconds(records),
+        "routers": {side: _routers(side, summary, last.name, records) for side, summary in routers.items()},
+        **({"exchanged": final["exchanged"]} if "exchanged" in final else {}),
+        "first_phase": [{"run": str(Path(c.run).relative_to(root)), "loss": loss} for c, loss in first],
+        "run": str(run.folder.relative_to(root)),
+        "after": {},
+    }
+
+
+def _final_loss(config: Config) -> float | None:
+    final = final_record(config)
+    return None if final is None else final["loss"]
+
+
+def _curve(config: Config, records: list[Record]) -> list[list[Any]]:
+    offsets, before = {}, 0
+    for phase in config.phases:
+        offsets[phase.name], before = before, before + phase.steps
+    return [[offsets[r["phase"]] + r["step"], r["loss"]] for r in records if r.get("kind") == "validation"]
+
+
+def _seconds(records: list[Record]) -> float | None:
+    given = [r.get("seconds") for r in records if r.get("kind") == "train"]
+    known = [float(value) for value in given if value is not None]
+    return sum(known) + (len(given) - len(known)) * statistics.median(known) if known else None
+
+
+def _routers(side: str, summary: Record, phase: str, records: list[Record]) -> dict[str, Any]:
+    """Of one side: entropy is the mean over the steps; churn that of the last analysis, null where training was
+    interrupted between that and the one before."""
+    analyses = [r["churn"].get(side) for r in records if r.get("kind") == "analysis" and r["phase"] == phase]
+    return {
+        "entropy": statistics.fmean(summary["entropy"]),
+        **{name: summary[name] for name in _SUMMARY},
+        "churn": analyses[-1] if analyses else None,
+    }

@@ -1,0 +1,125 @@
+"""What a study keeps: `study.json` (the arms that its results are of) and `results.jsonl` (a line for each run)."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from mom_jax.fields import ConfigError, from_dict
+from train.config import Config
+from train.files import write_whole, writing
+from train.reporting import metrics
+from train.studies.plan import Plan
+from train.training.run import Busy, differences
+
+STUDY, RESULTS = "study.json", "results.jsonl"
+
+Result = dict[str, Any]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The study's files for this process alone, as long as it takes to write them."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Raises ConfigError for a file that is no list of results."""
+    file = folder / RESULTS
+    if not file.is_file():
+        return []
+    results = metrics.read(file)
+    for i, result in enumerate(results, 1):
+        if not {"arm", "seed", "loss"} <= set(result):
+            raise ConfigError(f"{file}, line {i}: is no result of a study")
+    return list({(result["arm"], result["seed"]): result for result in results}.values())
+
+
+def write_result(plan: Plan, result: Result) -> None:
+    """Adds a result, or puts it in the place of the one of the same run; the file is in the order of the plan."""
+    with locked(plan.folder):
+        results = {(row["arm"], row["seed"]): row for row in [*read_results(plan.folder), result]}
+        order = {run.key: i for i, run in enumerate(plan.runs)}
+        _write(plan.folder, sorted(results.values(), key=lambda row: order.get((row["arm"], row["seed"]), len(order))))
+
+
+def _write(folder: Path, results: list[Result]) -> None:
+    lines = [json.dumps(row, allow_nan=False) + "\n" for row in results]
+    write_whole(folder / RESULTS, "".join(lines).encode())
+
+
+def check_study(plan: Plan) -> None:
+    """Raises ConfigError, naming the arm and the field, where an arm with results or runs is not what it was."""
+    old = _read_study(plan.folder)
+    there = {row["arm"] for row in read_results(plan.folder)}
+    folders = {arm.name: plan.folder / "runs" / arm.folder for arm in plan.study.arms}
+    for name, config in plan.configs.items():
+        before = old.get("arms", {}).get(name)
+        if before is None or not (name in there or folders[name].exists()):
+            continue
+        theirs = from_dict(Config, before)
+        lines = differences(theirs, config)
+        if theirs.final_batches != config.final_batches:
+            lines.append(f"final_batches: {theirs.final_batches} -> {config.final_batches}")
+        if old["first_phase_seeded"] != plan.study.first_phase_seeded:
+            lines.append(f"first_phase_seeded: {old['first_phase_seeded']} -> {plan.study.first_phase_seeded}")
+        if lines:
+            advice = "--fresh forgets what there is of it, another --out keeps it"
+            raise ConfigError(f"arm {name!r}: has changed on top of old results ({'; '.join(lines)}); {advice}")
+
+
+def write_study(plan: Plan) -> None:
+    """Notes what the arms are. Raises ConfigError as `check_study` does."""
+    with locked(plan.folder):
+        check_study(plan)
+        arms = _read_study(plan.folder).get("arms", {})
+        arms |= {name: dataclasses.asdict(config) for name, config in plan.configs.items()}
+        record = {
+            "name": plan.study.name,
+            "question": plan.study.question,
+            "size": plan.size,
+            "baseline": plan.study.baseline,
+            "seeds": plan.study.seeds_of(plan.size),
+            "first_phase_seeded": plan.study.first_phase_seeded,
+            "arms": arms,
+        }
+        write_whole(plan.folder / STUDY, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _read_study(folder: Path) -> dict[str, Any]:
+    file = folder / STUDY
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text())
+        return record if {"arms", "first_phase_seeded"} <= set(record) else {}
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from None
+
+
+def forget(plan: Plan, arms: Collection[str]) -> None:
+    """Removes the results and the runs of these arms; first phases stay, since they are known by what they are.
+
+    Raises Busy where another process is training one of them.
+    """
+    if not plan.folder.is_dir():
+        return
+    with locked(plan.folder), contextlib.ExitStack() as stack:
+        folders = [plan.folder / "runs" / arm.folder for arm in plan.study.arms if arm.name in arms]
+        for file in (file for folder in folders for file in folder.glob("*/.lock")):
+            lock = stack.enter_context(file.open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Busy(f"run={str(file.parent)!r}: another process is training in this folder") from None
+        _write(plan.folder, [row for row in read_results(plan.folder) if row["arm"] not in arms])
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,110 @@
+"""Runs a study: every run an ordinary run's folder, which training resumes wherever it was left."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mom_jax.fields import ConfigError
+from train.checkpoints.locate import find
+from train.studies.outcome import final_record, result_of
+from train.studies.plan import Plan, Run
+from train.studies.records import Result, read_results, write_result
+from train.training import processes
+from train.training.loop import train
+from train.training.run import Busy
+
+WAIT_SECONDS = 5.0
+
+Say = Callable[[str], None]
+
+
+def check_sources(runs: Sequence[Run]) -> None:
+    """Raises ConfigError where a run starts from a checkpoint that is not there."""
+    for run in runs:
+        for config in filter(None, (run.start, run.config)):
+            for phase in config.phases:
+                own = run.start is not None and phase.init_from == run.start.run
+                if phase.init_from in ("scratch", "previous") or own:
+                    continue
+                try:
+                    find(phase.init_from, field=f"phases.{phase.name}.init_from")
+                except ConfigError as error:
+                    raise ConfigError(f"arm {run.arm!r}: {error}") from None
+
+
+def run_all(plan: Plan, runs: Sequence[Run], say: Say) -> int | None:
+    """Trains whatever is not finished, and writes down each result when it is there.
+
+    What another process is training is left to it; when nothing else is left to do, it is waited for. Returns None
+    when all is done, or the number of the signal that stopped it. Raises ConfigError, naming the run, for what cannot
+    be trained.
+    """
+    pending = list(runs)
+    while pending:
+        busy = []
+        for run in pending:
+            try:
+                stopped = _run(plan, run, say)
+            except Busy:
+                busy.append(run)
+                continue
+            except ConfigError as error:
+                raise ConfigError(f"arm {run.arm!r}, seed {run.seed}: {error}") from None
+            if stopped is not None:
+                return stopped
+        if len(busy) == len(pending):
+            say(f"waiting: {len(busy)} runs, or their first phase, are with another process")
+            time.sleep(WAIT_SECONDS)
+        pending = busy
+    return None
+
+
+def missing(plan: Plan, run: Run, results: Sequence[Result]) -> list[str] | None:
+    """What a run's result lacks: names of `after`; None where there is no result."""
+    found = next((row for row in results if (row["arm"], row["seed"]) == run.key), None)
+    if found is None:
+        return None
+    have = found.get("after", {})
+    return [t.name for t in plan.study.after if have.get(t.name, {}).get("settings") != _plain(t.settings())]
+
+
+def _run(plan: Plan, run: Run, say: Say) -> int | None:
+    """One run, to its result; returns the number of a signal that stopped it."""
+    lacking = missing(plan, run, read_results(plan.folder))
+    [finished, known] = processes.of_first([lacking == [], lacking is not None])
+    if finished:
+        return None
+    if not known:
+        for config in filter(None, (run.start, run.config)):
+            [trained] = processes.of_first([final_record(config) is not None])
+            if not trained:
+                say(f"{run}: {config.run}")
+                stopped = train(config)
+                if stopped is not None:
+                    return stopped
+        result = result_of(run, plan.configs[run.arm], plan.root)
+        if processes.is_first():
+            write_result(plan, result)
+        say(f"{run}: {result['loss']} nats/token over {result['evaluated_tokens']:,} held-out tokens")
+    _do_after(plan, run, say)
+    return None
+
+
+def _do_after(plan: Plan, run: Run, say: Say) -> None:
+    """What the study does with the run's last checkpoint, as far as it has not been done."""
+    for task in plan.study.after:
+        [result] = [row for row in read_results(plan.folder) if (row["arm"], row["seed"]) == run.key]
+        if result["after"].get(task.name, {}).get("settings") == _plain(task.settings()):
+            continue
+        values = {name: float(value) for name, value in task(run.folder, run.seed).items()}
+        say(f"{run}: {task.name}: {', '.join(f'{name} {value:.2f}' for name, value in values.items())}")
+        done = {"settings": _plain(task.settings()), "metrics": values}
+        if processes.is_first():
+            write_result(plan, {**result, "after": {**result["after"], task.name: done}})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -12,7 +12,7 @@ import dataclasses
 from configs import quickstart
 from mom_jax.interop.phases import preserving
 from train.config import Config
-from train.studies.study import Arm, Study
+from train.study import Arm, Study
 
 
 def start_as_vanilla(config: Config) -> Config:

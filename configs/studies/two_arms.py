@@ -6,8 +6,7 @@ Command: python -m train.study configs/studies/two_arms.py
 from configs import quickstart
 from mom_jax.config import RouterConfig
 from train.config import AnalysisConfig, Config
-from train.studies.changes import changed
-from train.studies.study import Arm, Study
+from train.study import Arm, Study, changed
 
 
 def _tiny() -> Config:

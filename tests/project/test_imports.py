@@ -55,9 +55,9 @@ ROOMS = (
     {"analysis"},
     {"checkpoint", "training"},
     {"tasks"},
-    {"studies"},
+    {"study"},
 )
-PROGRAMS = {"main", "analyse", "prepare", "evaluate", "generate", "convert", "plan", "report", "study"}
+PROGRAMS = {"main", "analyse", "prepare", "evaluate", "generate", "convert", "plan", "report"}
 
 MOST_FILES, MOST_LINES = 14, 300
 

@@ -10,7 +10,7 @@ from typing import Any
 from mom_jax.config import ModelConfig
 from mom_jax.fields import require
 from train.config import Config
-from train.studies.study import Study
+from train.study.definition import Study
 from train.training.run import FREE
 
 SHARED = "shared"  # the folder of first phases, beside the studies' own

@@ -9,7 +9,7 @@ from train.checkpoints.run_config import read_config
 from train.config import Config
 from train.reporting import metrics
 from train.reporting.history import Record
-from train.studies.plan import Run, fingerprint
+from train.study.plan import Run, fingerprint
 
 _TAKEN = {"attention": "attn_taken", "ffn": "ffn_taken"}
 _SUMMARY = ("off_diagonal", "skip", "taken", "dropped")

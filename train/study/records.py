@@ -13,7 +13,7 @@ from mom_jax.fields import ConfigError, from_dict
 from train.config import Config
 from train.files import write_whole, writing
 from train.reporting import metrics
-from train.studies.plan import Plan
+from train.study.plan import Plan
 from train.training.run import Busy, differences
 
 STUDY, RESULTS = "study.json", "results.jsonl"

@@ -24,8 +24,8 @@ from train.steps.compiled import check_devices, compiled_memory, trace_step
 from train.steps.optimizer import make_optimizer
 from train.steps.placement import place_share
 from train.steps.state import TrainState, abstract_state, init_state
-from train.studies.plan import Plan, Run
-from train.studies.records import locked
+from train.study.plan import Plan, Run
+from train.study.records import locked
 from train.training.initial_state import fresh_params
 
 MEASURE = "measure.json"

@@ -16,13 +16,13 @@ import jax
 
 from mom_jax.fields import ConfigError, nearest, require
 from train.cli import notify, run_program
-from train.studies.listing import listing
-from train.studies.measure import measure
-from train.studies.plan import Plan, dealt, make_plan
-from train.studies.records import check_study, forget, write_study
-from train.studies.running import check_sources, run_all
-from train.studies.study import load_study
-from train.studies.table import write_table
+from train.study.definition import load_study
+from train.study.listing import listing
+from train.study.measure import measure
+from train.study.plan import Plan, dealt, make_plan
+from train.study.records import check_study, forget, write_study
+from train.study.running import check_sources, run_all
+from train.study.table import write_table
 from train.training import processes
 
 

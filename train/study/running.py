@@ -6,9 +6,9 @@ from typing import Any
 
 from mom_jax.fields import ConfigError
 from train.checkpoints.locate import find
-from train.studies.outcome import final_record, result_of
-from train.studies.plan import Plan, Run
-from train.studies.records import Result, read_results, write_result
+from train.study.outcome import final_record, result_of
+from train.study.plan import Plan, Run
+from train.study.records import Result, read_results, write_result
 from train.training import processes
 from train.training.loop import train
 from train.training.run import Busy

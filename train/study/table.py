@@ -7,10 +7,10 @@ from typing import Any
 from train.files import write_whole
 from train.reporting.history import is_number
 from train.reporting.tables import markdown
-from train.studies.comparison import Paired, Row, metric_by_seed, paired, rows
-from train.studies.measure import read_measure
-from train.studies.plan import Plan
-from train.studies.records import locked, read_results
+from train.study.comparison import Paired, Row, metric_by_seed, paired, rows
+from train.study.measure import read_measure
+from train.study.plan import Plan
+from train.study.records import locked, read_results
 
 TABLE, PLOT, CURVES = "table.md", "plot.png", "curves.png"
 
@@ -33,7 +33,7 @@ def write_table(plan: Plan) -> str:
     with locked(plan.folder):
         write_whole(plan.folder / TABLE, text.encode())
         if found:
-            from train.studies import pictures  # and matplotlib, which nothing else needs
+            from train.study import pictures  # and matplotlib, which nothing else needs
 
             write_whole(plan.folder / PLOT, pictures.losses(found, plan.study.baseline))
             write_whole(plan.folder / CURVES, pictures.curves(found))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from train.reporting.history import is_number
 from train.reporting.pictures import COLOURS, THEMES, rendered
-from train.studies.comparison import Row, interval
+from train.study.comparison import Row, interval
 
 _MARKS = "os^Dv<>Pd*"
 

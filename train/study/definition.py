@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from mom_jax.fields import ConfigError, nearest, require
 from train.cli import load_from
 from train.config import Config, Phase
-from train.studies.changes import changed
+from train.study.changes import changed
 
 Change = Callable[[Config], Config] | Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from scipy import stats
 
 from train.reporting.history import is_number
-from train.studies.records import Result
+from train.study.records import Result
 
 CONFIDENCE = 0.95
 

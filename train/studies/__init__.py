@@ -1,1 +1,0 @@
-"""Studies: arms and seeds from one file, their runs, and what they say side by side."""

@@ -1,0 +1,6 @@
+"""Studies: arms and seeds from one file, their runs, and what they say side by side. Whoever writes one needs these."""
+
+from train.study.changes import changed
+from train.study.definition import After, Arm, Study
+
+__all__ = ["After", "Arm", "Study", "changed"]

@@ -256,9 +256,9 @@ def test_fresh_forgets_an_arm_and_leaves_the_others(tmp_path):
     assert {row["arm"] for row in read_results(plan.folder)} == {"vanilla"}
     assert {run.arm for run in plan.runs if run.folder.exists()} == {"vanilla"}
     assert shared.exists()
-    with claimed(dataclasses.replace(BASE, run=str(tmp_path / "trial-small" / "runs" / "vanilla" / "seed-7"))):
-        with pytest.raises(Busy, match="seed-7"):
-            forget(plan, ["vanilla"])
+    elsewhere = dataclasses.replace(BASE, run=str(tmp_path / "trial-small" / "runs" / "vanilla" / "seed-7"))
+    with claimed(elsewhere), pytest.raises(Busy, match="seed-7"):
+        forget(plan, ["vanilla"])
     assert len(read_results(plan.folder)) == 3
 
 

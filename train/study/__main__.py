@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(listing(plan, runs))
         return 0
     check_sources(runs)
+    for task in study.after:
+        task.settings()  # which says what it lacks before hours of training, not after
     processes.join(flags)
     _keep_programs(plan)
     if flags.measure:

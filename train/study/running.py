@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from mom_jax.fields import ConfigError
 from train.checkpoints.locate import find
 from train.study.outcome import final_record, result_of
@@ -52,6 +54,8 @@ def run_all(plan: Plan, runs: Sequence[Run], say: Say) -> int | None:
                 raise ConfigError(f"arm {run.arm!r}, seed {run.seed}: {error}") from None
             if stopped is not None:
                 return stopped
+            # The programs of fifty arms would fill the memory; the next seed finds its own on disk.
+            jax.clear_caches()
         if len(busy) == len(pending):
             say(f"waiting: {len(busy)} runs, or their first phase, are with another process")
             time.sleep(WAIT_SECONDS)

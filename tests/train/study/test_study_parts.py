@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from programs import call
+from programs import ROOT, call
 from scipy import stats
 
 from configs.studies import start, two_arms
@@ -359,7 +359,7 @@ def test_wrong_files(tmp_path, capsys):
 
 
 def test_the_studies_of_this_repository_can_be_planned(tmp_path, capsys):
-    for file in sorted(Path("configs/studies").glob("[!_]*.py")):
+    for file in sorted((ROOT / "configs" / "studies").glob("[!_]*.py")):
         code, output, error = call(capsys, main, file, "--out", tmp_path, "--dry-run")
         assert (code, error) == (0, "")
         assert "to do" in output

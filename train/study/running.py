@@ -89,7 +89,8 @@ def _run(plan: Plan, run: Run, say: Say) -> int | None:
         result = result_of(run, plan.configs[run.arm], plan.root)
         if processes.is_first():
             write_result(plan, result)
-        say(f"{run}: {result['loss']} nats/token over {result['evaluated_tokens']:,} held-out tokens")
+        loss = "no number" if result["loss"] is None else f"{result['loss']:.4f} nats/token"
+        say(f"{run}: {loss} over {result['evaluated_tokens']:,} held-out tokens")
     _do_after(plan, run, say)
     return None
 

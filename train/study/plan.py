@@ -100,15 +100,28 @@ def _first_phase(config: Config, seed: int | None, root: Path) -> Config:
 
 
 def fingerprint(config: Config) -> str:
-    """Twelve letters that tell apart configurations that train differently or are evaluated on other text."""
-    record: dict[str, Any] = dataclasses.asdict(config)
-    for path in FREE:
-        node, *names = record, *path.split(".")
-        for name in names[:-1]:
-            node = node[name]
-        del node[names[-1]]
-    record["final_batches"] = config.final_batches
+    """Twelve letters that tell apart configurations that train differently or are evaluated on other text.
+
+    Of what differs from the defaults, so that results stay when a later version has a field more.
+    """
+    record = _given(config)
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _given(value: Any, path: str = "") -> Any:
+    """The fields that are not at their defaults; all of rows, whose defaults say nothing."""
+    if isinstance(value, tuple):
+        return [_given(item, path) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    record = {}
+    for field in dataclasses.fields(value):
+        name, own = f"{path}.{field.name}" if path else field.name, getattr(value, field.name)
+        if name in FREE and name != "final_batches":
+            continue
+        if own != field.default:
+            record[field.name] = _given(own, name)
+    return record
 
 
 def dealt(runs: Sequence[Run], shard: str | None) -> list[Run]:

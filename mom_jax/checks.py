@@ -47,7 +47,7 @@ def routing_faults(
         f"choices are outside of the {classes} classes": (index_TxK < 0) | (index_TxK > classes),
         "choices have another row than the plan says": sum(plan_faults(plan).sum() for plan in plans),
     }
-    if config.router.scoring == "softmax":
+    if config.router.scoring != "raw":
         off = jnp.abs(reported_TxC.sum(-1) - 1) > TOLERANCE
         faults["router probabilities do not sum to 1"] = off | ~jnp.isfinite(reported_TxC).all(-1)
     return {name: jnp.sum(wrong).astype(jnp.int32) for name, wrong in faults.items()}

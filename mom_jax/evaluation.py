@@ -9,17 +9,21 @@ import jax.numpy as jnp
 
 from mom_jax.config import ModelConfig
 from mom_jax.losses import IGNORE
+from mom_jax.routers import router_class
 
 
 def is_random(config: ModelConfig) -> bool:
     """Whether training draws random numbers."""
-    return config.dropout.active or bool(config.routed_sides and config.router.kind == "gru_random")
+    routed = bool(config.routed_sides)
+    return config.dropout.active or (routed and (config.router.noise > 0 or router_class(config).random))
 
 
 def for_evaluation(config: ModelConfig) -> tuple[ModelConfig, jax.Array | None]:
-    """(the model without dropout, and causal; the fixed key of routers that want noise in evaluation)."""
-    noisy = is_random(config) and config.router.kind == "gru_random" and config.router.noise_in_evaluation
-    config = dataclasses.replace(config.causal(), dropout=type(config.dropout)())
+    """(the model without dropout and exploration, and causal; the fixed key of routers that want noise in
+    evaluation)."""
+    noisy = config.routed_sides and config.router.kind == "gru_random" and config.router.noise_in_evaluation
+    router = dataclasses.replace(config.router, noise=0.0)
+    config = dataclasses.replace(config.causal(), dropout=type(config.dropout)(), router=router)
     return config, jax.random.key(0) if noisy else None
 
 

@@ -17,10 +17,11 @@ class SideStats:
     """Sums over the real (unmasked) tokens of one side, per chunk and step: [S, H, ...] in a model's output.
 
     probability_C: what the balance loss calls P, before the division by the number of tokens. top1_C: tokens whose best
-    class it is. choices_C: how often a class was among the K chosen. dropped: choices of a module that had no room for
-    them (only with `capacity_factor`). off_diagonal: real modules other than the step's own that were chosen. entropy:
-    of the reported distribution, nats. z: of logsumexp(logits)². tokens: how many. within: -log p, nats, of whether a
-    token is within the side's capacity, by its own scores; None without one.
+    class it is by what is reported, whatever noise or bias ranked. choices_C: how often a class was among the K chosen.
+    dropped: choices of a module that had no room for them (only with `capacity_factor`). off_diagonal: real modules
+    other than the step's own that were chosen. entropy: of the reported distribution, nats. z: of logsumexp(logits)².
+    tokens: how many. within: -log p, nats, of whether a token is within the side's capacity, by its own scores; None
+    without one.
     further_rounds: rounds after the first in which rows travelled along the mesh's `module` axis in the step, the mean
     over devices; of micro-batches they add up. All float32.
     """
@@ -65,9 +66,9 @@ def collect(
     reported = scores.reported_TxC
     check_array("collect: valid_T", valid_T, reported.shape[:1], bool)
     check_array("collect: dropped_T", dropped_T, reported.shape[:1], jnp.float32)
-    softmax = config.router.scoring == "softmax"
-    distribution = reported if softmax else jax.nn.softmax(reported, -1)
-    probability = jax.nn.softmax(reported, -1) if softmax and config.balance.softmax_again else distribution
+    raw = config.router.scoring == "raw"
+    distribution = jax.nn.softmax(reported, -1) if raw else reported
+    probability = jax.nn.softmax(reported, -1) if config.balance.softmax_again and not raw else distribution
     classes = jnp.arange(reported.shape[1], dtype=jnp.int32)
     weight = valid_T.astype(jnp.float32)
 

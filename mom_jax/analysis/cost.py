@@ -7,6 +7,7 @@ width, C router classes. Only matrix products are counted as FLOPs, a multiply-a
 import dataclasses
 import math
 
+from mom_jax.analysis.router_cost import router_cost
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.losses.chunked import DEFAULT_CHUNK_LOGITS
 
@@ -42,17 +43,6 @@ def _sublayer(config: ModelConfig, side: Side, *, biases: bool = True) -> int:
     return matrices + rest * biases
 
 
-def _router(config: ModelConfig, side: Side, *, biases: bool = True) -> int:
-    """Parameters of one router, 0 where that side has none; without `biases`, of its matrices only."""
-    if config.kind(side) != "routed":
-        return 0
-    d, r, c = config.d_model, config.router.dim, config.classes(side)
-    if config.router.kind == "mlp":
-        return d * r + r * c + (r + c) * biases
-    gates = 4 if config.router.kind == "gru_random" else 3
-    return (d + r) * gates * r + r * c + (2 * gates * r + c) * biases
-
-
 def _taken(config: ModelConfig, side: Side) -> float:
     """The most modules that tokens can take at a step of that side, the mean over steps and, where a side has a
     capacity, over tokens."""
@@ -80,11 +70,13 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     tokens, positions = config.vocab_size * d, config.context_length * d
     anchors = _anchors(config) * layer
     modules = s * sum(config.modules(side) * _sublayer(config, side) for side in SIDES)
-    routers = s * sum(_router(config, side) for side in SIDES)
+    routers = s * sum(router_cost(config, side).parameters for side in SIDES)
     classifier = d * (config.num_classes or 0)
     untied = 0 if config.tie_embeddings else tokens
     steps = s * config.num_steps
-    executed = sum(steps * (_taken(config, side) * _sublayer(config, side) + _router(config, side)) for side in SIDES)
+    executed = sum(
+        steps * (_taken(config, side) * _sublayer(config, side) + router_cost(config, side).active) for side in SIDES
+    )
     # A language model's tied head uses the whole table of tokens; otherwise a token uses one row of it.
     lookup = (tokens if config.tie_embeddings and not config.num_classes else d) + d
     used_head = 2 * d + (classifier or untied)
@@ -126,7 +118,7 @@ def forward_flops_by_part(
         "anchors": float(anchors * sum(matrices.values())),
         "modules": float(steps * sum(taken[side] * matrices[side] for side in SIDES)),
         "scores": float((anchors + steps) * 4 * d * context),
-        "routers": float(steps * sum(2 * _router(config, side, biases=False) for side in SIDES)),
+        "routers": float(steps * sum(2 * router_cost(config, side).products for side in SIDES)),
         "head": float(head),
     }
 
@@ -208,19 +200,15 @@ def training_memory_bytes(
     k_attn, k_ffn = _taken(config, "attention"), _taken(config, "ffn")
     full_anchor = everything(1, 1, False, False)
     full_step = everything(k_attn, k_ffn, config.kind("attention") == "routed", config.kind("ffn") == "routed")
-    state = sum(
-        config.classes(side) + (config.router.dim if config.router.kind != "mlp" else 0)
-        for side in SIDES
-        if config.kind(side) == "routed"
-    )
-    routers = config.router.dim * sum(config.kind(side) == "routed" for side in SIDES)
+    routers = [router_cost(config, side) for side in SIDES if config.kind(side) == "routed"]
+    state = sum(router.scored for router in routers)
     if config.remat == "none":
         numbers = anchors * full_anchor + steps * full_step
         # A router's backward pass also needs its hidden layer: the gates, before and after.
-        state += {"mlp": 1, "gru": 6, "gru_dev": 6, "gru_random": 8}[config.router.kind] * routers
+        state += sum(router.kept for router in routers)
     elif config.remat == "dots":
         numbers = anchors * products(1) + steps * products(k_ffn)
-        state += {"mlp": 1, "gru": 3, "gru_dev": 3, "gru_random": 4}[config.router.kind] * routers
+        state += sum(router.saved for router in routers)
     else:
         numbers = (anchors + steps) * d + max(full_anchor if anchors else 0, full_step if steps else 0)
     activations = round(tokens * (numbers * width + steps * state * 4))

@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from mom_jax.config import ChoiceConfig, ModelConfig, Side
 from mom_jax.fields import ConfigError, require
 from mom_jax.model import MoM, parameters, with_parameters
-from mom_jax.routers import prior_table
+from mom_jax.routers import make_router, prior_table, router_class
 
 Keep = Mapping[Side, Sequence[Sequence[int]]]  # by side, for each chunk: the modules that stay, ascending
 Params = dict[Any, Any]
@@ -78,8 +79,7 @@ def prune(config: ModelConfig, params: Params, keep: Keep) -> tuple[ModelConfig,
             router = chunks[s].pop(f"{side}_router")
             if small.kind(side) == "routed":
                 source = _sources(config, side, kept, small.classes(side))
-                names = ("score_kernel", "score_bias")
-                chunks[s][f"{side}_router"] = router | {name: _take(router[name], source) for name in names}
+                chunks[s][f"{side}_router"] = _cut(config, small, side, router, source)
     return small, {**params, "chunks": chunks}
 
 
@@ -96,13 +96,17 @@ def pruned_config(config: ModelConfig, keep: Keep) -> ModelConfig:
     classes for that, or for the nulls of `router.classes`, the table forbids what is too many.
 
     Raises ConfigError where a side's pool of one module would lose its router and that changes the model, where chunks
-    would need different tables, for annealed preferences (`config.at_step` fixes them), and where there are more null
-    classes than the smaller routers could have.
+    would need different tables, for annealed preferences (`config.at_step` fixes them), where there are more null
+    classes than the smaller routers could have, and for kinds of routers in which a module's logit depends on which
+    others there are.
     """
     check_keep(config, keep)
     for side, chunks in keep.items():
         alike = len({len(modules) for modules in chunks}) == 1
         require(alike, f"keep.{side}", chunks, "must leave as many in every chunk")
+    prunable = not config.routed_sides or router_class(config).prunable
+    allowed = "gives a module that goes to the others and not to SKIP, which forbidding it does not"
+    require(prunable, "router.kind", config.router.kind, allowed)
     counts = {side: len(keep[side][0]) if side in keep else config.modules(side) for side in config.routed_sides}
     left = {side: n + config.classes(side) - config.modules(side) for side, n in counts.items()}  # classes
     for side, n in counts.items():
@@ -205,14 +209,36 @@ def _sources(config: ModelConfig, side: Side, kept: Sequence[int], classes: int)
     return [*kept, *[-1] * (classes - len(kept) - len(nulls)), *nulls]
 
 
-def _take(array: Any, source: Sequence[int]) -> Any:
-    """The columns [..., source], 0 where it is -1."""
+def _cut(config: ModelConfig, small: ModelConfig, side: Side, router: Params, source: Sequence[int]) -> Params:
+    """A router's parameters with the classes `source` along every axis of that name.
+
+    Raises ConfigError where the smaller router has other shapes, as where an axis of classes has another name.
+    """
+
+    def abstract(config: ModelConfig) -> dict[Any, nnx.Param]:
+        made = nnx.eval_shape(lambda: make_router(config, side, rngs=nnx.Rngs(0)))
+        return dict(nnx.to_flat_state(nnx.state(made, nnx.Param)))
+
+    now, later = abstract(config), abstract(small)
+    flat = dict(nnx.traversals.flatten_mapping(router))
+    for path, array in flat.items():
+        for axis, name in enumerate(now[path].axes):
+            if name == "classes":
+                array = _take(array, axis, source)
+        shape, allowed = later[path].whole, "its axis of classes must have the name 'classes' for pruning"
+        require(array.shape == shape, f"router.kind={config.router.kind!r}, {'.'.join(path)}", array.shape, allowed)
+        flat[path] = array
+    return dict(nnx.traversals.unflatten_mapping(flat))
+
+
+def _take(array: Any, axis: int, source: Sequence[int]) -> Any:
+    """The entries `source` along an axis, 0 where it is -1."""
     index = np.array(source)
-    taken = array[..., np.maximum(index, 0)]
+    taken = array.take(np.maximum(index, 0), axis)
     if min(source) >= 0:
         return taken
     there = np.asarray(index >= 0, taken.dtype)
-    return taken * there.reshape((1,) * (taken.ndim - 1) + there.shape)
+    return taken * there.reshape((-1,) + (1,) * (taken.ndim - 1 - axis))
 
 
 def _choice(config: ModelConfig, keep: Keep, side: Side, classes: int) -> ChoiceConfig:

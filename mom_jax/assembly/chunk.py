@@ -24,7 +24,7 @@ from mom_jax.attention import KV, View
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.layers import FFN, INIT_STD, Attention, Sublayer, SublayerWeights
 from mom_jax.remat import remat
-from mom_jax.routers import Router, prior_table
+from mom_jax.routers import Router, make_router, prior_table
 from mom_jax.routing import Routing
 from mom_jax.sharding import gathered_again
 
@@ -37,11 +37,13 @@ class Noise(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """What a step reads; for a scan every array has a leading axis H. Absent parts are None. cache: never scanned."""
+    """What a step reads; for a scan every array has a leading axis H. Absent parts are None. exploration: the noise's
+    standard deviation. cache: never scanned."""
 
     step: jax.Array
     prior: dict[Side, jax.Array | None]
     noise: dict[Side, jax.Array | None]
+    exploration: jax.Array | None
     key: jax.Array | None
     exchange_key: jax.Array | None
     cache: KV | None
@@ -72,7 +74,7 @@ class Chunk(nnx.Module):
         self.ffn = FFN(config, **of("ffn"))
         for side in SIDES:
             if config.kind(side) == "routed":
-                setattr(self, f"{side}_router", Router(config, side, rngs=rngs))
+                setattr(self, f"{side}_router", make_router(config, side, rngs=rngs))
 
     def __call__(
         self,
@@ -90,7 +92,7 @@ class Chunk(nnx.Module):
     ) -> tuple[jax.Array, StepOutputs]:
         """x [B, L, D] through H steps.
 
-        key: draws dropout and router noise. step: training steps taken, for annealed priors. segment_ids: [B, L], the
+        key: draws dropout and router noise. step: training steps taken, for what is annealed. segment_ids: [B, L], the
         sequences of a row, which a capacity is for. prior: [H, C] a routed side, added to the configuration's. cache: a
         list of H. weights: those of `prepared()`, made before.
         """
@@ -103,11 +105,15 @@ class Chunk(nnx.Module):
             step=jnp.arange(config.num_steps, dtype=jnp.int32),
             prior={s: self._prior(s, step, prior) for s in SIDES},
             noise={"attention": noise and noise.attention, "ffn": noise and noise.ffn},
+            exploration=None,
             key=keys(key),
             exchange_key=keys(exchange_key),
             cache=None,
         )
 
+        if config.router.noise and key is not None:
+            deviation = jnp.broadcast_to(config.router.noise_at(step), (config.num_steps,))
+            inputs = inputs._replace(exploration=deviation)
         rivals = None
         if config.has_capacity:
             rivals = jnp.where(valid, 0 if segment_ids is None else segment_ids, -1)
@@ -174,7 +180,7 @@ class Chunk(nnx.Module):
             def make(side: Side) -> StepSide:
                 if side not in routers:
                     return PlainSide(config, self._plain(side, ordered, weights))
-                own = RouterInputs(now.prior[side], now.noise[side], noise_key[side], rivals)
+                own = RouterInputs(now.step, now.prior[side], now.noise[side], noise_key[side], now.exploration, rivals)
                 return RoutedSide(config, side, weights.pools[side], routers[side], carried[side], own)
 
             sides = {side: make(side) for side in SIDES}

@@ -4,7 +4,7 @@ One `Observation` says what is wanted of a whole chunk; a `StepObserver` collect
 what is computed, but for an exchange, which is asked for to see what the routing knows about a token.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -63,9 +63,9 @@ class StepObserver:
         selection: Selection,
         scores: Scores,
         plan: Plan | ExchangePlan,
-        state: jax.Array | None,
+        state: Any,
     ) -> None:
-        """A side has made its choices."""
+        """A side has made its choices. state: its router's, any tree of arrays by token."""
         with jax.named_scope("statistics"):
             dropped_T = dropped(selection, plan, self.config, side)
             self._statistics[side] = collect(
@@ -77,11 +77,16 @@ class StepObserver:
             self.captured |= {f"faults/{side} {name}": count for name, count in faults.items()}
         if "routing" not in self.observation.capture:
             return
-        values = {"scores": scores.reported_TxC, "index": selection.index_TxK, "weight": selection.weight_TxK}
+        values: dict[str, Any] = {
+            "scores": scores.reported_TxC,
+            "index": selection.index_TxK,
+            "weight": selection.weight_TxK,
+        }
         if state is not None:
             values["state"] = state
         shape = (*self.observation.valid.shape, -1)
-        self.captured |= {f"{side}/{name}": value.reshape(shape) for name, value in values.items()}
+        captured = jax.tree.map(lambda value: value.reshape(shape), values)
+        self.captured |= {f"{side}/{name}": value for name, value in captured.items()}
 
     def hidden(self, x: jax.Array) -> None:
         """The residual stream after the step."""

@@ -8,6 +8,7 @@ gradient sinks of its pool (`dispatch.PooledWeights`).
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from mom_jax import pool
 from mom_jax.assembly.observation import StepObserver
@@ -16,7 +17,7 @@ from mom_jax.config import ModelConfig, Side
 from mom_jax.dispatch import ExchangePlan, Plan
 from mom_jax.layers import SublayerWeights, plain_attention, plain_ffn
 from mom_jax.remat import save
-from mom_jax.routers import Router, Selection, select, unless_left
+from mom_jax.routers import Router, RouterStep, Selection, score, select, unless_left
 
 
 class Chosen(NamedTuple):
@@ -27,21 +28,24 @@ class Chosen(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """What a routed side hands from step to step. state: the router's, [T, R] float32, or None. sinks: where its pool's
+    """What a routed side hands from step to step. state: the router's, any tree of arrays. sinks: where its pool's
     gradients gather, by the pool's parts."""
 
-    state: jax.Array | None
+    state: Any
     sinks: dict[str, Any]
 
 
 class RouterInputs(NamedTuple):
-    """What a router reads at a step beside the residual stream. prior: [C] float32 on its logits. noise: of
-    `gru_random`, uniform on [0, 1), [B, L, R]; drawn from `key` where it is not given, else its mean. rivals: [B, L]
-    int32, which tokens compete for a capacity (`router.within_capacity`); None without one."""
+    """What a router reads at a step beside the residual stream. step: h, int32. prior: [C] float32 on its logits.
+    noise: of `gru_random`, uniform on [0, 1), [B, L, R]; drawn from `key` where it is not given, else its mean.
+    exploration: the standard deviation of the noise on what ranks, also drawn from `key`, without which there is none.
+    rivals: [B, L] int32, which tokens compete for a capacity (`router.within_capacity`); None without one."""
 
+    step: jax.Array
     prior: jax.Array | None
     noise: jax.Array | None
     key: jax.Array | None
+    exploration: jax.Array | None
     rivals: jax.Array | None
 
 
@@ -80,13 +84,18 @@ class RoutedSide:
         self.carried = carried
 
     def choose(self, x: jax.Array, left: jax.Array | None, observer: StepObserver) -> tuple[Chosen, jax.Array | None]:
-        config, side, prior = self.config, self.side, self.inputs.prior
+        config, side, inputs, prior = self.config, self.side, self.inputs, self.inputs.prior
         with jax.named_scope("router"):
-            logits, state = _score(self.router, x, self.carried.state, self.inputs)
+            step = RouterStep(inputs.step, inputs.key, inputs.noise)
+            logits, state = score(self.router, x.reshape(-1, x.shape[-1]), self.carried.state, step)
         self.carried = self.carried._replace(state=state)
         if left is not None:
             prior = unless_left(left, prior, config.classes(side))
-        selection, scores = select(logits, config, side, prior, self.inputs.rivals)
+        table = getattr(self.router, "step_bias", None)
+        bias_C = None if table is None else table[...][inputs.step]
+        selection, scores = select(
+            logits, config, side, prior, inputs.rivals, bias_C=bias_C, nudge_TxC=self._nudge(logits)
+        )
         if left is not None and getattr(config, side).exit:
             left = left | (selection.index_TxK[:, 0] == config.classes(side) - 1)
         selection = observer.exchanged(side, selection)
@@ -94,6 +103,17 @@ class RoutedSide:
             plan = save(pool.make_plan(self.pool, selection, observer.valid_T, config, side))
         observer.routed(side, selection, scores, plan, state)
         return Chosen(selection, plan), left
+
+    def _nudge(self, logits: jax.Array) -> jax.Array | None:
+        """What is added to what ranks, [T, C]: noise to explore, and the bias that balances."""
+        nudge, (key, deviation) = None, (self.inputs.key, self.inputs.exploration)
+        if key is not None and deviation is not None:
+            nudge = deviation * jax.random.normal(jax.random.fold_in(key, 1), logits.shape)
+        balance = getattr(self.router, "balance_bias", None)
+        if balance is not None:
+            bias_TxC = jnp.broadcast_to(balance[...][None], logits.shape)
+            nudge = bias_TxC if nudge is None else nudge + bias_TxC
+        return nudge
 
     def attend(
         self, x: jax.Array, chosen: Chosen, view: View, *, key: jax.Array | None, cache: KV | None
@@ -128,18 +148,3 @@ class PlainSide:
 
     def feed_forward(self, x: jax.Array, chosen: None, *, key: jax.Array | None) -> jax.Array:
         return plain_ffn(self.weights, x, self.config, key=key)
-
-
-def _score(
-    router: Router, x: jax.Array, state: jax.Array | None, inputs: RouterInputs
-) -> tuple[jax.Array, jax.Array | None]:
-    """A router on x [B, L, D]: (logits [T, C], state)."""
-    x = x.reshape(-1, x.shape[-1])
-    noise, key = inputs.noise, inputs.key
-    if router.config.router.kind != "gru_random" or (noise is None and key is None):
-        return router(x, state)
-    shape = (x.shape[0], router.config.router.dim)
-    if noise is None:
-        assert key is not None
-        noise = jax.random.uniform(key, shape)
-    return router(x, state, noise.reshape(shape))

@@ -50,7 +50,11 @@ def check_side(config: "ModelConfig", side: Side) -> None:
         shape = (len(choice.prior), *{len(row) for row in choice.prior})
         want = (config.num_steps, classes)
         require(shape == want, f"{side}.prior", shape, f"must have the shape (num_steps, classes) = {want}")
+    kind = config.router.kind
+    require(kind != "hierarchical" or config.skip, "router.kind", kind, "needs skip=True, which it decides about first")
     if config.router.all_modules:
+        bias = config.balance.bias_rate
+        require(not bias, "balance.bias_rate", bias, "must be 0 with router.all_modules=True, where nothing is ranked")
         allowed = f"needs a class for each of {side}'s {modules} modules"
         require(classes - config.skip >= modules, "router.classes", config.router.classes, allowed)
     else:

@@ -160,7 +160,8 @@ class ModelConfig:
             return self.router.weights
         if self.router.scoring == "raw":
             return "raw"
-        return "probability" if self.side_top_k(side) == 1 else "renormalised"
+        alone = self.router.scoring == "sigmoid" or self.side_top_k(side) == 1
+        return "probability" if alone else "renormalised"
 
     def kind(self, side: Side) -> Literal["routed", "ordered", "shared"]:
         """How that side's steps pick modules: by a router; each its own; or the only one there is."""
@@ -199,7 +200,7 @@ class ModelConfig:
         router: RouterConfig = fields.pop("router", RouterConfig())
         router = dataclasses.replace(
             router,
-            weights="renormalised" if router.scoring == "softmax" else "raw",
+            weights="raw" if router.scoring == "raw" else "renormalised",
             classes="ffn" if router.kind in ("mlp", "gru_dev") else "max",
             noise_in_evaluation=True,
         )

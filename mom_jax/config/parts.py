@@ -9,7 +9,7 @@ from mom_jax.fields import check_types, require
 
 @dataclasses.dataclass(frozen=True)
 class BalanceConfig:
-    """The load-balancing loss C·Σ f_i·P_i over all classes, SKIP and nulls included.
+    """The load-balancing loss C·Σ f_i·P_i over all classes, SKIP and nulls included; and balance without a loss.
 
     Attributes:
         weight: its factor in the total loss.
@@ -19,6 +19,9 @@ class BalanceConfig:
         over: the tokens whose means f and P are: of the whole `batch`, whatever it is accumulated from, or of each
             `micro_batch`, over whose losses is averaged, as happens where the official code accumulates. f of the batch
             must be known before the first gradient, so that `batch` costs a second forward pass of each micro-batch.
+        bias_rate: after each training step a bias of each module on what ranks, in logits, rises or falls by this much
+            where it was chosen less or more often than its chunk's mean (arXiv 2408.15664); SKIP and nulls have none
+            (mom_jax/routers/balance.py). The loss above stays as `weight` says. 0: no bias.
     """
 
     weight: float = 0.01
@@ -26,11 +29,13 @@ class BalanceConfig:
     over: Literal["batch", "micro_batch"] = "batch"
     softmax_again: bool = False
     needs_routed_attention: bool = False
+    bias_rate: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self.weight >= 0, "weight", self.weight, "must be at least 0")
         require(math.isfinite(self.weight), "weight", self.weight, "must be finite")
+        require(0 <= self.bias_rate < math.inf, "bias_rate", self.bias_rate, "must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,6 +154,8 @@ def config_to_official(config: ModelConfig) -> dict[str, Any]:
             official[name] = ours[0]
         else:
             inverse = {value: key for key, value in option.values.items()}
+            allowed = f"the authors' code has only {'; '.join(', '.join(map(str, theirs)) for theirs in inverse)}"
+            require(ours in inverse, ", ".join(option.fields), ", ".join(map(str, ours)), allowed)
             official[name] = inverse[ours]
     if config.num_classes is None:
         del official["num_labels"]

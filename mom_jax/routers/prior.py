@@ -12,25 +12,36 @@ def own_classes(config: ModelConfig, side: Side) -> jax.Array:
     return (c == own) & (c < config.modules(side))
 
 
+def favoured_classes(config: ModelConfig, side: Side) -> jax.Array:
+    """Which class a preference is for at each step, bool [H, C]: what `own_classes` says, or SKIP where it is none."""
+    own = own_classes(config, side)
+    return own | (_is_skip(config, side) & ~own.any(-1, keepdims=True))
+
+
 def prior_table(config: ModelConfig, side: Side, step: jax.Array | int | None = None) -> jax.Array | None:
     """The side's prior on the router's logits, [H, C] float32, after `step` training steps; None where all is free.
 
     Without `step` the preference has its full strength.
     """
     choice, classes = getattr(config, side), config.classes(side)
-    own = own_classes(config, side)
-    skip = (jnp.arange(classes)[None] == classes - 1) & config.skip
+    skip = _is_skip(config, side)
     if choice.choice == "ordered_or_skip":
-        return jnp.where(own | skip, 0.0, -jnp.inf)
+        return jnp.where(own_classes(config, side) | skip, 0.0, -jnp.inf)
     table = None if choice.prior is None else jnp.array(choice.prior, jnp.float32)
     if choice.preference or choice.skip_preference:
         rest = jnp.float32(1)
         if choice.anneal_steps and step is not None:
             rest = choice.remaining(step, classes)
-        favoured = own | (skip & ~own.any(-1, keepdims=True))
+        favoured = favoured_classes(config, side)
         preferred = jnp.where(favoured, rest * choice.preference, jnp.where(skip, rest * choice.skip_preference, 0.0))
         table = preferred if table is None else table + preferred
     return table
+
+
+def _is_skip(config: ModelConfig, side: Side) -> jax.Array:
+    """Which class is SKIP, bool [1, C]."""
+    classes = config.classes(side)
+    return (jnp.arange(classes)[None] == classes - 1) & config.skip
 
 
 def unless_left(left_T: jax.Array, prior_C: jax.Array | None, classes: int) -> jax.Array:

@@ -21,9 +21,9 @@ class Selection(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """logits_TxC: before the prior, over the temperature. reported_TxC: with the prior and, where scoring is softmax,
-    as probabilities: what the choice and the balance loss see. margin_T: where the side has a capacity, by how many
-    logits, prior included, each token's best module is ahead of SKIP. All float32."""
+    """logits_TxC: before the prior, over the temperature, with the step's bias. reported_TxC: with the prior and,
+    unless scoring is raw, as probabilities: what the balance loss sees. margin_T: where the side has a capacity, by how
+    many logits, prior included, each token's best module is ahead of SKIP. All float32."""
 
     logits_TxC: jax.Array
     reported_TxC: jax.Array
@@ -36,14 +36,21 @@ def select(
     side: Side,
     prior: jax.Array | None = None,
     rivals_BxL: jax.Array | None = None,
+    *,
+    bias_C: jax.Array | None = None,
+    nudge_TxC: jax.Array | None = None,
 ) -> tuple[Selection, Scores]:
     """The choices of every token from a router's logits (paper section 3.2; official mot_gpt's routing function).
 
     prior: [C], or [T, C] where it differs from token to token. rivals: which tokens of a row compete for the side's
-    capacity, for `within_capacity`; not read without one.
+    capacity, for `within_capacity`; not read without one. bias: learned, added to the logits after the temperature.
+    nudge: added to what ranks and to nothing else, in logits; of tokens within a capacity it ranks the modules.
 
-    With softmax scoring p = softmax(logits / temperature + prior) is reported, ranked and weighs. With raw scoring
-    logits + prior are reported and ranked, and the raw logits weigh. A choice with a prior of -inf is made a null.
+    With softmax scoring p = softmax(logits / temperature + bias + prior) is reported, ranked and weighs. With raw
+    scoring logits + bias + prior are reported and ranked, and logits + bias weigh. With sigmoid scoring logits /
+    temperature + bias + prior are ranked, their sigmoids, over the sum of all classes' (as for DeepSeek-V3's balance
+    loss, arXiv 2412.19437), are reported, and sigmoid(logits / temperature + bias) weighs. A choice with a prior of
+    -inf is made a null.
     With a capacity the tokens within it rank all classes but SKIP, the others nothing but SKIP; what is reported and
     what a choice weighs does not change, renormalising apart.
     Logits, prior, weights and scores are float32. Raises AssertionError for arrays of other shapes or dtypes.
@@ -53,36 +60,55 @@ def select(
     if prior is not None:
         check_array("select: prior", prior, (classes,) if prior.ndim == 1 else logits_TxC.shape, jnp.float32)
     router = config.router
-    softmax = router.scoring == "softmax"
-    logits = logits_TxC / router.temperature if softmax else logits_TxC
+    logits = logits_TxC if router.scoring == "raw" else logits_TxC / router.temperature
+    if bias_C is not None:
+        check_array("select: bias_C", bias_C, (classes,), jnp.float32)
+        logits = logits + bias_C[None]
     ranked = logits if prior is None else logits + (prior[None] if prior.ndim == 1 else prior)
-    scores = jax.nn.softmax(ranked, -1) if softmax else ranked
-    order, margin = scores, None
+    scores, worth = _scores(logits, ranked, router.scoring)
+    order, margin = scores if router.scoring == "softmax" else ranked, None
+    if nudge_TxC is not None:
+        check_array("select: nudge_TxC", nudge_TxC, logits_TxC.shape, jnp.float32)
+        order = ranked + nudge_TxC
     if (share := getattr(config, side).capacity) is not None:
         assert rivals_BxL is not None, f"select: {side}.capacity={share} needs rivals_BxL"
         margin = ranked[:, :-1].max(-1) - ranked[:, -1]
         within = save(within_capacity(margin.reshape(rivals_BxL.shape), rivals_BxL, share).reshape(-1))
         skip = jnp.arange(classes, dtype=jnp.int32) == classes - 1
-        order = jnp.where(skip[None] == within[:, None], -jnp.inf, scores)
+        order = jnp.where(skip[None] == within[:, None], -jnp.inf, order)
     if router.all_modules:
         tokens, modules = logits.shape[0], config.modules(side)
         index = jnp.broadcast_to(jnp.arange(modules, dtype=jnp.int32)[None], (tokens, modules))
-        weight = (scores if softmax else logits)[:, :modules]
+        weight = worth[:, :modules]
     else:
         # Kept for the backward pass, which would sort again, and indexed by comparing, whose gradient scatters nothing.
         index = save(jax.lax.top_k(jax.lax.stop_gradient(order), config.choices(side))[1])
         chosen = index[:, :, None] == jnp.arange(classes, dtype=index.dtype)[None, None]
-        weight = jnp.where(chosen, (logits if config.weights(side) == "raw" else scores)[:, None], 0.0).sum(-1)
+        weight = jnp.where(chosen, worth[:, None], 0.0).sum(-1)
         if margin is not None:
             index, weight = _without(jnp.isneginf(order), index, weight, classes)
         if config.weights(side) == "renormalised":
             total = weight.sum(-1, keepdims=True)
-            # Beside a SKIP that it is not allowed, a token's modules may have no probability that is a number.
-            weight = weight / (total if margin is None else jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
+            # Beside a SKIP that it is not allowed, a token's modules may have no probability that is a number; and
+            # sigmoids may all be 0.
+            safe = margin is None and router.scoring == "softmax"
+            weight = weight / (total if safe else jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
     weight = weight * getattr(config, side).scale
     if prior is not None:
         index, weight = _without(jnp.isneginf(prior), index, weight, classes)
     return Selection(index, weight), Scores(logits, scores, margin)
+
+
+def _scores(logits: jax.Array, ranked: jax.Array, scoring: str) -> tuple[jax.Array, jax.Array]:
+    """(what is reported, what a class weighs) of logits [T, C] without and with the prior."""
+    if scoring == "softmax":
+        scores = jax.nn.softmax(ranked, -1)
+        return scores, scores
+    if scoring == "raw":
+        return ranked, logits
+    # Of what is forbidden nothing may be left in the sum that renormalises.
+    worth = jnp.where(jnp.isneginf(ranked), 0.0, jax.nn.sigmoid(logits))
+    return jax.nn.softmax(jax.nn.log_sigmoid(ranked), -1), worth
 
 
 def _without(

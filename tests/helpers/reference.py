@@ -155,7 +155,8 @@ def sublayer(chunk, side, x, h, states, mask, noise, prior, step, config, out, i
     count, kind, short = config.modules(side), config.kind(side), {"attention": "attn", "ffn": "ffn"}[side]
     modules = [{name: array[m] for name, array in chunk[side].items()} for m in range(count)]
     if kind == "routed":
-        logits, states[side] = route(chunk[f"{side}_router"], x, states[side], noise, config)
+        router = chunk[f"{side}_router"]
+        logits, states[side] = route(router, x, h, states[side], noise, config)
         prior_C = jnp.asarray(prior_row(config, side, h, step) if prior is None else prior[h], jnp.float32)
         only_skip = jnp.array([NEVER] * (logits.shape[-1] - 1) + [0.0])
         table = jnp.where(states["left"][..., None], only_skip[None, None], prior_C[None, None])
@@ -164,7 +165,9 @@ def sublayer(chunk, side, x, h, states, mask, noise, prior, step, config, out, i
             margin = jnp.max((logits + table)[..., :-1], -1) - (logits + table)[..., -1]
             within = best(margin, mask, share)
             out[f"{short}_margin/{i}"], out[f"{short}_within/{i}"] = margin, within
-        scores, ids, chosen, weights = select(logits, table, count, config, side, within)
+        balance = router.get("balance_bias", jnp.zeros(logits.shape[-1]))
+        out[f"{short}_ranked/{i}"] = logits + table + balance[None, None]
+        scores, ids, chosen, weights = select(logits, table, balance, count, config, side, within)
         if getattr(config, side).exit:
             states["left"] = states["left"] | (ids[..., 0] == logits.shape[-1] - 1)
         out[f"{short}_logits/{i}"], out[f"{short}_scores/{i}"], out[f"{short}_topk_ids/{i}"] = logits, scores, ids
@@ -178,11 +181,22 @@ def sublayer(chunk, side, x, h, states, mask, noise, prior, step, config, out, i
     return ffn(modules, x, chosen, weights, config)
 
 
-def route(params, x, state, noise, config):
-    """The router's logits [B, L, C], divided by the temperature with softmax scoring, and its new state."""
+def route(params, x, h, state, noise, config):
+    """The router's logits [B, L, C] at step h, divided by the temperature unless scoring is raw, with the step's bias,
+    and its new state."""
     router = config.router
-    if router.kind == "mlp":
+    if router.norm == "layer":
+        x = standardise(x, config)
+    if router.kind == "linear":
+        hidden = x
+    elif router.kind == "mlp":
         hidden = jnp.maximum(linear(x, params["hidden_kernel"], params["hidden_bias"]), 0)
+    elif router.kind == "mingru":
+        z, n = gates(linear(x, params["input_kernel"], params["input_bias"]), router.dim)
+        before = jnp.zeros(n.shape) if state is None else state
+        hidden = state = (1 - jax.nn.sigmoid(z)) * before + jax.nn.sigmoid(z) * n
+    elif router.kind == "transformer":
+        hidden, state = attend_to_steps(params, x, h, state, config)
     else:
         if state is None:
             state = jnp.zeros((*x.shape[:2], router.dim))
@@ -200,7 +214,37 @@ def route(params, x, state, noise, config):
             state = p * state + (1 - p) * noise
         hidden = state
     logits = linear(hidden, params["score_kernel"], params["score_bias"])
-    return (logits / router.temperature if router.scoring == "softmax" else logits), state
+    if router.scoring != "raw":
+        logits = logits / router.temperature
+    if router.kind == "hierarchical":
+        p_skip = jax.nn.sigmoid(logits[..., -1:])
+        logits = jnp.log(jnp.concatenate([(1 - p_skip) * jax.nn.softmax(logits[..., :-1], -1), p_skip], -1))
+    if router.step_bias is not None:
+        logits = logits + params["step_bias"][h][None, None]
+    return logits, state
+
+
+def standardise(x, config):
+    mean = jnp.mean(x, -1, keepdims=True)
+    return (x - mean) / jnp.sqrt(jnp.mean((x - mean) ** 2, -1, keepdims=True) + config.layer_norm_epsilon)
+
+
+def attend_to_steps(params, x, h, entries, config):
+    """A pre-norm transformer layer over a token's steps 0..h; entries: [B, L, H, R], what it has of them."""
+    if entries is None:
+        entries = jnp.zeros((*x.shape[:2], config.num_steps, config.router.dim))
+    y = linear(x, params["input_kernel"], params["input_bias"]) + params["step_embedding"][h][None, None]
+    entries = entries.at[:, :, h].set(standardise(y, config))
+    heads = []
+    query = jnp.split(entries[:, :, h] @ params["query_kernel"], config.router.heads, -1)
+    for a in range(config.router.heads):
+        key, value = (entries[:, :, : h + 1] @ params[f"{name}_kernel"][:, a] for name in ("key", "value"))
+        logits = jnp.einsum("bld,blsd->bls", query[a], key) / math.sqrt(key.shape[-1])
+        heads.append(jnp.einsum("bls,blsd->bld", jax.nn.softmax(logits, -1), value))
+    y = y + linear(jnp.concatenate(heads, -1), params["attention_kernel"], params["attention_bias"])
+    inner = jnp.maximum(linear(standardise(y, config), params["in_kernel"], params["in_bias"]), 0)
+    y = y + linear(inner, params["out_kernel"], params["out_bias"])
+    return standardise(y, config), entries
 
 
 def gates(x, width):
@@ -248,19 +292,28 @@ def prior_row(config, side, h, step):
     return row
 
 
-def select(logits, prior, count, config, side, within=None):
+def select(logits, prior, balance, count, config, side, within=None):
     """The reported scores [B, L, C], the K classes by score [B, L, K], and for each of `count` modules who chose it and
     with what weight, both [B, L, 1]. A class that the prior forbids is null; so is SKIP for tokens within a capacity,
-    and all else for tokens that are not, with ids of C. prior: [B, L, C]. within: [B, L], with a capacity.
+    and all else for tokens that are not, with ids of C. prior: [B, L, C]. balance: [C], a bias of what ranks. within:
+    [B, L], with a capacity.
     """
     router, classes = config.router, logits.shape[-1]
     shifted = logits + prior
-    scores = jax.nn.softmax(shifted, -1) if router.scoring == "softmax" else shifted
+    if router.scoring == "softmax":
+        scores = weight = jax.nn.softmax(shifted, -1)
+    elif router.scoring == "sigmoid":
+        allowed = prior > NEVER
+        weight = jnp.where(allowed, jax.nn.sigmoid(logits), 0.0)
+        scores = jnp.where(allowed, jax.nn.sigmoid(jnp.where(allowed, shifted, 0.0)), 0.0)
+        scores = scores / jnp.sum(scores, -1, keepdims=True)
+    else:
+        scores, weight = shifted, logits
     may = jnp.ones(scores.shape, bool)
     if within is not None:
         is_skip = (jnp.arange(classes) == classes - 1)[None, None]
         may = jnp.where(within[..., None], ~is_skip, is_skip)
-    ranked = jnp.where(may, scores, NEVER)
+    ranked = jnp.where(may, shifted + balance[None, None], NEVER)
     # A class's rank is how many others are before it; of equals the first is before.
     earlier = jnp.tril(jnp.ones((classes, classes), bool), -1)[None, None]
     mine, theirs = ranked[..., :, None], ranked[..., None, :]
@@ -268,8 +321,6 @@ def select(logits, prior, count, config, side, within=None):
     top = min(config.side_top_k(side), classes)
     ids = jnp.stack([jnp.argmax(rank == k, -1) for k in range(top)], -1)
 
-    raw = router.scoring == "raw"
-    weight = logits if raw else scores
     taken = (rank < top) & may
     ids = jnp.where(jnp.take_along_axis(may, ids, -1), ids, classes)
     if router.all_modules:

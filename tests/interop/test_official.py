@@ -203,6 +203,20 @@ def test_options_we_cannot_express(theirs, message):
         (dataclasses.replace(SMALL, num_attn_modules=2, ffn=ChoiceConfig(exit=True), skip=True), r"ffn\.exit=True"),
         (dataclasses.replace(SMALL, ffn=ChoiceConfig(capacity=0.5), skip=True), r"ffn\.capacity=0\.5"),
         (dataclasses.replace(SMALL, balance=BalanceConfig()), r"balance\.softmax_again=False"),
+        (dataclasses.replace(SMALL, balance=dataclasses.replace(SMALL.balance, bias_rate=0.1)), r"bias_rate=0\.1"),
+        *(
+            (dataclasses.replace(SMALL, router=dataclasses.replace(SMALL.router, **fields)), message)
+            for fields, message in [
+                (
+                    {"kind": "mingru"},
+                    r"router\.kind, router\.scoring='mingru, softmax': the authors' code has only mlp, raw; mlp, softmax;",
+                ),
+                ({"scoring": "sigmoid"}, r"router\.kind, router\.scoring='mlp, sigmoid'"),
+                ({"norm": "layer"}, r"router\.norm='layer'"),
+                ({"step_bias": 1.0}, r"router\.step_bias=1\.0"),
+                ({"noise": 0.5}, r"router\.noise=0\.5"),
+            ]
+        ),
         (
             dataclasses.replace(SMALL, router=dataclasses.replace(SMALL.router, weights="probability")),
             r"router\.weights='probability'",
@@ -242,4 +256,9 @@ def test_every_field_and_option_is_accounted_for():
         "router.weights",
         "router.classes",
         "router.noise_in_evaluation",
+        "router.heads",
+        "router.norm",
+        "router.step_bias",
+        "router.noise",
+        "router.noise_steps",
     }

@@ -10,7 +10,7 @@ from small import SMALL, random_ids, random_params, run
 
 from mom_jax import checks, dispatch, losses, pool
 from mom_jax.attention import View, attend
-from mom_jax.routers import Router, Selection, select
+from mom_jax.routers import RouterStep, Selection, make_router, score, select
 from mom_jax.routing import collect
 
 B, L, D = 2, 5, SMALL.d_model
@@ -18,7 +18,7 @@ T, C, K = B * L, SMALL.classes("ffn"), SMALL.top_k
 
 
 def router(x, state):
-    return Router(SMALL, "ffn", rngs=nnx.Rngs(0))(x, state)
+    return score(make_router(SMALL, "ffn", rngs=nnx.Rngs(0)), x, state, RouterStep())
 
 
 def routed_ffn(x=None, index=None, weight=None):

@@ -57,7 +57,7 @@ class Plain:
     def logits(self, side, x):
         """The router's, [B, L, C], and its state goes on."""
         logits, self.states[side] = reference.route(
-            self.chunk[f"{side}_router"], x, self.states[side], None, self.config
+            self.chunk[f"{side}_router"], x, 0, self.states[side], None, self.config
         )
         return logits
 

@@ -19,6 +19,7 @@ from mom_jax.losses import Losses, LossSums, finish
 from mom_jax.model import gathered_parameters
 from mom_jax.routing import Routing
 from train.batch import Batch
+from train.steps.balance import balanced
 from train.steps.placement import BATCH, WHOLE
 from train.steps.state import TrainState, abstract_state, param_specs
 from train.steps.sums import (
@@ -90,7 +91,7 @@ def train_step(
     gradients, (losses, sums) = everywhere(state.params, batch, key, state.step)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer counter with floats
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = balanced(optax.apply_updates(state.params, updates), state.params, sums.routing, config)
     faults = sums.faults | ({"gradients are not finite": not_finite(gradients)} if debug_checks else {})
     norms = {side: optax.tree.norm(_of_routers(gradients, side)) for side in config.routed_sides}
     changes = {side: _root_mean_square(_of_routers(updates, side)) for side in config.routed_sides}

@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from mom_jax.sharding import MeshConfig
-from train.cli import run_program
+from train.cli import Imports, import_modules, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Arguments:
         checkpoint: a run's folder, RUN/checkpoints/PHASE, RUN/checkpoints/PHASE/STEP, a folder of Hugging Face's GPT-2
             or of the authors' code, or a .safetensors file of ours; or several of these.
         output: the folder for figures, tables and pictures.
+        imports: modules or Python files to import first, such as one that registers the model's router.
         best: of a run's phase take the step with the lowest validation loss, not the latest.
         tokenizer: a tokenizer's file or folder, where none lies beside the checkpoint.
         tokens: how many tokens of the text are captured, at most.
@@ -52,6 +53,7 @@ class Arguments:
 
     checkpoint: tuple[str, ...]
     output: Annotated[str | None, tyro.conf.arg(aliases=("--out",))] = None
+    imports: Imports = ()
     best: bool = False
     tokenizer: str | None = None
     tokens: int = 16384
@@ -65,6 +67,7 @@ class Arguments:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(Arguments, args=arguments, prog="python -m train.analyse", description=__doc__)
+    import_modules(flags.imports)
 
     from mom_jax.fields import require
     from mom_jax.sharding import make_mesh

@@ -1,19 +1,25 @@
 """What the programs have in common: flags, and errors as one line with exit code 2."""
 
 import argparse
+import functools
+import importlib
 import importlib.util
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Annotated, Any
 
 import tyro
 
 from mom_jax.fields import ConfigError
 from train.config import Config
 from train.steps.memory import keep_freed_memory
+
+# A field of a program's flags: `imports: Imports = ()`.
+Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import")]
 
 
 def run_program(main: Callable[[], int]) -> None:
@@ -39,27 +45,60 @@ def notify(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def import_modules(names: Sequence[str]) -> None:
+    """Imports what the user has named, modules or Python files: code of his own that registers routers, which a
+    checkpoint only names. Raises ConfigError for what cannot be imported."""
+    for name in names:
+        if name.endswith(".py"):
+            if not Path(name).is_file():
+                raise ConfigError(f"import={name!r}: no such file")
+            module, execute = _from_file(Path(name), Path(name).stem, f"import={name!r}")
+            # By its name, so that it is the same module for whoever imports it by that.
+            known = sys.modules.setdefault(module.__name__, module)
+            if known is module:
+                _run(execute, f"import={name!r}")
+            elif (other := getattr(known, "__file__", None)) is None or Path(other).resolve() != Path(name).resolve():
+                raise ConfigError(f"import={name!r}: there is another module {module.__name__!r}; rename the file")
+        else:
+            _run(functools.partial(importlib.import_module, name), f"import={name!r}")
+
+
+def _from_file(file: Path, name: str, what: str) -> tuple[ModuleType, Callable[[], None]]:
+    """(the module of a Python file, which fills it)."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{what}: must be a Python file")
+    module = importlib.util.module_from_spec(spec)
+    return module, functools.partial(spec.loader.exec_module, module)
+
+
+def _run(users_code: Callable[[], Any], what: str) -> Any:
+    """Runs code of the user's. Raises ConfigError with the line of a mistake in it."""
+    try:
+        return users_code()
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from error
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        line = getattr(error, "lineno", None) or last.lineno
+        raise ConfigError(f"{what}, line {line}: {type(error).__name__}: {error}") from error
+
+
 def load_config(path: str) -> Config:
     """`get_config()` of a Python file. Raises ConfigError where there is none."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"config={path!r}: no such file")
-    spec = importlib.util.spec_from_file_location("experiment", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"config={path!r}: must be a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    module, execute = _from_file(file, "experiment", f"config={path!r}")
+
+    def given() -> Any:
+        execute()
         get_config = getattr(module, "get_config", None)
         if get_config is None:
             raise ConfigError("must define get_config() -> train.config.Config")
-        config = get_config()
-    except ConfigError as error:
-        raise ConfigError(f"config={path!r}: {error}") from error
-    except Exception as error:  # a mistake in the user's file
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        line = getattr(error, "lineno", None) or last.lineno
-        raise ConfigError(f"config={path!r}, line {line}: {type(error).__name__}: {error}") from error
+        return get_config()
+
+    config = _run(given, f"config={path!r}")
     if not isinstance(config, Config):
         raise ConfigError(
             f"config={path!r}: get_config() must return a train.config.Config, not {type(config).__name__}"
@@ -73,6 +112,8 @@ def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
     A flag for every field: `--model.top-k 2`, `--phases.1.optim.learning-rate 3e-4`.
     """
     parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+    help = "a module or Python file to import first, such as one that registers a router"
+    parser.add_argument("--import", action="append", default=[], dest="imports", metavar="MODULE", help=help)
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder; the same as --run DIR")
     parser.add_argument("--help", "-h", action="store_true", help="show these flags and all fields with their defaults")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -81,6 +122,7 @@ def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
         print("\nWith --config FILE --help: every field of the configuration, as a flag, with its value there.")
         sys.exit(0)
     own, rest = parser.parse_known_args(arguments)
+    import_modules(own.imports)
     config = load_config(own.config)
     if own.workdir is not None:
         rest = [*rest, "--run", own.workdir]

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import tyro
 
 from mom_jax.sharding import MeshConfig
-from train.cli import load_config, notify, run_program
+from train.cli import Imports, import_modules, load_config, notify, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Arguments:
         mesh: the devices that rank them.
         tokenizer: a tokenizer's file or folder, where none lies beside the input.
         config: for `mom`, a Python file with get_config(), whose `model` is made.
+        imports: modules or Python files to import first, such as one that registers the model's router.
         best: of a run's phase take the step with the lowest validation loss, not the latest.
     """
 
@@ -65,11 +66,13 @@ class Arguments:
     mesh: MeshConfig = MeshConfig(data=1)
     tokenizer: str | None = None
     config: str | None = None
+    imports: Imports = ()
     best: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(Arguments, args=arguments, prog="python -m train.convert", description=__doc__)
+    import_modules(flags.imports)
 
     from mom_jax.fields import ConfigError, require
     from mom_jax.interop.phases import from_vanilla, is_vanilla

@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from train.cli import run_program
+from train.cli import Imports, import_modules, run_program
 from train.tasks.glue.evaluation import GlueConfig
 from train.tasks.xsum.evaluation import XsumConfig
 
@@ -59,6 +59,7 @@ class Arguments:
         include_path: lm_eval: a folder with tasks of your own, as YAML files.
         num_fewshot: lm_eval: examples before each question, instead of the tasks' own number.
         gen_kwargs: lm_eval: NAME=VALUE,... over the tasks' own settings of generation.
+        imports: modules or Python files to import first, such as one that registers the model's router.
         glue: how GLUE is done.
         xsum: how XSUM is done.
     """
@@ -80,6 +81,7 @@ class Arguments:
     include_path: str | None = None
     num_fewshot: int | None = None
     gen_kwargs: str | None = None
+    imports: Imports = ()
     glue: GlueConfig = dataclasses.field(default_factory=GlueConfig)
     xsum: XsumConfig = dataclasses.field(default_factory=XsumConfig)
 
@@ -96,6 +98,7 @@ _FOR: dict[str, tuple[str, ...]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(Arguments, args=arguments, prog="python -m train.evaluate", description=__doc__)
+    import_modules(flags.imports)
 
     from train.tasks.results import check_output
 

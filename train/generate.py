@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tyro
 
-from train.cli import notify, run_program
+from train.cli import Imports, import_modules, notify, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Arguments:
         truncate: whether a prompt longer than the model's context loses its beginning; otherwise it is refused.
         samples: continue the prompt so many times, each printed whole.
         seed: of what is drawn.
+        imports: modules or Python files to import first, such as one that registers the model's router.
         best: of a phase take the step with the lowest validation loss, not the latest.
     """
 
@@ -48,11 +49,13 @@ class Arguments:
     truncate: bool = True
     samples: int = 1
     seed: int = 0
+    imports: Imports = ()
     best: bool = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = tyro.cli(Arguments, args=arguments, prog="python -m train.generate", description=__doc__)
+    import_modules(flags.imports)
 
     from mom_jax.fields import ConfigError, require
     from mom_jax.generate import Decoder

@@ -228,6 +228,8 @@ def _cut(config: ModelConfig, small: ModelConfig, side: Side, router: Params, so
         shape, allowed = later[path].whole, "its axis of classes must have the name 'classes' for pruning"
         require(array.shape == shape, f"router.kind={config.router.kind!r}, {'.'.join(path)}", array.shape, allowed)
         flat[path] = array
+    # A step's own module or SKIP has become a table of what is free to choose.
+    flat |= {path: np.zeros(param.whole, np.float32) for path, param in later.items() if path not in flat}
     return dict(nnx.traversals.unflatten_mapping(flat))
 
 

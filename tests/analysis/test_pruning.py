@@ -65,6 +65,16 @@ CASES = {
     ),
     "all modules": (change(SMALL, router={"all_modules": True}), {"attention": [[0, 1]], "ffn": [[0, 2]]}),
     "one module of a side without SKIP": (change(SMALL, skip=False), {"attention": [[1]], "ffn": [[0, 2]]}),
+    "sigmoids with biases": (
+        change(
+            SMALL,
+            num_ffn_modules=4,
+            router={"scoring": "sigmoid", "step_bias": 1.0, "kind": "transformer"},
+            balance={"bias_rate": 0.1},
+            attention=ChoiceConfig("ordered_or_skip"),
+        ),
+        {"ffn": [[0, 2, 3]]},
+    ),
     "one module each": (
         change(SMALL, skip=False, router={"straight_through": True}),
         {"attention": [[1]], "ffn": [[0]]},

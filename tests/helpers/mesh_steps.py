@@ -54,6 +54,14 @@ MODELS = {
         },
         3,
     ),
+    "sigmoid": (
+        {
+            "router": {"kind": "transformer", "heads": 2, "scoring": "sigmoid", "norm": "layer", "step_bias": 1.0},
+            "balance": {"bias_rate": 0.1},
+            "attention": ChoiceConfig(preference=0.5),
+        },
+        3,
+    ),
     "scheduled": ({"attention": ChoiceConfig("ordered", schedule=(3, 0, 3))}, 3),
 }
 STEPS = 5

@@ -209,7 +209,7 @@ def test_options_we_cannot_express(theirs, message):
             for fields, message in [
                 (
                     {"kind": "mingru"},
-                    r"router\.kind, router\.scoring='mingru, softmax': the authors' code has only mlp, raw; mlp, softmax;",
+                    r"router\.kind, router\.scoring='mingru, softmax': the authors' code has only mlp, raw; mlp,",
                 ),
                 ({"scoring": "sigmoid"}, r"router\.kind, router\.scoring='mlp, sigmoid'"),
                 ({"norm": "layer"}, r"router\.norm='layer'"),

@@ -139,7 +139,41 @@ def complaint(make, *args, **kwargs):
         (ModelConfig, {"d_ff": "4"}, "d_ff='4': must be an integer or None"),
         (ModelConfig, {"z_loss": "0"}, "z_loss='0': must be a number"),
         (ModelConfig, {"router": {"dim": 3}}, "router={'dim': 3}: must be RouterConfig"),
-        (RouterConfig, {"kind": "lstm"}, "kind='lstm': must be one of 'mlp', 'gru', 'gru_dev', 'gru_random'"),
+        (
+            RouterConfig,
+            {"kind": "lstm"},
+            "kind='lstm': must be a registered router: linear, mlp, gru, gru_dev, gru_random, mingru, transformer, "
+            "hierarchical; import the module that registers your own",
+        ),
+        (RouterConfig, {"kind": "transformer", "dim": 8, "heads": 3}, "heads=3: must divide dim=8"),
+        (
+            RouterConfig,
+            {"kind": "hierarchical", "scoring": "sigmoid"},
+            "scoring='sigmoid': must be 'softmax' with kind='hierarchical', which has probabilities",
+        ),
+        (RouterConfig, {"step_bias": float("inf")}, "step_bias=inf: must be finite, or None"),
+        (RouterConfig, {"noise": -0.1}, "noise=-0.1: must be at least 0"),
+        (
+            RouterConfig,
+            {"noise": 0.1, "all_modules": True},
+            "noise=0.1: must be 0 with all_modules=True, where nothing is ranked",
+        ),
+        (
+            RouterConfig,
+            {"scoring": "sigmoid", "weights": "raw"},
+            "weights='raw': with scoring='sigmoid' use one of ('auto', 'renormalised', 'probability')",
+        ),
+        (
+            ModelConfig,
+            {"router": RouterConfig(kind="hierarchical"), "skip": False},
+            "router.kind='hierarchical': needs skip=True, which it decides about first",
+        ),
+        (BalanceConfig, {"bias_rate": -1.0}, "bias_rate=-1.0: must be at least 0"),
+        (
+            ModelConfig,
+            {"router": RouterConfig(all_modules=True), "balance": BalanceConfig(bias_rate=0.1)},
+            "balance.bias_rate=0.1: must be 0 with router.all_modules=True, where nothing is ranked",
+        ),
         (RouterConfig, {"dim": 0}, "dim=0: must be at least 1"),
         (RouterConfig, {"temperature": 0.0}, "temperature=0.0: must be positive"),
         (

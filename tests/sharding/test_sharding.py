@@ -63,6 +63,7 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
             ("none", [(1, 2, 2, 2)], 1),
             ("untied", [(1, 2, 2, 2)], 1),
             ("scheduled", [(1, 2, 2, 2)], 1),
+            ("sigmoid", [(1, 2, 2, 2)], 2),
             ("k1", [(1, 2, 2, 1)], 2),
         ]
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from small import NEVER, SMALL, assert_close, change, explicit, quick, random_id
 
 import mom_jax as mom
 from mom_jax.analysis.cost import parameter_count
+from mom_jax.analysis.router_cost import router_cost
 from mom_jax.config import ChoiceConfig
 from mom_jax.config.router import KINDS
 from mom_jax.evaluation import for_evaluation, is_random
@@ -102,6 +104,30 @@ def test_routers_that_are_refused(own):
         registry.KINDS.pop("own")
         with pytest.raises(error, match=message):
             scored(cls)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, cls in KINDS.items() if cls.__module__.startswith("mom_jax")])
+def test_products_are_as_many_as_the_cost_model_says(kind):
+    config = change(SMALL, router={"kind": kind, "heads": 2})
+    router = make_router(config, "ffn", rngs=nnx.Rngs(0))
+
+    def call(x, state, h):
+        return score(router, x, state, RouterStep(h))
+
+    program = jax.make_jaxpr(call)(jnp.zeros((5, 16)), router.initial_state(5), jnp.int32(1))
+    assert multiplications(program.jaxpr) == 5 * router_cost(config, "ffn").products
+
+
+def multiplications(jaxpr):
+    """Multiply-adds of all matrix products of a program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        total += sum(map(multiplications, jax.core.jaxprs_in_params(equation.params)))
+    return total
 
 
 # Exploration.

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 from programs import ROOT, call
 
 from mom_jax.config.router import KINDS
@@ -29,9 +28,14 @@ def unregistered(monkeypatch):
     forget()
 
 
+@pytest.mark.slow
 def test_it_is_trained_evaluated_and_generated_from(tmp_path, capsys, unregistered):
-    experiment, run = tiny.write_config(tmp_path), tmp_path / "run"
-    flags = "--config", experiment, "--model.router.kind", "cosine", "--model.num-chunks", 1, "--phases.0.steps", 2
+    experiment, run = tmp_path / "experiment.py", tmp_path / "run"
+    experiment.write_text(
+        "from pathlib import Path\n\nimport tiny\n\nfrom train.config import Phase\n\n\ndef get_config():\n"
+        f"    return tiny.config(Path({str(tmp_path)!r}), phases=(Phase('mom', 3),))\n"
+    )
+    flags = "--config", experiment, "--model.router.kind", "cosine"
     code, _, err = call(capsys, main.main, *flags)
     assert code == 2
     assert "must be a registered router: linear, mlp, gru" in " ".join(err.split())
@@ -48,7 +52,7 @@ def test_it_is_trained_evaluated_and_generated_from(tmp_path, capsys, unregister
     assert code == 2
     assert "router.kind='cosine': must be a registered router" in err
     assert len(err.splitlines()) == 1
-    code, out, err = call(capsys, evaluate.main, "--checkpoint", run, "--import", FILE, "--json")
+    code, out, err = call(capsys, evaluate.main, "--checkpoint", run, "--import", FILE, "--json", "--limit", 2)
     assert code == 0, err
     assert json.loads(out)["loss"] == pytest.approx(final["loss"], abs=1e-6)
     code, out, err = call(capsys, generate.main, "--checkpoint", run, "--tokens", 4, "--prompt", "alpha beta")

@@ -52,15 +52,16 @@ def import_modules(names: Sequence[str]) -> None:
         if name.endswith(".py"):
             if not Path(name).is_file():
                 raise ConfigError(f"import={name!r}: no such file")
-            module, execute = _from_file(Path(name), Path(name).stem, f"import={name!r}")
+            file = Path(name)
+            module, execute = _from_file(file, file.stem, f"import={name!r}")
             # By its name, so that it is the same module for whoever imports it by that.
             known = sys.modules.setdefault(module.__name__, module)
             if known is module:
-                _run(execute, f"import={name!r}")
-            elif (other := getattr(known, "__file__", None)) is None or Path(other).resolve() != Path(name).resolve():
+                _run(execute, f"import={name!r}", file)
+            elif (other := getattr(known, "__file__", None)) is None or Path(other).resolve() != file.resolve():
                 raise ConfigError(f"import={name!r}: there is another module {module.__name__!r}; rename the file")
         else:
-            _run(functools.partial(importlib.import_module, name), f"import={name!r}")
+            _run(functools.partial(importlib.import_module, name), f"import={name!r}", None)
 
 
 def _from_file(file: Path, name: str, what: str) -> tuple[ModuleType, Callable[[], None]]:
@@ -72,15 +73,16 @@ def _from_file(file: Path, name: str, what: str) -> tuple[ModuleType, Callable[[
     return module, functools.partial(spec.loader.exec_module, module)
 
 
-def _run(users_code: Callable[[], Any], what: str) -> Any:
-    """Runs code of the user's. Raises ConfigError with the line of a mistake in it."""
+def _run(users_code: Callable[[], Any], what: str, file: Path | None) -> Any:
+    """Runs code of the user's, of one file if he has named it. Raises ConfigError with the line of a mistake in it."""
     try:
         return users_code()
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from error
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        line = getattr(error, "lineno", None) or last.lineno
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if file is not None and Path(frame.filename) == file.absolute()]
+        line = getattr(error, "lineno", None) or (own or frames)[-1].lineno
         raise ConfigError(f"{what}, line {line}: {type(error).__name__}: {error}") from error
 
 
@@ -98,7 +100,7 @@ def load_config(path: str) -> Config:
             raise ConfigError("must define get_config() -> train.config.Config")
         return get_config()
 
-    config = _run(given, f"config={path!r}")
+    config = _run(given, f"config={path!r}", file)
     if not isinstance(config, Config):
         raise ConfigError(
             f"config={path!r}: get_config() must return a train.config.Config, not {type(config).__name__}"

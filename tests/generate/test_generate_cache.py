@@ -108,6 +108,14 @@ def test_two_chunks_with_anchors_and_skip():
             marks=SLOW,
         ),
         pytest.param({"attention": ChoiceConfig(preference=2.0), "router": {"kind": "mlp"}}, (True,), marks=SLOW),
+        pytest.param(
+            {
+                "router": {"kind": "transformer", "heads": 2, "scoring": "sigmoid", "norm": "layer", "step_bias": 1.0},
+                "balance": {"bias_rate": 0.1},
+            },
+            (True,),
+            marks=SLOW,
+        ),
         pytest.param({"router": {"kind": "gru_random", "classes": "max"}, "num_attn_modules": 2}, (True,), marks=SLOW),
     ],
     ids=lambda fields: " ".join(map(str, fields)),

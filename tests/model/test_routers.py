@@ -126,7 +126,9 @@ def multiplications(jaxpr):
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
-        total += sum(map(multiplications, jax.core.jaxprs_in_params(equation.params)))
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            total += multiplications(inner) if hasattr(inner, "eqns") else 0
     return total
 
 

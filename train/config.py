@@ -126,6 +126,10 @@ class Phase:
         init_from: `scratch`; `previous` (the phase before); or the folder of a run, of one of its phases
             (`RUN/checkpoints/PHASE`) or of one step. Only the parameters are taken. A vanilla model's layers become
             the modules of a Mixture-of-Modules.
+        distill: the model that teaches this phase, `previous` or what else `init_from` may name: frozen, as it is
+            evaluated, on the same batches. None: no teacher.
+        distill_weight: w in the loss (1 - w) · cross entropy + w · T² · KL(teacher || student).
+        distill_temperature: T, by which both models' logits are divided for the divergence.
     """
 
     name: str
@@ -133,11 +137,21 @@ class Phase:
     model: Literal["model", "vanilla"] = "model"
     init_from: str = "scratch"
     optim: OptimConfig = OptimConfig()
+    distill: str | None = None
+    distill_weight: float = 0.5
+    distill_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self.steps >= 1, "steps", self.steps, "must be at least 1")
         require(self.name.isidentifier(), "name", self.name, "must be a plain word")
+        good = 0 < self.distill_weight <= 1
+        require(good, "distill_weight", self.distill_weight, "must lie above 0 and be at most 1")
+        good = 0 < self.distill_temperature < math.inf
+        require(good, "distill_temperature", self.distill_temperature, "must be positive")
+        for name in ("distill_weight", "distill_temperature"):
+            value, usual = getattr(self, name), getattr(Phase, name)
+            require(self.distill is not None or value == usual, name, value, "is not used without distill")
         total = self.optim.warmup_steps + (self.optim.decay_steps if self.optim.schedule == "wsd" else 0)
         allowed = f"with decay_steps must be at most the phase's {self.steps} steps"
         require(total <= self.steps, "optim.warmup_steps", self.optim.warmup_steps, allowed)
@@ -217,6 +231,7 @@ class Config:
         names = [phase.name for phase in self.phases]
         require(len(set(names)) == len(names), "phases", names, "must have different names")
         require(self.phases[0].init_from != "previous", "phases[0].init_from", "previous", "has no phase before it")
+        require(self.phases[0].distill != "previous", "phases[0].distill", "previous", "has no phase before it")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "must be at least 1")
         require(self.final_batches >= 0, "final_batches", self.final_batches, "must be at least 0")
         room = self.model.exchange_room

@@ -12,6 +12,7 @@ from train.data.pipeline import TrainingData
 from train.steps.compiled import compiled_memory, trace_step
 from train.training import processes
 from train.training.preparation import make_ready
+from train.training.teacher import teacher_model
 
 PREVIEW_ROWS, PREVIEW_CHARACTERS = 3, 240
 
@@ -36,7 +37,9 @@ def dry_run(config: Config) -> None:
         micro = data.batch_size // phase.optim.accumulation // mesh.size
         for name, size in training_memory_bytes(model, micro, data.length).items():
             table.add_row(f"memory estimate with whole parameters, {name}", f"{size / 2**20:,.1f} MiB")
-        size = compiled_memory(trace_step(config, phase, mesh).lower().compile(), mesh).peak
+        size = compiled_memory(
+            trace_step(config, phase, mesh, teacher_model(config, phase)).lower().compile(), mesh
+        ).peak
         table.add_row(f"memory of the compiled step, each of {mesh.size} devices", f"{size / 2**20:,.1f} MiB")
         console.print(table)
     training = TrainingData(prepared, data)

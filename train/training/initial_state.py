@@ -90,7 +90,7 @@ def initial_state(
             return _resumed(config, phase, model, abstract_state(model, optimizer, mesh), folder, tokenizer)
     params, messages, seen = fresh_params(model, config.seed, mesh), ["starting from scratch"], 0
     if phase.init_from != "scratch":
-        source = _source(config, phase)
+        source = source_of(config, phase, phase.init_from)
         params, seen, messages = _initialised(source, phase, model, params, tokenizer, mesh)
     return InitialState(first_state(params, model, optimizer, mesh), seen, messages)
 
@@ -125,9 +125,10 @@ def check_sources(config: Config, tokenizer: str) -> None:
             jax.eval_shape(lambda a, b, theirs=meta.model, ours=model: from_vanilla(theirs, a, ours, b)[0], *shapes)
 
 
-def _source(config: Config, phase: Phase) -> str:
-    if phase.init_from != "previous":
-        return phase.init_from
+def source_of(config: Config, phase: Phase, name: str) -> str:
+    """The folder that `previous`, or a path, means for a phase."""
+    if name != "previous":
+        return name
     names = [row.name for row in config.phases]
     return str(Path(config.run) / FOLDER / names[names.index(phase.name) - 1])
 

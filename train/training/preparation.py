@@ -9,6 +9,7 @@ from train.data.prepared import Prepared, prepare
 from train.steps.compiled import check_devices
 from train.training.initial_state import check_sources
 from train.training.run import check_unchanged
+from train.training.teacher import check_teacher
 
 
 def make_ready(config: Config, console: Console) -> tuple[Config, Mesh, Prepared]:
@@ -20,4 +21,6 @@ def make_ready(config: Config, console: Console) -> tuple[Config, Mesh, Prepared
     prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
     config = config.with_vocabulary(prepared.tokenizer.vocab_size)
     check_sources(config, prepared.tokenizer.fingerprint)
+    for phase in config.phases:
+        check_teacher(config, phase, prepared.tokenizer.fingerprint)
     return config, mesh, prepared

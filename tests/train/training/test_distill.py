@@ -12,19 +12,22 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from small import SMALL, change, random_ids, random_params
+from orbax.checkpoint.args import StandardSave
+from small import SMALL, change, quick, random_ids, random_params
 
 import mom_jax as mom
 from mom_jax import losses
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
 from train.checkpoints import locate
+from train.checkpoints.manager import Checkpoints, Meta
 from train.config import CheckpointConfig, OptimConfig, Phase
 from train.reporting import metrics
 from train.steps.state import init_state
 from train.steps.teaching import Teaching
 from train.steps.train_step import train_step
 from train.training import loop
+from train.training.teacher import check_teacher, teacher_of
 
 TEACHER = dataclasses.replace(SMALL.vanilla(), d_model=8, d_ff=12)
 TEACHING = Teaching(TEACHER, 0.4, 2.0)
@@ -44,7 +47,8 @@ def oracle(params, batch, config, teacher):
 
 
 @pytest.mark.parametrize(
-    ("over", "accumulation"), [("batch", 1), pytest.param("batch", 2, marks=pytest.mark.slow), ("micro_batch", 2)]
+    ("over", "accumulation"),
+    [*(pytest.param("batch", i, marks=pytest.mark.slow) for i in (1, 2)), ("micro_batch", 2)],
 )
 def test_a_step_with_a_teacher_is_the_plain_formula(over, accumulation):
     """SGD with a rate of 1 subtracts the gradient. Where micro-batches are balanced by themselves, nothing is."""
@@ -55,9 +59,9 @@ def test_a_step_with_a_teacher_is_the_plain_formula(over, accumulation):
     mask[1, 4:] = False
     batch = {"tokens": random_ids(4, 7), "mask": jnp.asarray(mask)}
     bound = {"config": config, "optimizer": optimizer, "accumulation": accumulation, "seed": 0, "mesh": make_mesh()}
-    step = jax.jit(functools.partial(train_step, **bound, teaching=TEACHING))
+    step = quick(functools.partial(train_step, **bound, teaching=TEACHING))
     state, report = step(init_state(params, optimizer), batch, teacher)
-    plain = jax.jit(jax.value_and_grad(functools.partial(oracle, config=config, teacher=teacher), has_aux=True))
+    plain = quick(jax.value_and_grad(functools.partial(oracle, config=config, teacher=teacher), has_aux=True))
     (total, (loss, kl)), gradients = plain(params, batch)
     got = report.losses.total, report.losses.loss, report.losses.distill
     np.testing.assert_allclose(got, (total, loss, kl), rtol=2e-5)
@@ -85,6 +89,7 @@ def state_of(run, step):
     return found.meta(), found.params(found.meta().model)
 
 
+@pytest.mark.slow
 def test_an_interrupted_phase_with_a_teacher_goes_on_exactly(taught, tmp_path):
     """Muon and modules that wait are in it as well."""
     run = tmp_path / "run"
@@ -112,35 +117,40 @@ def test_an_interrupted_phase_with_a_teacher_goes_on_exactly(taught, tmp_path):
     assert (third["chunks"][0]["ffn"]["in_kernel"] != params["chunks"][0]["ffn"]["in_kernel"]).any()
 
 
-def test_teachers_that_cannot_be(taught, tmp_path):
-    """One line each; nothing is written."""
+def test_teachers_that_cannot_be(tmp_path):
+    """One line each; nothing is written. The teacher that a checkpoint names is taken, no other."""
+    config = tiny.config(tmp_path)
+    tiny.store(config, "pretrain")
+    run, new = config.run, tmp_path / "new"
 
-    def refused(message, distill, model=taught.model):
-        phase = dataclasses.replace(taught.phases[1], init_from="scratch", distill=distill)
+    def experiment(distill, model=config.model):
+        phase = Phase("mom", 6, distill=distill)
+        return dataclasses.replace(config, model=model, phases=(phase,), run=str(new))
+
+    def refused(message, distill, model=config.model):
         with pytest.raises(ConfigError, match=message):
-            loop.train(dataclasses.replace(taught, model=model, phases=(phase,), run=str(tmp_path / "new")))
-        assert not (tmp_path / "new").exists()
+            loop.train(experiment(distill, model))
+        assert not new.exists()
 
     refused(r"phases\[0\].distill='previous': has no phase before it", "previous")
     refused("phases.mom.distill='/nowhere': no such folder", "/nowhere")
-    larger = dataclasses.replace(taught.model, vocab_size=301)
-    refused("phases.mom.distill=.*: is a model of 300 token ids; model.vocab_size is 301", taught.run, larger)
+    larger = dataclasses.replace(config.model, vocab_size=301)
+    refused("phases.mom.distill=.*: is a model of 300 token ids; model.vocab_size is 301", run, larger)
 
-
-def test_a_teacher_that_is_gone(taught, tmp_path):
-    """Another checkpoint in its place is not taken."""
-    run = tmp_path / "run"
-    shutil.copytree(taught.run, run)
-    for step in (3, 4):
-        shutil.rmtree(run / locate.FOLDER / "mom" / str(step))
-    teacher = run / locate.FOLDER / "pretrain" / "2"
-    again = dataclasses.replace(taught, run=str(run))
-    teacher.rename(teacher.with_name("1"))
-    with pytest.raises(ConfigError, match=r"phases.mom.distill='previous': .*pretrain/2, which .*, is gone"):
-        loop.train(again)
-    shutil.rmtree(teacher.parent)
-    with pytest.raises(ConfigError, match=r"phases.mom.distill='.*pretrain': no such folder"):
-        loop.train(again)
+    taught, tokenizer = experiment(run), locate.find(run, field="run").meta().tokenizer
+    own = Checkpoints(new / locate.FOLDER / "mom", keep=2)
+    try:
+        teacher = teacher_of(taught, taught.phases[0], own, tokenizer, make_mesh())
+        assert teacher.name == "pretrain/6"
+        chex.assert_trees_all_equal(teacher.params, random_params(config.model.vanilla()))
+        own.save_items(Meta(taught, "mom", 2, 8, tokenizer, "pretrain/5"), x=StandardSave({"x": np.zeros(2)}))
+        own.wait()
+        with pytest.raises(ConfigError, match=r"phases.mom.distill=.*pretrain/5, which .*, is gone"):
+            teacher_of(taught, taught.phases[0], own, tokenizer, make_mesh())
+    finally:
+        own.close()
+    with pytest.raises(ConfigError, match=r"pretrain/5, which .*, is gone"):
+        check_teacher(taught, taught.phases[0], tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,9 @@ def test_waiting_parameters_have_no_moments_and_no_part_in_the_clipped_norm():
 # Checkpoints.
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[pytest.mark.slow] * (rule in ("adamw", "lion"))) for rule in RULES]
+)
 def test_a_run_that_was_interrupted_goes_on_exactly(rule, tmp_path):
     """Two steps, a checkpoint, two more: the same state, bit by bit, as four steps have."""
     mesh, (optimizer, update) = make_mesh(), compiled(rule)

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mom_jax.analysis.cost import parameter_count, train_flops_per_token, training_memory_bytes
+from train.checkpoints.teacher import teacher_model
 from train.config import Config
 from train.data.pipeline import TrainingData
 from train.steps.compiled import compiled_memory, trace_step
 from train.training import processes
 from train.training.preparation import make_ready
-from train.training.teacher import teacher_model
 
 PREVIEW_ROWS, PREVIEW_CHARACTERS = 3, 240
 

@@ -20,7 +20,7 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, require
 from mom_jax.interop.phases import from_vanilla
 from mom_jax.model import MoM, parameters
-from train.checkpoints.locate import FOLDER, check_tokenizer, find, last_step
+from train.checkpoints.locate import FOLDER, check_tokenizer, find, last_step, source_of
 from train.checkpoints.manager import Checkpoints
 from train.checkpoints.run_config import read_config
 from train.config import Config, Phase
@@ -123,14 +123,6 @@ def check_sources(config: Config, tokenizer: str) -> None:
         if not _same_model(meta.model, model):
             shapes = abstract_params(meta.model), abstract_params(model)
             jax.eval_shape(lambda a, b, theirs=meta.model, ours=model: from_vanilla(theirs, a, ours, b)[0], *shapes)
-
-
-def source_of(config: Config, phase: Phase, name: str) -> str:
-    """The folder that `previous`, or a path, means for a phase."""
-    if name != "previous":
-        return name
-    names = [row.name for row in config.phases]
-    return str(Path(config.run) / FOLDER / names[names.index(phase.name) - 1])
 
 
 def _resumed(

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from mom_jax.fields import require
 from train.checkpoints.locate import FOLDER, last_step
+from train.checkpoints.teacher import teacher_of
 from train.config import Config, Phase
 from train.reporting import metrics
 from train.steps.optimizer import make_optimizer
@@ -20,7 +21,6 @@ from train.training.preparation import make_ready
 from train.training.profile import Profile, stop_profile
 from train.training.run import claimed
 from train.training.signs import SignWatch
-from train.training.teacher import teacher_of
 
 
 def train(

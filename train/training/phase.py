@@ -10,6 +10,7 @@ import jax
 from mom_jax.analysis import routing
 from train.analysis.watch import Watch
 from train.checkpoints.manager import Checkpoints, Meta
+from train.checkpoints.teacher import Teacher
 from train.config import Phase
 from train.reporting.progress import Progress
 from train.reporting.throughput import utilisation
@@ -22,7 +23,6 @@ from train.training.context import Context
 from train.training.prefetch import DevicePrefetch
 from train.training.profile import profile_step
 from train.training.signs import SignWatch
-from train.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)

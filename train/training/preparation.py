@@ -4,12 +4,12 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from mom_jax.sharding import make_mesh
+from train.checkpoints.teacher import check_teacher
 from train.config import Config
 from train.data.prepared import Prepared, prepare
 from train.steps.compiled import check_devices
 from train.training.initial_state import check_sources
 from train.training.run import check_unchanged
-from train.training.teacher import check_teacher
 
 
 def make_ready(config: Config, console: Console) -> tuple[Config, Mesh, Prepared]:

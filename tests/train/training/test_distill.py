@@ -21,13 +21,13 @@ from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
 from train.checkpoints import locate
 from train.checkpoints.manager import Checkpoints, Meta
+from train.checkpoints.teacher import check_teacher, teacher_of
 from train.config import CheckpointConfig, OptimConfig, Phase
 from train.reporting import metrics
 from train.steps.state import init_state
 from train.steps.teaching import Teaching
 from train.steps.train_step import train_step
 from train.training import loop
-from train.training.teacher import check_teacher, teacher_of
 
 TEACHER = dataclasses.replace(SMALL.vanilla(), d_model=8, d_ff=12)
 TEACHING = Teaching(TEACHER, 0.4, 2.0)

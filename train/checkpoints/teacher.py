@@ -9,12 +9,11 @@ from jax.sharding import Mesh
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, require
-from train.checkpoints.locate import FOLDER, Found, check_tokenizer, find, last_step
+from train.checkpoints.locate import FOLDER, Found, check_tokenizer, find, last_step, source_of
 from train.checkpoints.manager import Checkpoints, Meta
 from train.config import Config, Phase
 from train.steps.compiled import teaching_of
 from train.steps.teaching import Teaching
-from train.training.initial_state import source_of
 
 
 @dataclasses.dataclass(frozen=True)

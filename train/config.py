@@ -56,18 +56,27 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW as in the paper's recipe, with a schedule of the learning rate.
+    """AdamW as in the paper's recipe, or another optimizer, with a schedule of the learning rate (docs/training.md).
 
     Attributes:
+        optimizer: `adamw`; `adafactor` (factored second moment, absolute steps; `beta1`=0 leaves out the first
+            moment, and the second's decay rises to `beta2`); `lion` (signs: of one moment, which `beta2` averages and
+            `beta1` mixes with the gradient; its rate is to be smaller); `muon` (the matrices of attention and FFN
+            made orthogonal, each module's by itself, all else as with `adamw`; one rate serves both).
         schedule: `cosine` from the peak to `final_fraction` of it; `constant`; `wsd` (warm-up, stable, and a linear
             decay over the last `decay_steps`). All warm up linearly over `warmup_steps`.
+        momentum: of Muon's matrices.
+        epsilon: added to the root of Adam's second moment.
         weight_decay: of matrices; biases and layer norms have none.
         router_multiplier: the routers' learning rate over everybody else's.
         multipliers: (pattern, factor) pairs, the first that matches a parameter's path wins; `*` matches anything.
         freeze: patterns of parameters that do not change; for a whole side: `chunks/*/attention/*`.
+        freeze_until: (pattern, steps) pairs: parameters that do not change in so many first steps of the phase and then
+            begin as if it were the first; the first pattern that matches wins.
         accumulation: micro-batches per optimizer step; the step equals the whole batch's, balance loss included.
     """
 
+    optimizer: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     warmup_steps: int = 0
@@ -75,12 +84,14 @@ class OptimConfig:
     final_fraction: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
+    momentum: float = 0.95
     epsilon: float = 1e-5
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     router_multiplier: float = 1.0
     multipliers: tuple[tuple[str, float], ...] = ()
     freeze: tuple[str, ...] = ()
+    freeze_until: tuple[tuple[str, int], ...] = ()
     accumulation: int = 1
 
     def __post_init__(self) -> None:
@@ -89,12 +100,18 @@ class OptimConfig:
             require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "must be positive")
         for name in ("warmup_steps", "decay_steps", "weight_decay", "router_multiplier"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
         require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "must lie between 0 and 1")
         decays = self.schedule == "wsd"
         allowed = f"must be {'positive' if decays else '0'} with schedule={self.schedule!r}"
         require((self.decay_steps > 0) == decays, "decay_steps", self.decay_steps, allowed)
+        unused = {"adamw": ["momentum"], "adafactor": ["momentum", "epsilon"], "lion": ["momentum", "epsilon"]}
+        for name in unused.get(self.optimizer, []):
+            value, usual = getattr(self, name), getattr(OptimConfig, name)
+            require(value == usual, name, value, f"is not used with optimizer={self.optimizer!r}: leave it at {usual}")
+        for pattern, steps in self.freeze_until:
+            require(steps >= 1, "freeze_until", (pattern, steps), "must have steps of at least 1")
         for pattern, factor in self.multipliers:
             require(0 <= factor < math.inf, "multipliers", (pattern, factor), "must have factors of at least 0")
         require(self.accumulation >= 1, "accumulation", self.accumulation, "must be at least 1")
@@ -109,6 +126,10 @@ class Phase:
         init_from: `scratch`; `previous` (the phase before); or the folder of a run, of one of its phases
             (`RUN/checkpoints/PHASE`) or of one step. Only the parameters are taken. A vanilla model's layers become
             the modules of a Mixture-of-Modules.
+        distill: the model that teaches this phase, `previous` or what else `init_from` may name: frozen, as it is
+            evaluated, on the same batches. None: no teacher.
+        distill_weight: w in the loss (1 - w) · cross entropy + w · T² · KL(teacher || student).
+        distill_temperature: T, by which both models' logits are divided for the divergence.
     """
 
     name: str
@@ -116,14 +137,27 @@ class Phase:
     model: Literal["model", "vanilla"] = "model"
     init_from: str = "scratch"
     optim: OptimConfig = OptimConfig()
+    distill: str | None = None
+    distill_weight: float = 0.5
+    distill_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self.steps >= 1, "steps", self.steps, "must be at least 1")
         require(self.name.isidentifier(), "name", self.name, "must be a plain word")
+        good = 0 < self.distill_weight <= 1
+        require(good, "distill_weight", self.distill_weight, "must lie above 0 and be at most 1")
+        good = 0 < self.distill_temperature < math.inf
+        require(good, "distill_temperature", self.distill_temperature, "must be positive")
+        for name in ("distill_weight", "distill_temperature"):
+            value, usual = getattr(self, name), getattr(Phase, name)
+            require(self.distill is not None or value == usual, name, value, "is not used without distill")
         total = self.optim.warmup_steps + (self.optim.decay_steps if self.optim.schedule == "wsd" else 0)
         allowed = f"with decay_steps must be at most the phase's {self.steps} steps"
         require(total <= self.steps, "optim.warmup_steps", self.optim.warmup_steps, allowed)
+        for row in self.optim.freeze_until:
+            allowed = f"must have fewer steps than the phase's {self.steps}; what never changes is optim.freeze's"
+            require(row[1] < self.steps, "optim.freeze_until", row, allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +231,7 @@ class Config:
         names = [phase.name for phase in self.phases]
         require(len(set(names)) == len(names), "phases", names, "must have different names")
         require(self.phases[0].init_from != "previous", "phases[0].init_from", "previous", "has no phase before it")
+        require(self.phases[0].distill != "previous", "phases[0].distill", "previous", "has no phase before it")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "must be at least 1")
         require(self.final_batches >= 0, "final_batches", self.final_batches, "must be at least 0")
         room = self.model.exchange_room

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig
 from mom_jax.losses.chunked import linear_cross_entropy
+from mom_jax.losses.distillation import distilled_cross_entropy
 from mom_jax.model import Output
 from mom_jax.routing import Routing, SideStats
 
@@ -21,24 +22,37 @@ IGNORE = -100
 @dataclasses.dataclass(frozen=True)
 class LossSums:
     """nll: the sum of -log p over the labels that count, nats. count: how many. routing: the routers' sums. faults: by
-    name how often each was seen, [S, H] int32, where a pass was asked for them."""
+    name how often each was seen, [S, H] int32, where a pass was asked for them. objective, kl: with a teacher what is
+    learnt in the place of `nll`, and the divergence from it; see `distilled_cross_entropy`."""
 
     nll: jax.Array
     count: jax.Array
     routing: Routing
     faults: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    objective: jax.Array | None = None
+    kl: jax.Array | None = None
+
+    @property
+    def task(self) -> jax.Array:
+        """What is learnt, the routers' losses aside."""
+        return self.nll if self.objective is None else self.objective
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """total = loss + balance.weight · balance + z_loss · z + capacity_loss · capacity. Scalars, float32, nats."""
+    """total = loss + balance.weight · balance + z_loss · z + capacity_loss · capacity. Scalars, float32, nats.
+
+    With a teacher `loss` is the cross entropy all the same, `distill` the divergence from the teacher, and in `total`
+    stands the mean of `LossSums.objective` in the place of `loss`.
+    """
 
     total: jax.Array
     loss: jax.Array
     balance: jax.Array
     z: jax.Array
     capacity: jax.Array
+    distill: jax.Array | None = None
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -61,9 +75,25 @@ def next_token(output: Output, labels: jax.Array) -> tuple[jax.Array, jax.Array]
     labels: int32. Both results are float32, the first in nats.
     """
     check_array("next_token: labels", labels, output.hidden.shape[:2], int)
-    labels = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
+    labels = _one_on(labels)
     nll = linear_cross_entropy(output.hidden, output.unembedding, labels)
     return nll, (labels != IGNORE).sum().astype(jnp.float32)
+
+
+def distilled_next_token(
+    output: Output, teacher: Output, labels: jax.Array, weight: float, temperature: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(objective, nll, kl, number of labels): the same with a teacher's output for the same tokens; see
+    `distilled_cross_entropy`."""
+    check_array("distilled_next_token: labels", labels, output.hidden.shape[:2], int)
+    labels = _one_on(labels)
+    student, other = ((model.hidden, model.unembedding) for model in (output, teacher))
+    objective, nll, kl = distilled_cross_entropy(*student, *other, labels, weight, temperature)
+    return objective, nll, kl, (labels != IGNORE).sum().astype(jnp.float32)
+
+
+def _one_on(labels: jax.Array) -> jax.Array:
+    return jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE)
 
 
 def _balance(probability_C: jax.Array, top1_C: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -106,8 +136,8 @@ def _mean(routing: Routing, name: str) -> jax.Array:
 
 def finish(sums: LossSums, config: ModelConfig) -> Losses:
     """The losses of a whole batch from its sums."""
-    loss = sums.nll / jnp.maximum(sums.count, 1)
+    count = jnp.maximum(sums.count, 1)
     balance, z = balance_loss(sums.routing, config), z_loss(sums.routing)
     capacity = capacity_loss(sums.routing)
-    total = loss + config.balance.weight * balance + config.z_loss * z + config.capacity_loss * capacity
-    return Losses(total, loss, balance, z, capacity)
+    total = sums.task / count + config.balance.weight * balance + config.z_loss * z + config.capacity_loss * capacity
+    return Losses(total, sums.nll / count, balance, z, capacity, None if sums.kl is None else sums.kl / count)

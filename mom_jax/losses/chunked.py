@@ -31,7 +31,7 @@ def linear_cross_entropy(hidden_BxLxD: jax.Array, kernel_VxD: jax.Array, labels_
         nll, _ = _chunk(part, kernel, differentiate=False)
         return total + nll, None
 
-    return jax.lax.scan(chunk, jnp.float32(0), _split(hidden_BxLxD, labels_BxL, kernel.shape[0]))[0]
+    return jax.lax.scan(chunk, jnp.float32(0), split(hidden_BxLxD, labels_BxL, kernel.shape[0]))[0]
 
 
 def label_scores(hidden_BxLxD: jax.Array, kernel_VxD: jax.Array, labels_BxL: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -57,7 +57,7 @@ def label_scores(hidden_BxLxD: jax.Array, kernel_VxD: jax.Array, labels_BxL: jax
         return jax.lax.cond((part[1] >= 0).any(), score, skip, part)
 
     batch, length = labels_BxL.shape
-    parts = jax.lax.map(chunk, _split(hidden_BxLxD, labels_BxL, kernel.shape[0]))
+    parts = jax.lax.map(chunk, split(hidden_BxLxD, labels_BxL, kernel.shape[0]))
     value, first = (x.reshape(x.shape[0], batch, -1).swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in parts)
     return value, first
 
@@ -68,7 +68,7 @@ def _check(name: str, hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -
     check_array(f"{name}: labels_BxL", labels, (None, None), int)
 
 
-def _split(hidden: jax.Array, labels: jax.Array, vocabulary: int) -> tuple[jax.Array, jax.Array]:
+def split(hidden: jax.Array, labels: jax.Array, vocabulary: int) -> tuple[jax.Array, jax.Array]:
     """Hidden states [C, T / C, D] and labels [C, T / C]; the sequence is filled up with labels that do not count.
 
     The sequence is split, not the batch, which may lie on several devices.
@@ -82,6 +82,13 @@ def _split(hidden: jax.Array, labels: jax.Array, vocabulary: int) -> tuple[jax.A
     labels = jnp.pad(labels, ((0, 0), (0, fill)), constant_values=-1)
     hidden = hidden.reshape(batch, chunks, size, -1).swapaxes(0, 1).reshape(chunks, batch * size, -1)
     return hidden, labels.reshape(batch, chunks, size).swapaxes(0, 1).reshape(chunks, -1)
+
+
+def joined(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Rows [C, T / C, D] of chunks as `split` makes them, in their places [B, L, D]; shape: (B, L)."""
+    batch, length = shape
+    rows = chunks.reshape(chunks.shape[0], batch, -1, chunks.shape[-1]).swapaxes(0, 1)
+    return rows.reshape(batch, -1, chunks.shape[-1])[:, :length]
 
 
 def _chunk(part: tuple[jax.Array, jax.Array], kernel: jax.Array, *, differentiate: bool) -> tuple:
@@ -110,10 +117,8 @@ def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> tuple[j
 
     # Transposed until the end: what is transposed in each chunk is then the small operand.
     start = jnp.float32(0), jnp.zeros(kernel.shape[::-1], jnp.float32)
-    (total, d_kernel_t), d_hidden = jax.lax.scan(chunk, start, _split(hidden, labels, kernel.shape[0]))
-    batch, length, width = hidden.shape
-    d_hidden = d_hidden.reshape(d_hidden.shape[0], batch, -1, width).swapaxes(0, 1).reshape(batch, -1, width)
-    return total, (d_hidden[:, :length], d_kernel_t.T.astype(kernel.dtype))
+    (total, d_kernel_t), d_hidden = jax.lax.scan(chunk, start, split(hidden, labels, kernel.shape[0]))
+    return total, (joined(d_hidden, labels.shape), d_kernel_t.T.astype(kernel.dtype))
 
 
 def _backward(residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.Array, None]:

@@ -62,6 +62,7 @@ MODELS = {
         },
         3,
     ),
+    "wide": ({"d_model": 128, "d_ff": 128}, 3),
     "scheduled": ({"attention": ChoiceConfig("ordered", schedule=(3, 0, 3))}, 3),
 }
 STEPS = 5
@@ -116,12 +117,12 @@ def packed_batch(mesh, length):
     return jax.device_put(rows, batch_sharding(mesh))
 
 
-def train(name, shape, accumulation=1):
+def train(name, shape, rule="adamw"):
     """(losses of five steps, parameters after them, how often the step was compiled)."""
     config, mesh = model_of(name), make_mesh(None if shape is None else MeshConfig(*shape))
-    optimizer = make_optimizer(OptimConfig(learning_rate=3e-4), 100)
+    optimizer = make_optimizer(OptimConfig(optimizer=rule, learning_rate=3e-4), 100)
     state, placed = setting(config, optimizer, mesh, seed_of(name))
-    step, losses = jit_train_step(config, optimizer, accumulation, 0, mesh), []
+    step, losses = jit_train_step(config, optimizer, 1, 0, mesh), []
     for i in range(STEPS):
         state, report = step(state, batch(i, mesh))
         losses.append(jax.device_get(report.losses))
@@ -152,12 +153,12 @@ def gradient_on_one(name, packed, force):
     return gradient(name, None, packed=packed, force=force)
 
 
-def compare_training(name, shapes):
+def compare_training(name, shapes, rule="adamw"):
     """(the first and the last loss; for each mesh the largest differences of losses and parameters, compilations)."""
-    losses, params, _ = train(name, None)
+    losses, params, _ = train(name, None, rule)
     result = []
     for shape in shapes:
-        other_losses, other_params, compiled = train(name, shape)
+        other_losses, other_params, compiled = train(name, shape, rule)
         result.append([worst(losses, other_losses), worst(params, other_params), compiled])
     return [losses[0].total.item(), losses[-1].total.item(), result]
 

@@ -49,6 +49,18 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
         assert compiled == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rule"), [("wide", "adafactor"), ("k1", "muon"), ("k1", "lion")])
+def test_an_optimizer_on_a_mesh_is_the_same_on_one_device(name, rule):
+    """Adafactor's moments are factored there; Muon's matrices are divided among devices."""
+    first, last, [[losses, params, compiled]] = on_eight(compare_training, name, [(1, 2, 2, 2)], rule)
+    assert abs(first - last) > 1e-3
+    assert losses < 1e-4
+    # Keys' biases have no gradient but rounding, of which Lion and Adafactor, without an epsilon, make whole steps.
+    assert params < (1e-4 if rule == "muon" else 5 * 2.1 * 3e-4)
+    assert compiled == 1
+
+
 @pytest.mark.parametrize(
     ("name", "shapes", "accumulation"),
     [

@@ -11,6 +11,7 @@ from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
 from train.checkpoints.manager import Checkpoints, Meta
 from train.checkpoints.run_config import CONFIG, read_config
+from train.config import Config, Phase
 
 # In a run's folder; below it are the phases' folders, and below each the steps'.
 FOLDER = "checkpoints"
@@ -92,3 +93,11 @@ def check_tokenizer(fingerprint: str, meta: Meta, name: str) -> None:
         raise ConfigError(
             f"{name}: the checkpoint was trained with another tokenizer ({theirs}; not {fingerprint[:12]})"
         )
+
+
+def source_of(config: Config, phase: Phase, name: str) -> str:
+    """The folder that `previous`, or a path, means for a phase."""
+    if name != "previous":
+        return name
+    names = [row.name for row in config.phases]
+    return str(Path(config.run) / FOLDER / names[names.index(phase.name) - 1])

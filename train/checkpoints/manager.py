@@ -41,6 +41,7 @@ class Meta:
     step: int
     examples_seen: int
     tokenizer: str  # its fingerprint
+    teacher: str | None = None  # `PHASE/STEP` in the run that the phase's `distill` names
 
     @property
     def model(self) -> ModelConfig:

@@ -1,5 +1,6 @@
 """The train step before there is a state: traced from shapes, compiled for this machine or for another one."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from mom_jax.fields import require
 from mom_jax.sharding import batch_sharding, check_mesh
 from train.config import Config, DataConfig, Phase
 from train.steps.optimizer import make_optimizer
-from train.steps.state import abstract_state
+from train.steps.state import abstract_params, abstract_state
+from train.steps.teaching import Teaching
 from train.steps.train_step import jit_train_step
 
 
@@ -45,11 +47,29 @@ def abstract_batch(data: DataConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
     return dict.fromkeys(names, rows)
 
 
-def trace_step(config: Config, phase: Phase, mesh: Mesh) -> Any:
-    """The train step of a phase, traced: `.lower().compile()` gives the program. Nothing is allocated."""
+def teaching_of(config: Config, phase: Phase, theirs: ModelConfig | None = None) -> Teaching | None:
+    """What a phase's step has of its teacher. theirs: the teacher's model, which the configuration itself says only if
+    it is the phase before's; without it a teacher of the same shape is taken."""
+    if phase.distill is None:
+        return None
+    ours, names = config.model_of(phase.name), [row.name for row in config.phases]
+    if phase.distill == "previous":
+        theirs = theirs or config.model_of(names[names.index(phase.name) - 1])
+    # Whose parameters it has is the teacher's business, how it computes on this machine the run's.
+    fields = ("dtype", "dispatch", "attention_kernel", "exchange_room", "remat")
+    model = dataclasses.replace(theirs or ours, **{field: getattr(ours, field) for field in fields})
+    return Teaching(model, phase.distill_weight, phase.distill_temperature)
+
+
+def trace_step(config: Config, phase: Phase, mesh: Mesh, teacher: ModelConfig | None = None) -> Any:
+    """The train step of a phase, traced: `.lower().compile()` gives the program. Nothing is allocated. teacher: see
+    `teaching_of`."""
     model, optimizer = config.model_of(phase.name), make_optimizer(phase.optim, phase.steps)
-    step = jit_train_step(model, optimizer, phase.optim.accumulation, config.seed, mesh, gather=config.mesh.gather)
-    return step.trace(abstract_state(model, optimizer, mesh), abstract_batch(config.data, mesh))
+    teaching = teaching_of(config, phase, teacher)
+    options = model, optimizer, phase.optim.accumulation, config.seed, mesh
+    step = jit_train_step(*options, gather=config.mesh.gather, teaching=teaching)
+    inputs = [abstract_state(model, optimizer, mesh), abstract_batch(config.data, mesh)]
+    return step.trace(*inputs, *([] if teaching is None else [abstract_params(teaching.model, mesh)]))
 
 
 class CompiledMemory(NamedTuple):

@@ -1,7 +1,8 @@
-"""The optimizer: AdamW with clipping, a schedule, and factors and freezing by a parameter's path."""
+"""The optimizer: an update rule with clipping, a schedule, and factors and freezing by a parameter's path."""
 
 import fnmatch
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -9,13 +10,10 @@ import optax
 
 from mom_jax.fields import ConfigError
 from train.config import OptimConfig
+from train.steps.names import named
+from train.steps.update_rule import update_rule
 
 ROUTERS = "*_router/*"
-
-
-def path_name(path: tuple) -> str:
-    """`chunks/0/attention/qkv_kernel` for a path of keys as JAX gives it."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
 
 
 def is_decayed(name: str) -> bool:
@@ -33,10 +31,18 @@ def factor(name: str, optim: OptimConfig) -> float:
     return optim.router_multiplier if fnmatch.fnmatch(name, ROUTERS) else 1.0
 
 
+def first_step(name: str, optim: OptimConfig) -> int:
+    """How many steps the parameter `name` waits before it begins to change."""
+    return next((steps for pattern, steps in optim.freeze_until if fnmatch.fnmatch(name, pattern)), 0)
+
+
 def check_patterns(optim: OptimConfig, names: Iterable[str], where: str) -> None:
     """Raises ConfigError, naming a field of `where`, for a pattern that matches none of the parameters' `names`."""
     names = list(names)
-    for field, patterns in (("freeze", optim.freeze), ("multipliers", tuple(p for p, _ in optim.multipliers))):
+    fields: dict[str, tuple[str, ...]] = {"freeze": optim.freeze}
+    for field, pairs in (("multipliers", optim.multipliers), ("freeze_until", optim.freeze_until)):
+        fields[field] = tuple(pattern for pattern, _ in pairs)
+    for field, patterns in fields.items():
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 groups = ", ".join(sorted({name.split("/")[0] for name in names}))
@@ -62,24 +68,32 @@ def make_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW as in the paper's recipe, for a phase of `steps` steps."""
+    """The optimizer of a phase of `steps` steps."""
     return with_schedule(optim, make_schedule(optim, steps))
 
 
 def with_schedule(optim: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The same with another schedule of the learning rate than `optim` names. Frozen parameters have no moments and do
-    not count in the clipped norm."""
-
-    def named(function: Any) -> Any:
-        return lambda tree: jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path)), tree)
+    not count in the clipped norm. Those that wait do not count in it either, and begin with fresh moments."""
 
     def scale(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda u, f: u * f, updates, named(lambda name: factor(name, optim))(updates))
 
+    def waiting(make: Callable[[], optax.GradientTransformation]) -> optax.GradientTransformation:
+        """For each group of parameters that begins at a step of its own, a transformation of its own."""
+        begins = sorted({0, *(steps for _, steps in optim.freeze_until)})
+        if begins == [0]:
+            return make()
+        groups = {
+            first: optax.transforms.conditionally_mask(make(), functools.partial(_begun, first)) for first in begins
+        }
+        return optax.partition(groups, named(lambda name: first_step(name, optim)))
+
     trained = optax.chain(
+        *([waiting(optax.identity)] if optim.freeze_until else []),
         optax.clip_by_global_norm(optim.clip_norm),
-        optax.scale_by_adam(optim.beta1, optim.beta2, optim.epsilon),
-        optax.add_decayed_weights(optim.weight_decay, named(is_decayed)),
+        waiting(lambda: update_rule(optim)),
+        waiting(lambda: optax.add_decayed_weights(optim.weight_decay, named(is_decayed))),
         optax.stateless(scale),
         optax.scale_by_learning_rate(schedule),
     )
@@ -87,3 +101,7 @@ def with_schedule(optim: OptimConfig, schedule: optax.Schedule) -> optax.Gradien
         return trained
     labels = named(lambda name: "frozen" if factor(name, optim) == 0 else "trained")
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def _begun(first: int, step: jax.Array) -> jax.Array:
+    return step >= first

@@ -46,14 +46,15 @@ def abstract_params(config: ModelConfig, mesh: Mesh | None = None) -> dict[Any, 
 
 
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, types and shardings of a phase's state: moments lie where their parameters do."""
+    """Shapes, types and shardings of a phase's state: moments lie where their parameters do. Factored ones, which have
+    other shapes and are small, are whole on every device."""
     params = abstract_params(config, mesh)
     state = jax.eval_shape(functools.partial(init_state, optimizer=optimizer), params)
-    specs = {path: leaf.sharding.spec for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    rows = {path: (leaf.shape, leaf.sharding.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        own = next((spec for name, spec in specs.items() if path[-len(name) :] == name), WHOLE)
-        return placed(leaf, mesh, own)
+        shape, spec = next((row for name, row in rows.items() if path[-len(name) :] == name), ((), WHOLE))
+        return placed(leaf, mesh, spec if leaf.shape == shape else WHOLE)
 
     return jax.tree_util.tree_map_with_path(place, state)
 

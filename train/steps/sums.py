@@ -12,6 +12,7 @@ from mom_jax.evaluation import counted
 from mom_jax.losses import IGNORE, LossSums, cross_entropy, next_token
 from mom_jax.model import Output, with_parameters
 from train.batch import Batch
+from train.steps.teaching import Taught
 
 # (parameters, a batch, its random key) -> the loss sums of this device's rows.
 SumsOf = Callable[[dict[Any, Any], Batch, jax.Array | None], LossSums]
@@ -27,9 +28,10 @@ def language_model_sums(
     prior: Mapping[Side, jax.Array] | None = None,
     exchange_key: jax.Array | None = None,
     debug_checks: bool = False,
+    taught: Taught | None = None,
 ) -> LossSums:
     """The loss sums of a batch. prior: what a model's call adds to its routers' own. debug_checks: also counts what is
-    wrong with the routing."""
+    wrong with the routing. taught: by whom."""
     mask, labels = counted(batch)
     model = with_parameters(config, params)
     output = model(
@@ -43,8 +45,11 @@ def language_model_sums(
         exchange_key=exchange_key,
         capture=("faults",) if debug_checks else (),
     )
-    nll, count = next_token(output, labels)
-    return LossSums(nll, count, output.routing, output.captured)
+    if taught is None:
+        nll, count = next_token(output, labels)
+        return LossSums(nll, count, output.routing, output.captured)
+    objective, nll, kl, count = taught.next_token(output, batch, labels)
+    return LossSums(nll, count, output.routing, output.captured, objective, kl)
 
 
 def head_outputs(
@@ -94,10 +99,13 @@ def batch_sums(
     key: jax.Array | None,
     step: jax.Array,
     debug_checks: bool = False,
+    taught: Taught | None = None,
 ) -> LossSums:
-    """The loss sums of what the batch has labels for."""
-    sums = classification_sums if {"classes", "targets"} & set(batch) else language_model_sums
-    return sums(params, batch, config, key=key, step=step, debug_checks=debug_checks)
+    """The loss sums of what the batch has labels for. taught: by whom, where these are the tokens themselves."""
+    options: dict[str, Any] = {"key": key, "step": step, "debug_checks": debug_checks}
+    if {"classes", "targets"} & set(batch):
+        return classification_sums(params, batch, config, **options)
+    return language_model_sums(params, batch, config, **options, taught=taught)
 
 
 def accumulated_sums(

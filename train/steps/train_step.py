@@ -30,6 +30,7 @@ from train.steps.sums import (
     micro_batches,
     needs_whole_batch,
 )
+from train.steps.teaching import Taught, Teaching
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +53,7 @@ class StepReport:
 def train_step(
     state: TrainState,
     batch: Batch,
+    teacher: dict[Any, Any] | None = None,
     *,
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -60,20 +62,23 @@ def train_step(
     mesh: Mesh,
     gather: Literal["chunk", "step"] = "chunk",
     debug_checks: bool = False,
+    teaching: Teaching | None = None,
 ) -> tuple[TrainState, StepReport]:
     """One optimizer step. gather: see `MeshConfig`. debug_checks: also counts what is wrong with the routing and the
-    gradients."""
+    gradients. teacher: with `teaching` the parameters of its model."""
     # Keys are a function of the step: nothing random needs to be saved, and a resumed run draws the same numbers.
     key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random(config) else None
     specs = param_specs(config, mesh)
+    teacher_specs = None if teaching is None else param_specs(teaching.model, mesh)
 
-    def gradient(params: dict[Any, Any], batch: Batch, key: jax.Array | None, step: jax.Array) -> tuple:
+    def gradient(params: Any, batch: Batch, key: jax.Array | None, step: jax.Array, teacher: Any) -> tuple:
+        taught = None if teaching is None else Taught(teaching, teacher)
         scatter = None
         if gather == "step":
             params, scatter = jax.vjp(lambda params: gathered_parameters(config, params), params)
 
         def sums_of(params: dict[Any, Any], batch: Batch, key: jax.Array | None) -> LossSums:
-            return batch_sums(params, batch, config, key=key, step=step, debug_checks=debug_checks)
+            return batch_sums(params, batch, config, key=key, step=step, debug_checks=debug_checks, taught=taught)
 
         if accumulation > 1 and not needs_whole_batch(config):
             gradients, aux = _of_micro_batches(sums_of, params, batch, key, accumulation, config)
@@ -87,8 +92,9 @@ def train_step(
             (gradients,) = scatter(gradients)
         return sharding.total_gradient(gradients, specs), aux
 
-    everywhere = sharding.on_devices(gradient, mesh, in_specs=(specs, BATCH, WHOLE, WHOLE), out_specs=(specs, WHOLE))
-    gradients, (losses, sums) = everywhere(state.params, batch, key, state.step)
+    in_specs = (specs, BATCH, WHOLE, WHOLE, teacher_specs)
+    everywhere = sharding.on_devices(gradient, mesh, in_specs=in_specs, out_specs=(specs, WHOLE))
+    gradients, (losses, sums) = everywhere(state.params, batch, key, state.step, teacher)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer counter with floats
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = balanced(optax.apply_updates(state.params, updates), state.params, sums.routing, config)
@@ -139,8 +145,9 @@ def _of_micro_batches(
     def share(sums: LossSums) -> Losses:
         """Of the whole batch's losses: labels weigh alike wherever they are, the routers' losses are averaged."""
         alone, loss = finish(sums, config), sums.nll / count
-        total = loss + (alone.total - alone.loss) / accumulation
-        return Losses(total, loss, *(part / accumulation for part in (alone.balance, alone.z, alone.capacity)))
+        total = sums.task / count + (alone.total - sums.task / jnp.maximum(sums.count, 1)) / accumulation
+        balance, z, capacity = (part / accumulation for part in (alone.balance, alone.z, alone.capacity))
+        return Losses(total, loss, balance, z, capacity, None if sums.kl is None else sums.kl / count)
 
     def add(gradient: dict[Any, Any], given: tuple) -> tuple[dict[Any, Any], tuple[Losses, LossSums]]:
         more, aux = _differentiated(lambda params: sums_of(params, *given), share, params)
@@ -160,8 +167,10 @@ def jit_train_step(
     *,
     gather: Literal["chunk", "step"] = "chunk",
     debug_checks: bool = False,
+    teaching: Teaching | None = None,
 ) -> Any:
-    """`train_step` compiled for a phase: (state, batch) -> (state, report). The state is donated."""
+    """`train_step` compiled for a phase: (state, batch) -> (state, report); with `teaching` also of the teacher's
+    parameters. The state is donated."""
     bound = functools.partial(
         train_step,
         config=config,
@@ -171,6 +180,7 @@ def jit_train_step(
         mesh=mesh,
         gather=gather,
         debug_checks=debug_checks,
+        teaching=teaching,
     )
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
     # Pinned: XLA may choose other shardings for the new state, and the next step would be compiled anew.

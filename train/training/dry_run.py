@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mom_jax.analysis.cost import parameter_count, train_flops_per_token, training_memory_bytes
+from train.checkpoints.teacher import teacher_model
 from train.config import Config
 from train.data.pipeline import TrainingData
 from train.steps.compiled import compiled_memory, trace_step
@@ -36,7 +37,9 @@ def dry_run(config: Config) -> None:
         micro = data.batch_size // phase.optim.accumulation // mesh.size
         for name, size in training_memory_bytes(model, micro, data.length).items():
             table.add_row(f"memory estimate with whole parameters, {name}", f"{size / 2**20:,.1f} MiB")
-        size = compiled_memory(trace_step(config, phase, mesh).lower().compile(), mesh).peak
+        size = compiled_memory(
+            trace_step(config, phase, mesh, teacher_model(config, phase)).lower().compile(), mesh
+        ).peak
         table.add_row(f"memory of the compiled step, each of {mesh.size} devices", f"{size / 2**20:,.1f} MiB")
         console.print(table)
     training = TrainingData(prepared, data)

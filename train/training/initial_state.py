@@ -17,14 +17,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mom_jax.config import ModelConfig
-from mom_jax.fields import ConfigError
+from mom_jax.fields import ConfigError, require
 from mom_jax.interop.phases import from_vanilla
 from mom_jax.model import MoM, parameters
-from train.checkpoints.locate import FOLDER, check_tokenizer, find, last_step
+from train.checkpoints.locate import FOLDER, check_tokenizer, find, last_step, source_of
 from train.checkpoints.manager import Checkpoints
 from train.checkpoints.run_config import read_config
 from train.config import Config, Phase
-from train.steps.optimizer import check_patterns, path_name
+from train.steps.names import path_name
+from train.steps.optimizer import check_patterns
 from train.steps.state import TrainState, abstract_params, abstract_state, init_state
 
 
@@ -89,7 +90,7 @@ def initial_state(
             return _resumed(config, phase, model, abstract_state(model, optimizer, mesh), folder, tokenizer)
     params, messages, seen = fresh_params(model, config.seed, mesh), ["starting from scratch"], 0
     if phase.init_from != "scratch":
-        source = _source(config, phase)
+        source = source_of(config, phase, phase.init_from)
         params, seen, messages = _initialised(source, phase, model, params, tokenizer, mesh)
     return InitialState(first_state(params, model, optimizer, mesh), seen, messages)
 
@@ -124,13 +125,6 @@ def check_sources(config: Config, tokenizer: str) -> None:
             jax.eval_shape(lambda a, b, theirs=meta.model, ours=model: from_vanilla(theirs, a, ours, b)[0], *shapes)
 
 
-def _source(config: Config, phase: Phase) -> str:
-    if phase.init_from != "previous":
-        return phase.init_from
-    names = [row.name for row in config.phases]
-    return str(Path(config.run) / FOLDER / names[names.index(phase.name) - 1])
-
-
 def _resumed(
     config: Config,
     phase: Phase,
@@ -146,9 +140,12 @@ def _resumed(
     if theirs != model:
         raise ConfigError(f"resume={config.resume!r}: phase {phase.name!r} there trains another model")
     [row] = [row for row in meta.config.phases if row.name == meta.phase]
-    if row.optim.freeze != phase.optim.freeze:
-        allowed = f"must be as in resume={config.resume!r}, {row.optim.freeze!r}"
-        raise ConfigError(f"phases.{phase.name}.optim.freeze={phase.optim.freeze!r}: {allowed}")
+    # What the optimizer's state consists of.
+    fields = ("optimizer", "freeze", "freeze_until", *(["beta1"] if phase.optim.optimizer == "adafactor" else []))
+    for field in fields:
+        theirs_is, ours_is = getattr(row.optim, field), getattr(phase.optim, field)
+        allowed = f"must be as in resume={config.resume!r}, {theirs_is!r}"
+        require(theirs_is == ours_is, f"phases.{phase.name}.optim.{field}", ours_is, allowed)
     if meta.step > phase.steps:
         raise ConfigError(f"resume={config.resume!r}: is at step {meta.step}, past this phase's {phase.steps} steps")
     checkpoints = Checkpoints(folder, read_only=True)

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from mom_jax.fields import require
 from train.checkpoints.locate import FOLDER, last_step
+from train.checkpoints.teacher import teacher_of
 from train.config import Config, Phase
 from train.reporting import metrics
 from train.steps.optimizer import make_optimizer
@@ -96,11 +97,15 @@ def _run_phase(context: Context, phase: Phase) -> None:
         start = initial_state(context.config, phase, optimizer, checkpoints, fingerprint, context.mesh)
         for message in start.messages:
             context.notify(f"{phase.name}: {message}")
+        teacher = teacher_of(context.config, phase, checkpoints, fingerprint, context.mesh)
+        if teacher is not None:
+            context.notify(f"{phase.name}: {teacher.message}")
         options = model, optimizer, phase.optim.accumulation, context.config.seed, context.mesh
         gather = context.config.mesh.gather
-        step_function = jit_train_step(*options, gather=gather, debug_checks=context.debug_checks)
+        teaching = None if teacher is None else teacher.teaching
+        step_function = jit_train_step(*options, gather=gather, debug_checks=context.debug_checks, teaching=teaching)
         with SignWatch(context.config, phase, context.log, context.offsets[phase.name]) as signs:
-            loop = PhaseLoop(context, phase, checkpoints, step_function, signs)
+            loop = PhaseLoop(context, phase, checkpoints, step_function, signs, teacher)
             if checkpoints.latest() is None and int(start.state.step) > 0:
                 # From `resume`: from here on the run stands by itself.
                 loop.save(start.state, int(start.state.step), start.examples_seen, None)

@@ -10,6 +10,7 @@ import jax
 from mom_jax.analysis import routing
 from train.analysis.watch import Watch
 from train.checkpoints.manager import Checkpoints, Meta
+from train.checkpoints.teacher import Teacher
 from train.config import Phase
 from train.reporting.progress import Progress
 from train.reporting.throughput import utilisation
@@ -37,7 +38,16 @@ class _Pending:
 class PhaseLoop:
     """The steps of one phase."""
 
-    def __init__(self, context: Context, phase: Phase, checkpoints: Checkpoints, step_function: Any, signs: SignWatch):
+    def __init__(
+        self,
+        context: Context,
+        phase: Phase,
+        checkpoints: Checkpoints,
+        step_function: Any,
+        signs: SignWatch,
+        teacher: Teacher | None = None,
+    ):
+        self.teacher = teacher
         self.context, self.phase, self.checkpoints, self.step_function = context, phase, checkpoints, step_function
         self.signs = signs
         self.config = context.config
@@ -59,7 +69,8 @@ class PhaseLoop:
         with contextlib.closing(batches), Progress(last, self.phase.name, start=first - 1, quiet=quiet) as progress:
             for step in range(first, last + 1):
                 profile_step(self.context.profile, self._offset + step, self.context.run, state)
-                state, report = self.step_function(state, next(placed))
+                inputs = [next(placed), *([] if self.teacher is None else [self.teacher.params])]
+                state, report = self.step_function(state, *inputs)
                 examples_seen += data.batch_size
                 # The step is under way; meanwhile the one before is written down.
                 self._log(pending, progress)
@@ -107,6 +118,7 @@ class PhaseLoop:
             "step": step,
             "loss": losses.loss,
             "total": losses.total,
+            **({} if losses.distill is None else {"distill": losses.distill}),
             "balance": losses.balance,
             "z_loss": losses.z,
             **({"capacity_loss": losses.capacity} if self.model.has_capacity else {}),
@@ -138,4 +150,6 @@ class PhaseLoop:
         # The log is on disk before the checkpoint is: a resumed run finds every step up to the checkpoint there.
         self.context.log.flush()
         fingerprint = self.context.prepared.tokenizer.fingerprint
-        self.checkpoints.save(state, Meta(self.config, self.phase.name, step, examples_seen, fingerprint), loss)
+        teacher = None if self.teacher is None else self.teacher.name
+        meta = Meta(self.config, self.phase.name, step, examples_seen, fingerprint, teacher)
+        self.checkpoints.save(state, meta, loss)

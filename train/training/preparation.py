@@ -4,6 +4,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from mom_jax.sharding import make_mesh
+from train.checkpoints.teacher import check_teacher
 from train.config import Config
 from train.data.prepared import Prepared, prepare
 from train.steps.compiled import check_devices
@@ -20,4 +21,6 @@ def make_ready(config: Config, console: Console) -> tuple[Config, Mesh, Prepared
     prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
     config = config.with_vocabulary(prepared.tokenizer.vocab_size)
     check_sources(config, prepared.tokenizer.fingerprint)
+    for phase in config.phases:
+        check_teacher(config, phase, prepared.tokenizer.fingerprint)
     return config, mesh, prepared

@@ -24,8 +24,8 @@ from train.checkpoints.locate import FOLDER, check_tokenizer, find, last_step, s
 from train.checkpoints.manager import Checkpoints
 from train.checkpoints.run_config import read_config
 from train.config import Config, Phase
-from train.steps.names import path_name
 from train.steps.optimizer import check_patterns
+from train.steps.optimizer.names import path_name
 from train.steps.state import TrainState, abstract_params, abstract_state, init_state
 
 

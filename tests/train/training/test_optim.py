@@ -13,8 +13,8 @@ from flax import nnx
 import mom_jax as mom
 from mom_jax.fields import ConfigError
 from train.config import OptimConfig
-from train.steps.names import path_name
 from train.steps.optimizer import factor, is_decayed, make_optimizer, make_schedule
+from train.steps.optimizer.names import path_name
 
 MODEL = mom.ModelConfig(
     vocab_size=7,

@@ -15,7 +15,7 @@ from small import change, random_params
 from mom_jax.analysis.signs import SignsConfig
 from train.config import AnalysisConfig, CheckpointConfig, OptimConfig, Phase
 from train.reporting import metrics
-from train.steps.names import path_name
+from train.steps.optimizer.names import path_name
 from train.training import initial_state, loop
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_steps")]

@@ -15,8 +15,8 @@ from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
 from train.checkpoints.manager import Checkpoints, Meta
 from train.config import Config, DataConfig, OptimConfig, Phase
-from train.steps.names import path_name
 from train.steps.optimizer import check_patterns, is_decayed, make_optimizer
+from train.steps.optimizer.names import path_name
 from train.steps.state import TrainState, abstract_state, init_state
 
 MODEL = mom.ModelConfig(

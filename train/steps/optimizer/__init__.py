@@ -10,8 +10,8 @@ import optax
 
 from mom_jax.fields import ConfigError
 from train.config import OptimConfig
-from train.steps.names import named
-from train.steps.update_rule import update_rule
+from train.steps.optimizer.names import named
+from train.steps.optimizer.update_rule import update_rule
 
 ROUTERS = "*_router/*"
 

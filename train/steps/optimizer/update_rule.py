@@ -9,7 +9,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from train.config import OptimConfig
-from train.steps.names import named
+from train.steps.optimizer.names import named
 
 # Moonlight (arXiv 2502.16982, section 2.2): so large is the root mean square of AdamW's updates.
 MUON_RMS = 0.2

@@ -1,0 +1,66 @@
+"""What the studies share: their sizes, and the two recipes.
+
+`small` is for two CPU cores: the quickstart's data and width, one anchor, six layers that become modules, one anchor;
+600 steps of the vanilla model, which all arms share, and 400 steps of each arm. `full` is the paper's small model on
+OpenWebText (configs/mom_small.py), for a pod.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from configs import mom_small, quickstart
+from mom_jax.config import BalanceConfig, ModelConfig, RouterConfig
+from train.config import AnalysisConfig, Config
+from train.study import Arm, changed
+
+DEEPER, SHALLOWER = 1.38, 0.4  # times the vanilla model's layers: the paper's deep and wide models
+
+VANILLA = Arm("vanilla", {"phases.mom.model": "vanilla", "phases.mom.optim.router_multiplier": 1.0})
+
+
+def sizes() -> dict[str, Config]:
+    """The configurations that arms change, by size."""
+    small = changed(
+        quickstart.get_config(),
+        {
+            "model.num_attn_modules": 6,
+            "model.num_ffn_modules": 6,
+            "model.num_steps": 6,
+            "model.top_k": 1,
+            "phases.pretrain.steps": 600,
+            "phases.mom.steps": 400,
+            "checkpoint.every": 200,
+            "analysis": AnalysisConfig(every=0),
+        },
+    )
+    full = changed(mom_small.get_config(), {"model.num_steps": 8})
+    return {"small": small, "full": full}
+
+
+def paper(**fields: Any) -> Callable[[Config], Config]:
+    """The paper's recipe: the authors' routing in every detail (`ModelConfig.official`), temperature 0.2, balance loss
+    0.01; with further `fields` of the model."""
+
+    def change(config: Config) -> Config:
+        given = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(ModelConfig)} | fields
+        router = RouterConfig(dim=config.model.router.dim, temperature=0.2)
+        model = ModelConfig.official(**given | {"router": router, "balance": BalanceConfig(weight=0.01)})
+        return changed(config, {"model": model, "phases.mom.optim.router_multiplier": 1.0})
+
+    return change
+
+
+def steps_for(model: ModelConfig, depth: float) -> int:
+    """H with which a token passes through `depth` times the vanilla model's layers, rounded."""
+    return max(1, round(depth * model.num_layers) - (model.num_layers - model.pool_size))
+
+
+def deep(config: Config) -> Config:
+    """38 % more depth than the vanilla model, equal parameters."""
+    return changed(config, {"model.num_steps": steps_for(config.model, DEEPER)})
+
+
+def wide(config: Config) -> Config:
+    """60 % less depth than the vanilla model, three modules a step, equal parameters."""
+    return changed(config, {"model.num_steps": steps_for(config.model, SHALLOWER), "model.top_k": 3})

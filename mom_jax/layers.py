@@ -43,6 +43,13 @@ class SublayerWeights(NamedTuple):
         return self._replace(first_kernel=self.first_kernel.astype(dtype), last_kernel=self.last_kernel.astype(dtype))
 
 
+class Projection(NamedTuple):
+    """A linear map ready for use, with or without a leading module axis: kernel [D, E], bias [E]."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
 # Parameters are made with the logical names of their axes (mom_jax/sharding/mesh.py), and remember their whole shape.
 
 
@@ -122,7 +129,8 @@ class Sublayer(nnx.Module):
         lead = self.norm_scale.whole[: len(stack)]
         d, dtype = self.config.d_model, self.config.dtype
         inner = self.out_kernel.whole[-2]
-        width = inner if self.inner == "mlp" else 3 * inner
+        # Of attention the first map may be the part for values alone.
+        width = inner * (shards.first_kernel.shape[-1] // shards.last_kernel.shape[-2])
 
         def use(x: jax.Array, dtype: str = "float32", **axes: int) -> jax.Array:
             return gather(x, (*stack, *axes), (*lead, *axes.values()), dtype)
@@ -148,14 +156,31 @@ class Attention(Sublayer):
     def __init__(self, config: ModelConfig, *, stack: dict[str, int] | None = None, out_std: float, rngs: nnx.Rngs):
         super().__init__(config, (3, config.d_model), config.d_model, stack or {}, out_std, rngs)
 
+    def values(self, shards: SublayerWeights) -> SublayerWeights:
+        """The shards without queries and keys: the first map is to values."""
+        own = shards.last_kernel.shape[-2]  # of the heads on this device
+        return shards._replace(
+            first_kernel=shards.first_kernel[..., 2 * own :], first_bias=shards.first_bias[..., 2 * own :]
+        )
+
+    def queries(self, shards: SublayerWeights) -> Projection:
+        """The maps of all modules to queries and keys, side by side, which every device has: [N, D, 2D], [N, 2D]."""
+        own, d, n = shards.last_kernel.shape[-2], self.config.d_model, self.norm_scale.whole[0]
+        kernel, bias = shards.first_kernel[..., : 2 * own], shards.first_bias[..., : 2 * own]
+        return Projection(
+            gather(kernel, ("all modules", "embed", self.inner), (n, d, 2 * d), self.config.dtype),
+            gather(bias, ("all modules", self.inner), (n, 2 * d)),
+        )
+
 
 class FFN(Sublayer):
-    """Layer norm, inner projection [D, F], activation, output projection [F, D]."""
+    """Layer norm, inner projection [D, F], activation, output projection [F, D]. Of a stack F is the modules' width."""
 
     first, inner = "in", "mlp"
 
     def __init__(self, config: ModelConfig, *, stack: dict[str, int] | None = None, out_std: float, rngs: nnx.Rngs):
-        super().__init__(config, (config.inner_width,), config.inner_width, stack or {}, out_std, rngs)
+        width = config.module_width if stack else config.inner_width
+        super().__init__(config, (width,), width, stack or {}, out_std, rngs)
 
 
 def ffn(

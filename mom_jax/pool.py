@@ -14,8 +14,8 @@ from mom_jax import dispatch, sharding
 from mom_jax.attention import KV, View, attend, dropout
 from mom_jax.checks import check_array
 from mom_jax.config import ModelConfig, Side
-from mom_jax.dispatch import ExchangePlan, Linear, Plan, PooledWeights, weighted_linear
-from mom_jax.layers import SublayerWeights, ffn, normalise
+from mom_jax.dispatch import ExchangePlan, Linear, Plan, PooledWeights, linear, weighted_linear
+from mom_jax.layers import Projection, SublayerWeights, ffn, normalise
 from mom_jax.remat import save
 from mom_jax.routers import Selection, straight_through
 
@@ -109,11 +109,14 @@ def routed_attention(
     *,
     key: jax.Array | None,
     cache: KV | None,
+    queries: Projection | None = None,
 ) -> tuple[jax.Array, KV | None, Pool]:
     """The contribution of the chosen attention modules to x [B, L, D], the cache, and the pool for its next use.
 
     One attention over queries, keys and values summed over the chosen modules; the output projections are weighted.
-    A token that chose nulls only adds nothing, but later tokens attend to its zero key and value.
+    A token that chose nulls only adds nothing, but later tokens attend to its zero key and value. queries: what makes
+    the queries and keys of all tokens where values alone are routed (`attention.routes`): the pool then has no others,
+    and such a token's key is one like all others', its value zero.
     """
     _check("routed_attention", x, selection, config, "attention")
     length, d = x.shape[1:]
@@ -125,6 +128,9 @@ def routed_attention(
     with jax.named_scope("routed_qkv"):
         qkv, qkv_pool = routed(computation, rows, pool["qkv"], _multiplier(selection, config), weighted=weighted)
     qkv = save(qkv)  # with the heads of this device
+    if queries is not None:
+        with jax.named_scope("queries"):
+            qkv = jnp.concatenate([save(linear(rows, *queries)), qkv], -1)
     output, cache = attend(qkv.reshape(-1, length, qkv.shape[1]), view, config, key=probability_key, cache=cache)
     rows = output.reshape(qkv.shape[0], -1)
     with jax.named_scope("routed_out"):

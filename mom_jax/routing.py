@@ -79,7 +79,7 @@ def collect(
     chosen = selection.index_TxK[:, :, None] == classes[None, None]
     chosen_C = total(chosen.sum(1).astype(jnp.float32))
     own = step if getattr(config, side).schedule is None else jnp.array(config.schedule(side))[step]
-    elsewhere = (classes < config.modules(side)) & (classes != own)
+    elsewhere = (classes < config.modules(side)) & (classes // config.grain(side) != own)
     return SideStats(
         probability_C=total(probability),
         top1_C=total(top1.astype(jnp.float32)),

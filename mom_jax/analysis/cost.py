@@ -33,14 +33,28 @@ class ParameterCount:
     active: int
 
 
-def _sublayer(config: ModelConfig, side: Side, *, biases: bool = True) -> int:
-    """Parameters of one module or anchor sublayer; without `biases`, of its matrices only."""
-    d, f = config.d_model, config.inner_width
+def _sublayer(config: ModelConfig, side: Side, *, biases: bool = True, anchor: bool = False) -> int:
+    """Parameters of one module, or of an anchor's sublayer; without `biases`, of its matrices only."""
+    d, f = config.d_model, config.inner_width if anchor else config.module_width
     if side == "attention":
         matrices, rest = 4 * d * d, 2 * d + 3 * d + d
     else:
         matrices, rest = 2 * d * f, 2 * d + f + d
     return matrices + rest * biases
+
+
+def _own(config: ModelConfig, side: Side, *, biases: bool = True) -> int:
+    """Parameters of a module that its step multiplies with whatever is chosen: of attention whose values alone are
+    routed, those of queries and keys (its layer norm is counted with the values)."""
+    if side == "ffn" or not config.routes_values:
+        return 0
+    return 2 * config.d_model**2 + 2 * config.d_model * biases
+
+
+def _used(config: ModelConfig, side: Side, taken: float, *, biases: bool = True) -> float:
+    """Parameters that a token multiplies with at a step, routers aside, where it takes so many modules."""
+    own = _own(config, side, biases=biases)
+    return own + taken * (_sublayer(config, side, biases=biases) - own)
 
 
 def _taken(config: ModelConfig, side: Side) -> float:
@@ -49,13 +63,14 @@ def _taken(config: ModelConfig, side: Side) -> float:
     if config.kind(side) != "routed":
         return 1
     choice, modules = getattr(config, side), config.modules(side)
-    most: int = 1 if choice.choice == "ordered_or_skip" else min(config.choices(side), modules)
+    allowed = config.grain(side) if choice.choice == "ordered_or_skip" else modules
+    most: int = min(config.choices(side), allowed)
     if choice.prior is None:
         return most * (choice.capacity or 1)
     steps = (
         (sum(p > -math.inf for p in row[:modules]), not config.skip or row[-1] > -math.inf) for row in choice.prior
     )
-    shares = (min(most, allowed) * ((choice.capacity or 1) if may_skip else 1) for allowed, may_skip in steps)
+    shares = (min(most, open_) * ((choice.capacity or 1) if may_skip else 1) for open_, may_skip in steps)
     return sum(shares) / config.num_steps
 
 
@@ -66,7 +81,7 @@ def _anchors(config: ModelConfig) -> int:
 def parameter_count(config: ModelConfig) -> ParameterCount:
     """The exact number of parameters of a model of this configuration."""
     d, s = config.d_model, config.num_chunks
-    layer = sum(_sublayer(config, side) for side in SIDES)
+    layer = sum(_sublayer(config, side, anchor=True) for side in SIDES)
     tokens, positions = config.vocab_size * d, config.context_length * d
     anchors = _anchors(config) * layer
     modules = s * sum(config.modules(side) * _sublayer(config, side) for side in SIDES)
@@ -75,7 +90,7 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
     untied = 0 if config.tie_embeddings else tokens
     steps = s * config.num_steps
     executed = sum(
-        steps * (_taken(config, side) * _sublayer(config, side) + router_cost(config, side).active) for side in SIDES
+        steps * (_used(config, side, _taken(config, side)) + router_cost(config, side).active) for side in SIDES
     )
     # A language model's tied head uses the whole table of tokens; otherwise a token uses one row of it.
     lookup = (tokens if config.tie_embeddings and not config.num_classes else d) + d
@@ -110,13 +125,12 @@ def forward_flops_by_part(
         "attention": _taken(config, "attention") if attn_taken is None else attn_taken,
         "ffn": _taken(config, "ffn") if ffn_taken is None else ffn_taken,
     }
-    matrices = {side: 2 * _sublayer(config, side, biases=False) for side in SIDES}
     context = length / 2 if causal else length
     # A classifier's head sees one position of the sequence.
     head = 2 * d * config.vocab_size if config.num_classes is None else 2 * d * config.num_classes / length
     return {
-        "anchors": float(anchors * sum(matrices.values())),
-        "modules": float(steps * sum(taken[side] * matrices[side] for side in SIDES)),
+        "anchors": float(anchors * sum(2 * _sublayer(config, side, biases=False, anchor=True) for side in SIDES)),
+        "modules": float(steps * sum(2 * _used(config, side, taken[side], biases=False) for side in SIDES)),
         "scores": float((anchors + steps) * 4 * d * context),
         "routers": float(steps * sum(2 * router_cost(config, side).products for side in SIDES)),
         "head": float(head),
@@ -184,22 +198,23 @@ def training_memory_bytes(
     Args:
         logits_tokens: tokens whose logits exist at a time; default: as many as the loss takes at once on accelerators.
     """
-    tokens, d, f, v = batch * length, config.d_model, config.inner_width, config.vocab_size
+    tokens, d, v = batch * length, config.d_model, config.vocab_size
     width = 2 if config.dtype == "bfloat16" else 4
     steps, anchors = config.num_chunks * config.num_steps, _anchors(config)
 
-    def everything(attn: float, ffn: float, routed_attn: bool, routed_ffn: bool) -> float:
+    def everything(attn: float, ffn: float, f: int, routed_attn: bool, routed_ffn: bool) -> float:
         probabilities = config.num_heads * length if config.attention_kernel == "plain" else config.num_heads
         attention = 5 * d + attn * d * (1 + routed_attn) + probabilities
         return attention + d + ffn * (d + 2 * f + d * routed_ffn)
 
-    def products(ffn: float) -> float:
+    def products(ffn: float, f: int) -> float:
         # The sum over modules needs no more than one q, k, v and one output, however many modules are taken.
         return d + 3 * d + d + config.num_heads + d + ffn * f
 
     k_attn, k_ffn = _taken(config, "attention"), _taken(config, "ffn")
-    full_anchor = everything(1, 1, False, False)
-    full_step = everything(k_attn, k_ffn, config.kind("attention") == "routed", config.kind("ffn") == "routed")
+    wide, narrow = config.inner_width, config.module_width
+    full_anchor = everything(1, 1, wide, False, False)
+    full_step = everything(k_attn, k_ffn, narrow, *(config.kind(side) == "routed" for side in SIDES))
     routers = [router_cost(config, side) for side in SIDES if config.kind(side) == "routed"]
     state = sum(router.scored for router in routers)
     if config.remat == "none":
@@ -207,7 +222,7 @@ def training_memory_bytes(
         # A router's backward pass also needs its hidden layer: the gates, before and after.
         state += sum(router.kept for router in routers)
     elif config.remat == "dots":
-        numbers = anchors * products(1) + steps * products(k_ffn)
+        numbers = anchors * products(1, wide) + steps * products(k_ffn, narrow)
         state += sum(router.saved for router in routers)
     else:
         numbers = (anchors + steps) * d + max(full_anchor if anchors else 0, full_step if steps else 0)

@@ -112,8 +112,12 @@ def pruned_config(config: ModelConfig, keep: Keep) -> ModelConfig:
     for side, n in counts.items():
         anneal = getattr(config, side).anneal_steps
         require(not anneal, f"{side}.anneal_steps", anneal, "must be 0 for pruning (config.at_step)")
-        # Where no other class is left, its weight is 1 all the same, but for a raw score.
-        alone = n > 1 or (left[side] == 1 and config.weights(side) != "raw")
+        # The queries and keys of a module that goes would have to stay.
+        values = side == "attention" and config.routes_values and n < config.modules(side)
+        require(not values, "attention.routes", config.attention.routes, "must be 'all' for pruning attention modules")
+        # Where no other class is left, its weight is 1 all the same, but for a raw score or a scale.
+        unscaled = config.weights(side) != "raw" and getattr(config, side).scale == 1
+        alone = n > 1 or (left[side] == 1 and unscaled)
         allowed = f"must be at least 2 of {config.modules(side)}: a pool of one module has no router, SKIP or weight"
         require(alone, f"modules of {side}", n, allowed)
     routed = {side: count for side, count in left.items() if counts[side] > 1}
@@ -262,8 +266,9 @@ def _choice(config: ModelConfig, keep: Keep, side: Side, classes: int) -> Choice
     alike = all(np.array_equal(table, tables[0]) for table in tables)
     require(alike, f"keep.{side}", chunks, "must be the same modules in all chunks, which share a prior")
     prior = tuple(map(tuple, tables[0].tolist())) if np.any(tables[0]) else None
-    # What a schedule says is in the table.
-    free: dict[str, Any] = {"choice": "free", "schedule": None, "preference": 0.0, "skip_preference": 0.0}
+    # What a schedule says of choices is in the table.
+    schedule = choice.schedule if choice.routes == "values" else None
+    free: dict[str, Any] = {"choice": "free", "schedule": schedule, "preference": 0.0, "skip_preference": 0.0}
     return dataclasses.replace(choice, **free, prior=prior)
 
 

@@ -19,7 +19,14 @@ from mom_jax import pool
 from mom_jax.assembly.observation import Observation, StepObserver
 from mom_jax.assembly.sides import Carried, PlainSide, RoutedSide, RouterInputs, StepSide
 from mom_jax.assembly.step import StepKeys, assembly_step
-from mom_jax.assembly.weights import ChunkWeights, ordered_at, ordered_steps, prepare_chunk
+from mom_jax.assembly.weights import (
+    ChunkWeights,
+    ordered_at,
+    ordered_steps,
+    prepare_chunk,
+    queries_at,
+    queries_steps,
+)
 from mom_jax.attention import KV, View
 from mom_jax.config import SIDES, ModelConfig, Side
 from mom_jax.layers import FFN, INIT_STD, Attention, Sublayer, SublayerWeights
@@ -173,7 +180,7 @@ class Chunk(nnx.Module):
         left = jnp.zeros(tokens, bool) if config.has_exit else None
 
         def step(carry: tuple, given: tuple) -> tuple[tuple, StepOutputs]:
-            (x, left, carried), (now, ordered) = carry, given
+            (x, left, carried), (now, ordered, queries) = carry, given
             attention_key, ffn_key, *noise_keys = [None] * 4 if now.key is None else jax.random.split(now.key, 4)
             noise_key = dict(zip(SIDES, noise_keys, strict=True))
 
@@ -181,7 +188,7 @@ class Chunk(nnx.Module):
                 if side not in routers:
                     return PlainSide(config, self._plain(side, ordered, weights))
                 own = RouterInputs(now.step, now.prior[side], now.noise[side], noise_key[side], now.exploration, rivals)
-                return RoutedSide(config, side, weights.pools[side], routers[side], carried[side], own)
+                return RoutedSide(config, side, weights.pools[side], routers[side], carried[side], own, queries)
 
             sides = {side: make(side) for side in SIDES}
             observer = StepObserver(config, observation, now.step, now.exchange_key)
@@ -194,13 +201,13 @@ class Chunk(nnx.Module):
 
         carry: Any = (x, left, carried)
         if cache is None:
-            given = inputs, ordered_steps(weights, config)
+            given = inputs, ordered_steps(weights, config), queries_steps(weights, config)
             (x, *_), outputs = jax.lax.scan(remat(step, config, scanned=True), carry, given)
             return x, outputs
         steps = []
         for h in range(config.num_steps):
             now = jax.tree.map(lambda leaf, h=h: leaf[h], inputs)._replace(cache=cache[h])
-            carry, outputs = step(carry, (now, ordered_at(weights, config, h)))
+            carry, outputs = step(carry, (now, ordered_at(weights, config, h), queries_at(weights, config, h)))
             steps.append(outputs)
         kvs = [outputs.cache for outputs in steps]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(outputs._replace(cache=None) for outputs in steps))

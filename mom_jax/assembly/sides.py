@@ -15,7 +15,7 @@ from mom_jax.assembly.observation import StepObserver
 from mom_jax.attention import KV, View
 from mom_jax.config import ModelConfig, Side
 from mom_jax.dispatch import ExchangePlan, Plan
-from mom_jax.layers import SublayerWeights, plain_attention, plain_ffn
+from mom_jax.layers import Projection, SublayerWeights, plain_attention, plain_ffn
 from mom_jax.remat import save
 from mom_jax.routers import Router, RouterStep, Selection, score, select, unless_left
 
@@ -68,7 +68,10 @@ class StepSide(Protocol):
 
 
 class RoutedSide:
-    """A side whose tokens choose modules. `carried` is what the next step takes over."""
+    """A side whose tokens choose modules. `carried` is what the next step takes over.
+
+    queries: of attention whose values alone are routed, what makes the step's queries and keys.
+    """
 
     def __init__(
         self,
@@ -78,8 +81,10 @@ class RoutedSide:
         router: Router,
         carried: Carried,
         inputs: RouterInputs,
+        queries: Projection | None = None,
     ):
         self.config, self.side, self.router, self.inputs = config, side, router, inputs
+        self.queries = queries
         self.pool = pool.with_sinks(weights, carried.sinks)
         self.carried = carried
 
@@ -118,7 +123,9 @@ class RoutedSide:
     def attend(
         self, x: jax.Array, chosen: Chosen, view: View, *, key: jax.Array | None, cache: KV | None
     ) -> tuple[jax.Array, KV | None]:
-        y, cache, used = pool.routed_attention(self.pool, x, *chosen, view, self.config, key=key, cache=cache)
+        y, cache, used = pool.routed_attention(
+            self.pool, x, *chosen, view, self.config, key=key, cache=cache, queries=self.queries
+        )
         self._hand_on(used)
         return y, cache
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mom_jax import pool
 from mom_jax.config import SIDES, ModelConfig, Side
-from mom_jax.layers import Sublayer, SublayerWeights
+from mom_jax.layers import Attention, Projection, Sublayer, SublayerWeights
 from mom_jax.routers import Router
 from mom_jax.sharding import gathered
 
@@ -17,13 +17,15 @@ class ChunkWeights(NamedTuple):
     """A chunk's weights as its steps use them, by side.
 
     pools, routers: of routed sides. ordered: the modules of sides whose steps use one each, stacked, or, where there is
-    no scan, one by one. shared: the one module of sides that have no other.
+    no scan, one by one. shared: the one module of sides that have no other. queries: where values alone are routed,
+    what makes the queries and keys, stacked by module or, where there is no scan, one by one; else None.
     """
 
     pools: dict[Side, pool.Pool]
     routers: dict[Side, nnx.State]
     ordered: dict[Side, SublayerWeights | list[SublayerWeights]]
     shared: dict[Side, SublayerWeights]
+    queries: Projection | list[Projection] | None = None
 
 
 def prepare_chunk(
@@ -44,6 +46,10 @@ def prepare_chunk(
         shards = sublayer.shards()
         if config.kind(side) == "routed":
             router: Router = gathered(routers[side])
+            if side == "attention" and config.routes_values:
+                assert isinstance(sublayer, Attention)
+                weights = weights._replace(queries=_queries(config, sublayer.queries(shards), decoding))
+                shards = sublayer.values(shards)
             parts = pool.make_pool(whole(sublayer, shards), config, side, decoding)
             weights.pools[side] = pool.without_sinks(parts) if decoding else parts
             weights.routers[side] = router.cast() if decoding else nnx.state(router)
@@ -55,6 +61,24 @@ def prepare_chunk(
         else:
             weights.shared[side] = whole(sublayer, _module(shards, 0))
     return weights
+
+
+def _queries(config: ModelConfig, stacked: Projection, decoding: str | None) -> Projection | list[Projection]:
+    if not decoding:
+        return stacked
+    stacked = stacked._replace(kernel=stacked.kernel.astype(config.dtype))
+    return [_module(stacked, i) for i in range(config.modules("attention"))]
+
+
+def queries_steps(weights: ChunkWeights, config: ModelConfig) -> Projection | None:
+    """What makes the queries and keys of each step, stacked by step as a scan reads them."""
+    return None if weights.queries is None else _module(weights.queries, jnp.array(config.schedule("attention")))
+
+
+def queries_at(weights: ChunkWeights, config: ModelConfig, step: int) -> Projection | None:
+    """The same of a step that no scan reads for."""
+    own, module = weights.queries, config.schedule("attention")[step]
+    return own[module] if isinstance(own, list) else None if own is None else _module(own, module)
 
 
 def ordered_steps(weights: ChunkWeights, config: ModelConfig) -> dict[Side, SublayerWeights]:

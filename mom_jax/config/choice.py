@@ -20,7 +20,9 @@ class ChoiceConfig:
     Attributes:
         choice: `free`: any class at any step; `ordered`: each step uses a module of its own (a vanilla layer; no router
             is built); `ordered_or_skip`: its own module or SKIP.
-        schedule: the module of its own that each of the H steps has. None: step h has module h.
+        schedule: the module of its own that each of the H steps has. None: step h has module h. Where modules are
+            narrower than a layer's FFN (`ModelConfig.module_d_ff`) it names layers, and all G modules that a layer is
+            cut into are the step's own.
         exit: SKIP is for good: a token whose best class at a step is SKIP has left, and from then on takes SKIP on both
             sides until the end of the chunk (early exit; Elbayad et al., arXiv 1910.10073).
         capacity: the share of each sequence's tokens that take modules at a step, those whose best module is furthest
@@ -35,6 +37,10 @@ class ChoiceConfig:
         scale: multiplies the weights of the chosen modules (DeepSeek-V3's scaling factor, arXiv 2412.19437). With
             as many modules as it takes to do a vanilla sublayer's work, renormalised weights need it to add up to more
             than 1.
+        routes: of attention, what is chosen. `all`: queries, keys, values and outputs, as in the paper; `values`:
+            values and outputs only (SwitchHead, Csordás et al., arXiv 2312.07987), with the queries and keys of the
+            step's own module, by `schedule`: those of different modules have to fit each other in one attention, which
+            they never learned in a vanilla model.
         prior: an explicit table of H rows of C logits that is added: 0 free, -inf forbidden, positive preferred.
     """
 
@@ -48,6 +54,7 @@ class ChoiceConfig:
     prior: tuple[tuple[float, ...], ...] | None = None
     top_k: int | None = None
     scale: float = 1.0
+    routes: Literal["all", "values"] = "all"
 
     def __post_init__(self) -> None:
         check_types(self)

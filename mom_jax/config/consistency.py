@@ -20,8 +20,12 @@ def check_side(config: "ModelConfig", side: Side) -> None:
         require(
             len(given) == config.num_steps, name, given, f"must have a module for each of the {config.num_steps} steps"
         )
-        exist = all(0 <= module < modules for module in given)
-        require(exist, name, given, f"must name modules from 0 to {modules - 1}")
+        layers, grain = config.layers(side), config.grain(side)
+        exist = all(0 <= module < layers for module in given)
+        what = "modules" if grain == 1 else f"layers of {grain} modules each"
+        require(exist, name, given, f"must name {what} from 0 to {layers - 1}")
+    if choice.routes == "values":
+        _check_values(config, side)
     for name, value in (("exit", choice.exit), ("capacity", choice.capacity)):
         _check_skipping(config, side, f"{side}.{name}", value)
     # A pool of one module is shared by all steps whatever `choice` says.
@@ -29,9 +33,13 @@ def check_side(config: "ModelConfig", side: Side) -> None:
         return
     if choice.choice != "free" and choice.schedule is None:
         where = f"where {side}.choice={choice.choice!r} and {side}.schedule=None"
-        allowed = f"must equal {side}'s {modules} modules {where}"
-        require(config.num_steps == modules, "num_steps", config.num_steps, allowed)
+        layers = config.layers(side)
+        what = "modules" if layers == modules else "layers that its modules are cut from"
+        allowed = f"must equal {side}'s {layers} {what} {where}"
+        require(config.num_steps == layers, "num_steps", config.num_steps, allowed)
     if choice.choice == "ordered":
+        whole = f"must be d_ff={config.inner_width} or None where {side}.choice='ordered': a step has one module there"
+        require(config.grain(side) == 1, "module_d_ff", config.module_d_ff, whole)
         return
     if choice.choice == "ordered_or_skip":
         require(config.skip, "skip", config.skip, f"{side}.choice='ordered_or_skip' needs skip=True")
@@ -61,6 +69,16 @@ def check_side(config: "ModelConfig", side: Side) -> None:
         allowed = f"must be at most the {classes} classes of the {side} router"
         top_k, name = config.side_top_k(side), "top_k" if choice.top_k is None else f"{side}.top_k"
         require(top_k <= classes, name, top_k, allowed)
+
+
+def _check_values(config: "ModelConfig", side: Side) -> None:
+    """Checks that the side can have its values alone routed."""
+    name = f"{side}.routes"
+    require(side == "attention", name, "values", "needs queries and keys; an FFN has only 'all'")
+    require(config.kind(side) == "routed", name, "values", f"needs a router on the {side} side, and there is none")
+    modules, steps = config.modules(side), config.num_steps
+    allowed = f"needs one of the {modules} modules for each of the {steps} steps: as many, or {side}.schedule"
+    require(max(config.schedule(side)) < modules, name, "values", allowed)
 
 
 def _check_skipping(config: "ModelConfig", side: Side, name: str, value: object) -> None:

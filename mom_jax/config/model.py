@@ -25,12 +25,16 @@ class ModelConfig:
         d_model: D, the width of the residual stream.
         num_heads: heads of every attention.
         d_ff: F, the inner width of every FFN; None means 4·d_model.
+        module_d_ff: the inner width of an FFN module in a pool, which must divide d_ff; None: d_ff. G = d_ff /
+            module_d_ff narrow modules do the work of one layer's FFN (fine-grained experts: DeepSeekMoE, arXiv
+            2401.06066; MoEUT, arXiv 2405.16039). A vanilla layer is cut into G modules without changing what they add
+            up to (`interop.phases.from_vanilla`), and module j·G + g is a part of layer j.
         num_bottom: anchors below the chunks.
         num_top: anchors above the chunks.
         num_chunks: S.
         anchor_after_chunk: whether an anchor follows each chunk.
         num_attn_modules: attention modules in a chunk's pool.
-        num_ffn_modules: FFN modules in a chunk's pool.
+        num_ffn_modules: FFN modules in a chunk's pool, narrow ones with `module_d_ff`.
         num_steps: H, assembly steps per chunk.
         top_k: K, modules that a token takes at a step on each side, unless the side has a `top_k` of its own.
         skip: whether routers have a class SKIP that does nothing.
@@ -58,6 +62,7 @@ class ModelConfig:
     d_model: int = 768
     num_heads: int = 12
     d_ff: int | None = None
+    module_d_ff: int | None = None
     num_bottom: int = 1
     num_top: int = 1
     num_chunks: int = 1
@@ -96,7 +101,7 @@ class ModelConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
         for name in ("z_loss", "capacity_loss"):
             require(math.isfinite(getattr(self, name)), name, getattr(self, name), "must be finite")
-        for name in ("d_ff", "num_classes"):
+        for name in ("d_ff", "module_d_ff", "num_classes"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
         factor = self.capacity_factor
@@ -106,6 +111,9 @@ class ModelConfig:
         require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", self.layer_norm_epsilon, "must be positive")
         divisible = self.d_model % self.num_heads == 0
         require(divisible, "num_heads", self.num_heads, f"must divide d_model={self.d_model}")
+        narrow = self.module_d_ff
+        divides = narrow is None or self.inner_width % narrow == 0
+        require(divides, "module_d_ff", narrow, f"must divide d_ff={self.inner_width}")
         for side in SIDES:
             check_side(self, side)
 
@@ -117,6 +125,11 @@ class ModelConfig:
         return self.d_ff or 4 * self.d_model
 
     @property
+    def module_width(self) -> int:
+        """The inner width of an FFN module in a pool."""
+        return self.module_d_ff or self.inner_width
+
+    @property
     def head_dim(self) -> int:
         """d, the width of a head."""
         return self.d_model // self.num_heads
@@ -124,7 +137,7 @@ class ModelConfig:
     @property
     def pool_size(self) -> int:
         """M: the vanilla layers that a chunk's pool is made of."""
-        return max(self.num_attn_modules, self.num_ffn_modules)
+        return max(self.layers("attention"), self.layers("ffn"))
 
     @property
     def num_layers(self) -> int:
@@ -140,9 +153,18 @@ class ModelConfig:
         """N of that side."""
         return self.num_attn_modules if side == "attention" else self.num_ffn_modules
 
+    def grain(self, side: Side) -> int:
+        """G: how many of that side's modules do the work of one vanilla layer's sublayer."""
+        return self.inner_width // self.module_width if side == "ffn" else 1
+
+    def layers(self, side: Side) -> int:
+        """The vanilla layers of whose sublayers that side's modules are made: module m is a part of layer m // G."""
+        return -(-self.modules(side) // self.grain(side))
+
     def classes(self, side: Side) -> int:
         """C of that side's router; SKIP, where there is one, is the last class."""
-        modules = {"own": self.modules(side), "max": self.pool_size, "ffn": self.num_ffn_modules}
+        most = max(self.num_attn_modules, self.num_ffn_modules)
+        modules = {"own": self.modules(side), "max": most, "ffn": self.num_ffn_modules}
         return modules[self.router.classes] + self.skip
 
     def choices(self, side: Side) -> int:
@@ -170,9 +192,15 @@ class ModelConfig:
         return "ordered" if getattr(self, side).choice == "ordered" else "routed"
 
     def schedule(self, side: Side) -> tuple[int, ...]:
-        """The module of its own that each step has on that side; N or more for a step that has none."""
+        """The module of its own that each step has on that side; N or more for a step that has none. Of modules that
+        are narrower than a layer's FFN: the layer, whose G modules are the step's own."""
         given: tuple[int, ...] | None = getattr(self, side).schedule
         return tuple(range(self.num_steps)) if given is None else given
+
+    @property
+    def routes_values(self) -> bool:
+        """Whether attention's values and outputs alone are routed, and its queries and keys are each step's own."""
+        return self.attention.routes == "values"
 
     @property
     def routed_sides(self) -> tuple[Side, ...]:
@@ -215,8 +243,8 @@ class ModelConfig:
         """Phase 1's counterpart: the plain transformer whose layers become this model's modules and anchors."""
         size, ordered = self.pool_size, ChoiceConfig(choice="ordered")
         sizes: dict[str, Any] = {"num_attn_modules": size, "num_ffn_modules": size, "num_steps": size}
-        # K means nothing there: models that differ in it alone share phase 1.
-        return dataclasses.replace(self, **sizes, top_k=1, attention=ordered, ffn=ordered)
+        # K and the grain mean nothing there: models that differ in them alone share phase 1.
+        return dataclasses.replace(self, **sizes, module_d_ff=None, top_k=1, attention=ordered, ffn=ordered)
 
     def causal(self) -> "ModelConfig":
         """The model without the capacities of its sides: a token takes SKIP where that is its best class, and what it

@@ -7,9 +7,10 @@ from mom_jax.config import ModelConfig, Side
 
 
 def own_classes(config: ModelConfig, side: Side) -> jax.Array:
-    """Which class is the module of its own of each step, bool [H, C]; a step may have none."""
+    """Which classes are the modules of its own of each step, bool [H, C]: one, or, of modules that are narrower than a
+    layer's FFN, all that its layer is cut into. A step may have none."""
     own, c = jnp.array(config.schedule(side))[:, None], jnp.arange(config.classes(side))[None]
-    return (c == own) & (c < config.modules(side))
+    return (c // config.grain(side) == own) & (c < config.modules(side))
 
 
 def favoured_classes(config: ModelConfig, side: Side) -> jax.Array:

@@ -19,6 +19,7 @@ AXES = ("data", "fsdp", "module", "tensor")
 # dimension of the array has it already, or where it does not divide the dimension.
 RULES: dict[str, tuple[str, ...]] = {
     "modules": ("module",),
+    "all modules": ("module",),  # the same where every device needs all of them
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "embed": ("fsdp", "module"),  # d_model in sublayers
@@ -93,6 +94,7 @@ def check_mesh(config: ModelConfig, sizes: Mapping[str, int]) -> None:
         ("fsdp", "model.d_model", config.d_model),
         ("tensor", "model.num_heads", config.num_heads),
         ("tensor", "model.d_ff", config.inner_width),
+        ("tensor", "model.module_d_ff", config.module_width),
     ):
         require(size % sizes[name] == 0, f"mesh.{name}", sizes[name], f"must divide {field}={size}")
 

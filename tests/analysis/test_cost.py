@@ -149,6 +149,29 @@ def test_modules_that_are_skipped_cost_nothing():
     assert train_flops_per_token(SMALL, 6, attn_taken=1.5, ffn_taken=0.0) == 3 * fewer
 
 
+def test_narrow_modules_cost_their_width():
+    fine = dataclasses.replace(SMALL, module_d_ff=2, num_ffn_modules=6, ffn=ChoiceConfig(top_k=3, scale=3.0))
+    narrow = 8 + (8 + 2) + (8 + 4)
+    count, whole = parameter_count(fine), parameter_count(dataclasses.replace(SMALL, top_k=1))
+    assert count.modules == 2 * (3 * ATTENTION + 6 * narrow)
+    assert count.anchors == whole.anchors == 5 * (ATTENTION + FFN)
+    # Three thirds of an FFN are the FLOPs of one.
+    parts = forward_flops_by_part(dataclasses.replace(fine, attention=ChoiceConfig(top_k=1)), 6)
+    assert parts["modules"] == forward_flops_by_part(dataclasses.replace(SMALL, top_k=1), 6)["modules"]
+    either = dataclasses.replace(fine, ffn=ChoiceConfig("ordered_or_skip", schedule=(0, 1, 1, 0, 0), top_k=4))
+    assert forward_flops_by_part(either, 6) == forward_flops_by_part(either, 6, ffn_taken=3)
+
+
+def test_queries_and_keys_cost_once_where_values_alone_are_routed():
+    values = dataclasses.replace(SMALL, attention=ChoiceConfig(routes="values", schedule=(0, 1, 2, 1, 0)))
+    assert parameter_count(values).total == parameter_count(SMALL).total
+    assert parameter_count(SMALL).active - parameter_count(values).active == 10 * (2 * 16 + 8)
+    saved = forward_flops_by_part(SMALL, 6)["modules"] - forward_flops_by_part(values, 6)["modules"]
+    assert saved == 10 * 2 * 2 * 16
+    none = forward_flops_by_part(values, 6, attn_taken=0, ffn_taken=0)
+    assert none["modules"] == 10 * 2 * 2 * 16
+
+
 def test_a_classifiers_head_runs_once_a_sequence():
     parts = forward_flops_by_part(dataclasses.replace(SMALL, num_classes=3), 6)
     assert parts["head"] == 2 * 4 * 3 / 6

@@ -63,6 +63,16 @@ CASES = {
         change(SMALL, num_steps=4, attention=ChoiceConfig(preference=1.5, skip_preference=0.5), router=RAW),
         {"attention": [[1, 2]]},
     ),
+    "narrow modules beside routed values": (
+        change(
+            SMALL,
+            module_d_ff=12,
+            num_ffn_modules=6,
+            attention=ChoiceConfig(routes="values"),
+            ffn=ChoiceConfig(preference=1.0, top_k=3, scale=2.0),
+        ),
+        {"ffn": [[0, 2, 3, 5]]},
+    ),
     "all modules": (change(SMALL, router={"all_modules": True}), {"attention": [[0, 1]], "ffn": [[0, 2]]}),
     "one module of a side without SKIP": (change(SMALL, skip=False), {"attention": [[1]], "ffn": [[0, 2]]}),
     "sigmoids with biases": (
@@ -148,6 +158,16 @@ def test_what_a_call_forbids_is_the_oracles_prior():
         ({"attention": ChoiceConfig(choice="ordered")}, {"attention": [[0]]}, "is not routed; routers have ffn only"),
         ({"num_chunks": 0}, {"ffn": [[0]]}, "keep='ffn': is not routed; this model has no routers"),
         ({}, {"ffn": [[1]]}, "modules of ffn=1: must be at least 2 of 3: a pool of one module has no router"),
+        (
+            {"skip": False, "top_k": 1, "router": {"weights": "renormalised"}, "ffn": ChoiceConfig(scale=2.0)},
+            {"ffn": [[1]]},
+            "modules of ffn=1: must be at least 2 of 3",
+        ),
+        (
+            {"attention": ChoiceConfig(routes="values")},
+            {"attention": [[0, 1]]},
+            "attention.routes='values': must be 'all' for pruning attention modules",
+        ),
         ({"skip": False, "router": RAW}, {"ffn": [[1]]}, "modules of ffn=1: must be at least 2 of 3"),
         ({"ffn": ChoiceConfig(preference=1.0, anneal_steps=5)}, {"ffn": [[0, 1]]}, "ffn.anneal_steps=5: must be 0"),
         ({**TWO_CHUNKS, "ffn": TABLE}, {"ffn": [[0, 1], [0, 2]]}, "must be the same modules in all chunks"),

@@ -100,6 +100,12 @@ def test_two_chunks_with_anchors_and_skip():
             (True,),
         ),
         pytest.param(
+            {"attention": ChoiceConfig(routes="values"), "module_d_ff": 12, "ffn": ChoiceConfig("ordered_or_skip")}
+            | {"num_ffn_modules": 6},
+            (True, False),
+            marks=SLOW,
+        ),
+        pytest.param(
             {"attention": ChoiceConfig("ordered", schedule=(1, 0, 1, 2)), "num_steps": 4}, (True, False), marks=SLOW
         ),
         pytest.param(

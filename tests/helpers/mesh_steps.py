@@ -63,6 +63,16 @@ MODELS = {
         3,
     ),
     "wide": ({"d_model": 128, "d_ff": 128}, 3),
+    "narrow-values": (
+        {
+            "num_attn_modules": 3,
+            "attention": ChoiceConfig(routes="values"),
+            "module_d_ff": 32,
+            "num_ffn_modules": 6,
+            "ffn": ChoiceConfig(top_k=2, scale=2.0),
+        },
+        3,
+    ),
     "scheduled": ({"attention": ChoiceConfig("ordered", schedule=(3, 0, 3))}, 3),
 }
 STEPS = 5

@@ -108,14 +108,21 @@ def anchor(params, x, mask, config):
     return x + ffn([params["ffn"]], x, [None], [None], config)
 
 
-def attention(modules, x, chosen, weights, mask, config):
-    """The modules' joint attention. chosen, weights: for each module None (always, with weight 1) or [B, L, 1]."""
+def attention(modules, x, chosen, weights, mask, config, own=None):
+    """The modules' joint attention. chosen, weights: for each module None (always, with weight 1) or [B, L, 1].
+
+    own: the module whose queries and keys are used instead of the chosen ones'.
+    """
     qkv = 0.0
     for module, picked, weight in zip(modules, chosen, weights, strict=True):
         y = layer_norm(x, module["norm_scale"], module["norm_bias"], config)
         kernel, bias = module["qkv_kernel"], module["qkv_bias"]
         y = linear(y, kernel.reshape(kernel.shape[0], -1), bias.reshape(-1))
         qkv = qkv + scaled(y, picked, weight if config.weighted_qkv else None, config)
+    if own is not None:
+        y = layer_norm(x, own["norm_scale"], own["norm_bias"], config)
+        q, k = (linear(y, own["qkv_kernel"][:, i], own["qkv_bias"][i]) for i in (0, 1))
+        qkv = jnp.concatenate([q, k, qkv[..., 2 * config.d_model :]], -1)
     heads = attend(qkv, mask, config)
     out = 0.0
     for module, picked, weight in zip(modules, chosen, weights, strict=True):
@@ -177,7 +184,8 @@ def sublayer(chunk, side, x, h, states, mask, noise, prior, step, config, out, i
         modules = [modules[own_module(config, side, h)] if kind == "ordered" else modules[0]]
         chosen = weights = [None]
     if side == "attention":
-        return attention(modules, x, chosen, weights, mask, config)
+        own = modules[own_module(config, side, h)] if config.attention.routes == "values" else None
+        return attention(modules, x, chosen, weights, mask, config, own)
     return ffn(modules, x, chosen, weights, config)
 
 
@@ -270,12 +278,12 @@ def best(margin, mask, share):
 
 def prior_row(config, side, h, step):
     """The prior on the C logits of that side at step h."""
-    choice, count, classes = getattr(config, side), config.modules(side), config.classes(side)
+    choice, classes = getattr(config, side), config.classes(side)
     if choice.prior is not None:
         return list(choice.prior[h])
     h = own_module(config, side, h)
     if choice.choice == "ordered_or_skip":
-        return [0.0 if c in (h, classes - 1) else NEVER for c in range(classes)]
+        return [0.0 if c in (*own_modules(config, side, h), classes - 1) else NEVER for c in range(classes)]
     rest = 1.0
     if choice.anneal_steps and step is not None:
         strongest = max(abs(choice.preference), abs(choice.skip_preference))
@@ -286,10 +294,16 @@ def prior_row(config, side, h, step):
     row = [0.0] * classes
     if config.skip:
         row[skip] = rest * choice.skip_preference
-    preferred = h if h < count else skip
-    if preferred is not None:
+    own = own_modules(config, side, h)
+    for preferred in own or ([] if skip is None else [skip]):
         row[preferred] = rest * choice.preference
     return row
+
+
+def own_modules(config, side, layer):
+    """The modules that are made of a layer."""
+    parts = (config.d_ff or 4 * config.d_model) // config.module_d_ff if side == "ffn" and config.module_d_ff else 1
+    return [m for m in range(layer * parts, layer * parts + parts) if m < config.modules(side)]
 
 
 def select(logits, prior, balance, count, config, side, within=None):

@@ -202,6 +202,16 @@ def test_options_we_cannot_express(theirs, message):
         (dataclasses.replace(SMALL, ffn=ChoiceConfig(preference=1.0)), r"ffn\.preference=1\.0"),
         (dataclasses.replace(SMALL, num_attn_modules=2, ffn=ChoiceConfig(exit=True), skip=True), r"ffn\.exit=True"),
         (dataclasses.replace(SMALL, ffn=ChoiceConfig(capacity=0.5), skip=True), r"ffn\.capacity=0\.5"),
+        (
+            dataclasses.replace(SMALL, module_d_ff=SMALL.inner_width // 2),
+            r"module_d_ff=\d+: the authors' code has only",
+        ),
+        (
+            dataclasses.replace(
+                SMALL, num_steps=2, num_attn_modules=2, attention=ChoiceConfig(routes="values"), skip=True
+            ),
+            r"attention\.routes='values'",
+        ),
         (dataclasses.replace(SMALL, balance=BalanceConfig()), r"balance\.softmax_again=False"),
         (dataclasses.replace(SMALL, balance=dataclasses.replace(SMALL.balance, bias_rate=0.1)), r"bias_rate=0\.1"),
         *(
@@ -246,6 +256,7 @@ def test_every_field_and_option_is_accounted_for():
     assert ours - {field.split(".")[0] for field in mapped} == {
         "attention",
         "ffn",
+        "module_d_ff",
         "tie_embeddings",
         "z_loss",
         "capacity_loss",

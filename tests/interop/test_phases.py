@@ -167,6 +167,32 @@ def test_the_counterpart_is_a_subtree():
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_layer_is_cut_into_narrow_modules():
+    config = dataclasses.replace(SMALL, module_d_ff=4, num_ffn_modules=4, num_attn_modules=2)
+    vanilla = config.vanilla()
+    source = jax.tree.map(np.asarray, fresh(vanilla, 1))
+    fewer, narrow = dataclasses.replace(config, num_ffn_modules=6), dataclasses.replace(vanilla, d_ff=8)
+    with pytest.raises(ConfigError, match=r"model\.num_ffn_modules=6: must be a multiple of the 4 modules"):
+        from_vanilla(vanilla, source, fewer, fresh(fewer))
+    with pytest.raises(ConfigError, match=r"ffn/in_bias has the shape \(8,\) in the vanilla model, \(16,\) here"):
+        from_vanilla(narrow, fresh(narrow), config, fresh(config))
+    # One layer's FFN has a place, the other's has none.
+    result, messages = from_vanilla(vanilla, source, config, fresh(config))
+    assert messages == [f"chunks/{s}/module 1/ffn is dropped: chunk {s} has 4 ffn modules" for s in (0, 1)]
+    for s in (0, 1):
+        layer, modules = (tree["chunks"][s]["ffn"] for tree in (source, result))
+        assert modules["in_kernel"].shape == (4, 4, 4)
+        np.testing.assert_array_equal(np.concatenate(modules["in_kernel"], -1), layer["in_kernel"][0])
+        np.testing.assert_array_equal(np.concatenate(modules["in_bias"]), layer["in_bias"][0])
+        np.testing.assert_array_equal(np.concatenate(modules["out_kernel"]), layer["out_kernel"][0])
+        np.testing.assert_allclose(modules["out_bias"].sum(0), layer["out_bias"][0], rtol=1e-6)
+        for name in ("norm_scale", "norm_bias"):
+            np.testing.assert_array_equal(modules[name], np.repeat(layer[name][:1], 4, 0))
+        for name in ("in_bias", "out_kernel"):
+            assert np.shares_memory(modules[name], layer[name])
+        assert jax.tree.map(np.shape, modules) == jax.tree.map(np.shape, fresh(config)["chunks"][s]["ffn"])
+
+
 def test_the_initial_parameters_are_not_changed():
     target = fresh(SMALL, 2)
     copy = jax.tree.map(np.array, target)
@@ -274,6 +300,7 @@ def test_what_is_vanilla():
 
 
 FREE = {"num_attn_modules": 3, "num_ffn_modules": 3, "num_steps": 3, "num_chunks": 2, "context_length": 8}
+NARROW = {"top_k": 1, "module_d_ff": 4, "num_ffn_modules": 12}
 STARTS = {
     "k1": {"top_k": 1},
     "k1 renormalised": {"top_k": 1, "router": dataclasses.replace(SMALL.router, weights="renormalised")},
@@ -284,6 +311,14 @@ STARTS = {
     "k2 weighted": {"top_k": 2, "weighted_qkv": True, "skip": False},
     "k3 weighted": {"top_k": 3, "weighted_qkv": True},
     "mlp": {"top_k": 2, "router": dataclasses.replace(SMALL.router, kind="mlp")},
+    "k of each side": {"skip": False, "attention": ChoiceConfig(top_k=1), "ffn": ChoiceConfig(top_k=2)},
+    "attention ordered": {"top_k": 2, "attention": ChoiceConfig("ordered")},
+    "values": {"top_k": 2, "attention": ChoiceConfig(routes="values")},
+    # A layer's FFN in pieces: exact where its router finds them alike.
+    "narrow": NARROW | {"ffn": ChoiceConfig(top_k=4)},
+    "narrow with skip": NARROW | {"ffn": ChoiceConfig(top_k=5, scale=4.0), "num_steps": 4},
+    "narrow signs": NARROW
+    | {"ffn": ChoiceConfig(top_k=4), "router": dataclasses.replace(SMALL.router, straight_through=True)},
 }
 
 
@@ -293,17 +328,21 @@ def start(**fields):
 
 @pytest.mark.parametrize(
     "fields",
-    [pytest.param(f, id=n, marks=[] if n == "k2" else pytest.mark.slow) for n, f in STARTS.items()],
+    [pytest.param(f, id=n, marks=[] if n in ("k2", "narrow") else pytest.mark.slow) for n, f in STARTS.items()],
 )
 def test_a_preserving_start_is_the_vanilla_model_and_ends_free(fields):
     free = start(**fields)
     config = preserving(free, anneal_steps=10)
+    free = dataclasses.replace(free, ffn=dataclasses.replace(free.ffn, scale=config.ffn.scale))
     vanilla = fresh(free.vanilla(), 1)
     params, _ = from_vanilla(free.vanilla(), vanilla, config, fresh(config))
     # New routers' logits are small; these are still larger.
     for chunk in params["chunks"].values():
-        for side in ("attention_router", "ffn_router"):
-            chunk[side] = {name: 0.05 * array for name, array in chunk[side].items()}
+        for side in config.routed_sides:
+            chunk[f"{side}_router"] = {name: 0.05 * array for name, array in chunk[f"{side}_router"].items()}
+        if config.module_d_ff:
+            scores = ("score_kernel", "score_bias")
+            chunk["ffn_router"] |= {name: 0.0 * chunk["ffn_router"][name] for name in scores}
     ids = jnp.asarray(np.random.default_rng(0).integers(0, SMALL.vocab_size, (2, 8)), jnp.int32)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -311,7 +350,8 @@ def test_a_preserving_start_is_the_vanilla_model_and_ends_free(fields):
         return with_parameters(config, params)(ids, step=step).logits
 
     expected, ended = logits(free.vanilla(), vanilla), logits(free, params)
-    np.testing.assert_allclose(logits(config, params, jnp.asarray(0)), expected, atol=1e-3)
+    atol = 1e-5 * np.abs(expected).max() if config.module_d_ff else 1e-3
+    np.testing.assert_allclose(logits(config, params, jnp.asarray(0)), expected, atol=atol)
     np.testing.assert_allclose(logits(config, params, jnp.asarray(10)), ended, atol=1e-5)
     assert np.abs(ended - expected).max() > 0.05
 
@@ -325,7 +365,17 @@ def test_a_preserving_start_is_the_vanilla_model_and_ends_free(fields):
         ({"num_steps": 4, "skip": False, "top_k": 1}, r"model\.skip=False: must skip the steps beyond"),
         ({"num_attn_modules": 2}, r"model\.num_attn_modules=2: must equal num_ffn_modules=3"),
         ({"capacity_factor": 1.0}, r"model\.capacity_factor=1\.0"),
-        ({"ffn": ChoiceConfig(choice="ordered")}, r"model\.ffn=ChoiceConfig\(choice='ordered'"),
+        ({"ffn": ChoiceConfig(choice="ordered_or_skip")}, r"model\.ffn=ChoiceConfig\(choice='ordered_or_skip'"),
+        ({"ffn": ChoiceConfig("ordered", schedule=(0, 0, 1))}, r"model\.ffn=.* each of the 3 layers once, in order"),
+        ({"attention": ChoiceConfig("ordered", schedule=(0, 1, 2, 0)), "num_steps": 4}, r"model\.attention=.* once"),
+        (NARROW, r"model\.top_k=1: must be at least the 4 modules of a layer"),
+        (NARROW | {"ffn": ChoiceConfig(top_k=4, scale=2.0)}, r"model\.ffn\.scale=2\.0: must be 1 or 4"),
+        (NARROW | {"num_ffn_modules": 10}, r"model\.num_ffn_modules=10: must be a multiple of the 4 modules"),
+        (NARROW | {"num_ffn_modules": 8}, r"model\.num_attn_modules=3: must equal num_ffn_modules=8 / 4 for"),
+        (
+            {"top_k": 3, "weighted_qkv": True, "router": dataclasses.replace(SMALL.router, straight_through=True)},
+            r"model\.top_k=3: .* or model\.router\.straight_through=False",
+        ),
         ({"ffn": ChoiceConfig(exit=True)}, r"model\.ffn=ChoiceConfig\(.*exit=True"),
         ({"ffn": ChoiceConfig(capacity=0.5)}, r"model\.ffn=ChoiceConfig\(.*capacity=0\.5"),
         ({"router": dataclasses.replace(SMALL.router, scoring="raw")}, r"model\.router\.scoring='raw'"),

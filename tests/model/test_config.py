@@ -44,6 +44,40 @@ def complaint(make, *args, **kwargs):
         (ModelConfig, {"exchange_room": math.inf}, "exchange_room=inf: must be positive"),
         (ModelConfig, {"d_ff": 0}, "d_ff=0: must be at least 1"),
         (ModelConfig, {"num_classes": 0}, "num_classes=0: must be at least 1"),
+        (ModelConfig, {"module_d_ff": 0}, "module_d_ff=0: must be at least 1"),
+        (ModelConfig, {"module_d_ff": 500}, "module_d_ff=500: must divide d_ff=3072"),
+        (
+            ModelConfig,
+            {"module_d_ff": 1536, "num_ffn_modules": 16, "ffn": ORDERED, "top_k": 1},
+            "module_d_ff=1536: must be d_ff=3072 or None where ffn.choice='ordered': a step has one module there",
+        ),
+        (
+            ModelConfig,
+            {"module_d_ff": 1536, "ffn": ChoiceConfig("ordered_or_skip")},
+            "num_steps=8: must equal ffn's 2 layers that its modules are cut from where "
+            "ffn.choice='ordered_or_skip' and ffn.schedule=None",
+        ),
+        (
+            ModelConfig,
+            {"module_d_ff": 1536, "ffn": ChoiceConfig(schedule=(0, 1, 2, 3) * 2)},
+            "ffn.schedule=(0, 1, 2, 3, 0, 1, 2, 3): must name layers of 2 modules each from 0 to 1",
+        ),
+        (
+            ModelConfig,
+            {"ffn": ChoiceConfig(routes="values")},
+            "ffn.routes='values': needs queries and keys; an FFN has only 'all'",
+        ),
+        (
+            ModelConfig,
+            {"attention": ChoiceConfig(routes="values")},
+            "attention.routes='values': needs one of the 4 modules for each of the 8 steps: as many, or "
+            "attention.schedule",
+        ),
+        (
+            ModelConfig,
+            {"num_attn_modules": 1, "attention": ChoiceConfig(routes="values")},
+            "attention.routes='values': needs a router on the attention side, and there is none",
+        ),
         (ModelConfig, {"layer_norm_epsilon": 0.0}, "layer_norm_epsilon=0.0: must be positive"),
         (ModelConfig, {"num_heads": 5}, "num_heads=5: must divide d_model=768"),
         (ModelConfig, {"top_k": 6}, "top_k=6: must be at most the 5 classes of the attention router"),
@@ -241,6 +275,9 @@ def test_a_prior_with_nan_is_refused():
         {"attention": ChoiceConfig("ordered", schedule=(0, 1, 2, 3) * 2)},
         {"num_attn_modules": 1, "attention": ChoiceConfig(schedule=(0,) * 8)},
         {"ffn": ChoiceConfig(capacity=1), "attention": ORDERED, "num_steps": 4},
+        {"module_d_ff": 1536, "num_ffn_modules": 16, "ffn": ChoiceConfig("ordered_or_skip", top_k=2)},
+        {"module_d_ff": 768, "num_ffn_modules": 5, "ffn": ChoiceConfig(schedule=(0, 1) * 4)},  # as pruning leaves it
+        {"attention": ChoiceConfig(routes="values", schedule=(0, 1, 2, 3) * 2)},
     ],
 )
 def test_configurations_that_may_be(fields):

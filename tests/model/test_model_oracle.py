@@ -15,7 +15,7 @@ from small import NEVER, ORDERED, SMALL, change, explicit, quick, random_ids, ra
 import mom_jax as mom
 from mom_jax import losses
 from mom_jax.analysis.cost import parameter_count
-from mom_jax.config import SIDES, ChoiceConfig, ModelConfig, RouterConfig
+from mom_jax.config import ChoiceConfig, ModelConfig, RouterConfig
 from mom_jax.config.router import KINDS
 
 OR_SKIP = ChoiceConfig(choice="ordered_or_skip")
@@ -128,6 +128,25 @@ CASES = {
         "ffn": ChoiceConfig(top_k=3, scale=1.5),
         "router": {"dim": 6},
     },
+    "narrow-modules": {
+        "module_d_ff": 8,
+        "num_ffn_modules": 9,
+        "num_bottom": 1,
+        "ffn": ChoiceConfig(preference=1.0, top_k=4, scale=3.0),
+        "router": {"classes": "max"},
+    },
+    "narrow-modules-or-skip": {
+        "module_d_ff": 12,
+        "num_ffn_modules": 5,
+        "ffn": ChoiceConfig("ordered_or_skip", schedule=(2, 0, 1)),
+    },
+    "values": {"attention": ChoiceConfig(routes="values"), "num_heads": 4},
+    "values-scheduled": {
+        "attention": ChoiceConfig("ordered_or_skip", schedule=(2, 0, 2, 1), routes="values"),
+        "num_steps": 4,
+        "weighted_qkv": True,
+        "masked": True,
+    },
     "mask": {"masked": True, "z_loss": 0.1, "balance": {"kind": "depthwise"}},
     "classifier": {"num_classes": 3, "masked": True},
     "untied": {"tie_embeddings": False, "num_chunks": 0, "num_bottom": 1, "masked": True},
@@ -175,9 +194,9 @@ def extra(name, field):
     return None if isinstance(CASES[name], ModelConfig) else CASES[name].get(field)
 
 
-def smallest_gap(config, scores):
+def smallest_gap(config, side, scores):
     """Between scores [..., C] that decide which classes are chosen and which is the first."""
-    decisive = 1 if config.router.all_modules else max(map(config.side_top_k, SIDES))
+    decisive = 1 if config.router.all_modules else config.side_top_k(side)
     ranked = -np.sort(-np.asarray(scores), -1)[..., : decisive + 1]
     upper, lower = ranked[..., :-1], ranked[..., 1:]
     allowed = upper > NEVER
@@ -262,7 +281,7 @@ def compare_values(config, captured, want):
             deciding = [scores if config.router.scoring == "raw" else np.where(scores > 0, scores, NEVER)]
             if config.balance.bias_rate:
                 deciding.append(want[f"{short}_ranked/{i}"])
-            gap = min(smallest_gap(config, values) for values in deciding)
+            gap = min(smallest_gap(config, side, values) for values in deciding)
             assert gap > GAP, "rounding may decide a choice: take another seed"
             assert_same(have["scores"], scores, f"{side} scores {i}")
             if not config.router.all_modules:
@@ -291,6 +310,7 @@ APART = {
     "balance.over",
     "router.noise",
     "router.noise_steps",
+    "ffn.routes",  # has one value only
 }
 
 

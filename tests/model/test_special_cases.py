@@ -24,7 +24,8 @@ CAPACITY = 0.4  # of 7 tokens: 3
 def small(name):
     """The file's model, narrow, without anchors."""
     config = load_config(str(FILES[name])).model
-    sizes = {"vocab_size": 29, "context_length": 9, "d_model": 16, "d_ff": 24, "num_heads": 2}
+    narrow = config.module_d_ff and 24 // config.grain("ffn")
+    sizes = {"module_d_ff": narrow, "vocab_size": 29, "context_length": 9, "d_model": 16, "d_ff": 24, "num_heads": 2}
     config = dataclasses.replace(config, **sizes, num_bottom=0, num_top=0, remat="none")
     config = dataclasses.replace(config, router=dataclasses.replace(config.router, dim=8))
     for side in SIDES:
@@ -125,35 +126,70 @@ def mixture_of_depths(plain, x, causal=False):
     return x, plain.config.capacity_loss * guess
 
 
-def experts(plain, x, h, pool):
-    """The FFN of the two best of the experts in `pool`, and the load-balancing loss of Switch Transformers, eq. 4."""
-    p = jax.nn.softmax(plain.logits("ffn", x)[..., pool], -1)
-    second = jnp.sort(p, -1)[..., -2:-1]
-    weight = jnp.where(p >= second, p, 0.0) / jnp.where(p >= second, p, 0.0).sum(-1, keepdims=True)
-    parts = [slice(i, i + 1) for i in range(len(pool))]
-    y = plain.sublayer("ffn", x, pool, [(p >= second)[..., i] for i in parts], [weight[..., i] for i in parts])
-    return x + y, jax.nn.one_hot(p.argmax(-1), len(pool)).mean((0, 1)), p.mean((0, 1))
+def best(p, k):
+    """(who is among the k largest, what they weigh, renormalised), for each class [B, L, 1]; and the factors of the
+    load-balancing loss of Switch Transformers, eq. 4."""
+    last, classes = jnp.sort(p, -1)[..., -k][..., None], p.shape[-1]
+    weight = jnp.where(p >= last, p, 0.0) / jnp.where(p >= last, p, 0.0).sum(-1, keepdims=True)
+    split = [[array[..., i : i + 1] for i in range(classes)] for array in (p >= last, weight)]
+    return *split, (jax.nn.one_hot(p.argmax(-1), classes).mean((0, 1)), p.mean((0, 1)))
+
+
+def experts(plain, x, pool, k=2, scale=1.0):
+    """The FFN of the best of the experts in `pool`, and what the balance loss is made of."""
+    picked, weights, balance = best(jax.nn.softmax(plain.logits("ffn", x)[..., pool], -1), k)
+    return x + plain.sublayer("ffn", x, pool, picked, [scale * weight for weight in weights]), *balance
 
 
 def moe_per_layer(plain, x):
     balance = 0.0
     for h in range(4):
         x = x + plain.sublayer("attention", x, [h])
-        x, f, p = experts(plain, x, h, np.arange(4 * h, 4 * h + 4))
+        x, f, p = experts(plain, x, np.arange(4 * h, 4 * h + 4))
         balance += 4 * jnp.sum(f * p)
     # Ours counts all 16 classes of the router, four times a layer's, and takes the mean of the four layers.
     return x, plain.config.balance.weight * balance
 
 
-def moe_shared_pool(plain, x):
+def balance_over_all_steps(plain, fractions, probabilities):
+    products = sum(fractions) * sum(probabilities) / len(fractions) ** 2
+    return plain.config.balance.weight * products.size * jnp.sum(products)
+
+
+def moe_shared_pool(plain, x, **kwargs):
     fractions, probabilities = [], []
     for h in range(4):
         x = x + plain.sublayer("attention", x, [h])
-        x, f, p = experts(plain, x, h, np.arange(8))
+        x, f, p = experts(plain, x, np.arange(plain.config.num_ffn_modules), **kwargs)
         fractions.append(f)
         probabilities.append(p)
-    # One balance over all steps.
-    return x, plain.config.balance.weight * 8 * jnp.sum(sum(fractions) * sum(probabilities)) / 16
+    return x, balance_over_all_steps(plain, fractions, probabilities)
+
+
+def fine_grained(plain, x):
+    assert plain.module("ffn", 15)["in_kernel"].shape == (16, 6)  # a quarter of 24
+    return moe_shared_pool(plain, x, k=4, scale=4.0)
+
+
+def values_only(plain, x):
+    fractions, probabilities, config = [], [], plain.config
+    modules = [plain.module("attention", m) for m in range(4)]
+
+    def part(module, i):
+        """Queries, keys or values."""
+        y = reference.layer_norm(x, module["norm_scale"], module["norm_bias"], config)
+        return reference.linear(y, module["qkv_kernel"][:, i], module["qkv_bias"][i])
+
+    for h in range(4):
+        picked, weights, (f, p) = best(jax.nn.softmax(plain.logits("attention", x), -1), 2)
+        v = sum(jnp.where(own, part(module, 2), 0.0) for module, own in zip(modules, picked, strict=True))
+        y = reference.attend(jnp.concatenate([part(modules[h], 0), part(modules[h], 1), v], -1), None, config)
+        for module, weight in zip(modules, weights, strict=True):
+            x = x + weight * reference.linear(y, module["out_kernel"], module["out_bias"])
+        x = x + plain.sublayer("ffn", x, [h])
+        fractions.append(f)
+        probabilities.append(p)
+    return x, balance_over_all_steps(plain, fractions, probabilities)
 
 
 PLAIN = {
@@ -167,6 +203,8 @@ PLAIN = {
         mixture_of_depths,
         moe_per_layer,
         moe_shared_pool,
+        fine_grained,
+        values_only,
     )
 }
 SEEDS = {"early_exit": 2}  # with which tokens leave at many places; the others' is 0

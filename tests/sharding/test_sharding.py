@@ -76,6 +76,7 @@ def test_an_optimizer_on_a_mesh_is_the_same_on_one_device(name, rule):
             ("untied", [(1, 2, 2, 2)], 1),
             ("scheduled", [(1, 2, 2, 2)], 1),
             ("sigmoid", [(1, 2, 2, 2)], 2),
+            ("narrow-values", [(1, 2, 2, 2)], 1),
             ("k1", [(1, 2, 2, 1)], 2),
         ]
     ],
@@ -198,11 +199,12 @@ def test_a_size_below_one_is_refused():
         ((1, 3, 1, 1), "mesh.fsdp=3: must divide model.d_model=32"),
         ((1, 1, 1, 16), "mesh.tensor=16: must divide model.num_heads=8"),
         ((1, 1, 1, 8), "mesh.tensor=8: must divide model.d_ff=36"),
+        ((1, 1, 1, 4), "mesh.tensor=4: must divide model.module_d_ff=18"),
     ],
 )
 def test_a_mesh_that_cannot_divide_the_model_is_refused(sizes, message):
     with pytest.raises(ConfigError) as error:
-        check_mesh(change(MODEL, d_ff=36), dict(zip(AXES, sizes, strict=True)))
+        check_mesh(change(MODEL, d_ff=36, module_d_ff=18), dict(zip(AXES, sizes, strict=True)))
     assert str(error.value) == message
 
 

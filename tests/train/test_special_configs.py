@@ -41,6 +41,8 @@ def test_train_main_runs_it(name, corpus, tmp_path, capsys):
     # Where a prompt fills the context there is no sample, whose programs would take as long to compile as the step.
     context = 24 if name == DEFAULT else 12
     flags = *corpus, *FLAGS, "--model.context-length", context
+    if load_config(str(file)).model.module_d_ff:
+        flags = *flags, "--model.module-d-ff", 16
     code, _, err = call(capsys, main.main, "--config", file, "--run", folder, *flags)
     assert code == 0, err
     records = metrics.read(folder / "metrics.jsonl")

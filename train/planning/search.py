@@ -68,6 +68,8 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
     # In use: one chunk's pool and its gradient, or a layer's; and the embedding, the head and their gradients.
     layer = (count.modules + count.anchors) / max(1, model.num_layers)
     pool = pad * pools / max(1, model.num_chunks) / mesh.module / mesh.tensor
+    if model.routes_values:  # every device has all modules' queries and keys
+        pool += 2 * model.num_attn_modules * model.d_model**2 * (1 - 1 / mesh.module) / mesh.tensor
     in_use = 4 * 2 * (max(pool, layer / mesh.tensor) + count.embedding + count.head)
     memory = training_memory_bytes(model, sequences, length)
     resident = 4 * whole + in_use + memory["activations"] + memory["logits"]
@@ -84,10 +86,11 @@ def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfi
     layers = model.num_bottom + model.num_top + model.num_chunks * model.anchor_after_chunk + steps
     sent += 3 * 4 * layers * row * (mesh.tensor - 1)
     if routed and mesh.module > 1:
-        # Each choice's row goes out and comes back: two rows for an FFN and an output projection, four with queries,
-        # keys and values; in the backward pass all that goes out does so again with the gradients of what came back,
+        # Each choice's row goes out and comes back: two rows for an FFN, an output projection or values, four with
+        # queries and keys; in the backward pass all that goes out does so again with the gradients of what came back,
         # and gradients come back. Devices along `tensor` do it for all their tokens.
-        rows_out_and_back: dict[Side, tuple[int, int]] = {"attention": (6, 8), "ffn": (2, 3)}
+        attention = (4, 6) if model.routes_values else (6, 8)
+        rows_out_and_back: dict[Side, tuple[int, int]] = {"attention": attention, "ffn": (2, 3)}
         for side in model.routed_sides:
             forward, backward = rows_out_and_back[side]
             travelling = model.choices(side) * steps * row * mesh.tensor * (1 - 1 / mesh.module)

@@ -135,11 +135,15 @@ def _describe(run: Run) -> str:
     m, data = run.config.model, run.config.data
     text = (
         f"Width {m.d_model}, {m.num_bottom} + {m.num_top} anchors, {m.num_chunks} chunk(s) of {m.num_attn_modules} "
-        f"attention and {m.num_ffn_modules} FFN modules, {m.num_steps} steps, {_top_k(m)}"
+        f"attention and {m.num_ffn_modules} FFN modules{_grain(m)}, {m.num_steps} steps, {_top_k(m)}"
         f"{', SKIP' if m.skip else ''}; depth {m.depth} layers, {m.num_layers} in the vanilla model. "
         f"Data {data.source}: {data.batch_size} sequences of {data.length} tokens per step."
     )
     return f"<p>{html.escape(text)}</p>"
+
+
+def _grain(model: ModelConfig) -> str:
+    return f", each 1/{model.grain('ffn')} of a layer's," if model.grain("ffn") > 1 else ""
 
 
 def _top_k(model: ModelConfig) -> str:

@@ -6,15 +6,18 @@ OpenWebText (configs/mom_small.py), for a pod.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 from configs import mom_small, quickstart
-from mom_jax.config import BalanceConfig, ModelConfig, RouterConfig
+from mom_jax.config import BalanceConfig, ChoiceConfig, ModelConfig, RouterConfig
 from train.config import AnalysisConfig, Config
 from train.study import Arm, changed
 
 DEEPER, SHALLOWER = 1.38, 0.4  # times the vanilla model's layers: the paper's deep and wide models
+
+STEP_BIAS = 2.0  # logits by which our recipe prefers a step's own modules at first
 
 VANILLA = Arm("vanilla", {"phases.mom.model": "vanilla", "phases.mom.optim.router_multiplier": 1.0})
 
@@ -61,6 +64,46 @@ def deep(config: Config) -> Config:
     return changed(config, {"model.num_steps": steps_for(config.model, DEEPER)})
 
 
+def deep_in_turn(config: Config) -> Config:
+    """The same where steps have modules of their own: the layers in order, some of them twice in a row."""
+    layers, steps = config.model.num_attn_modules, steps_for(config.model, DEEPER)
+    own = tuple(h * layers // steps for h in range(steps))
+    return changed(config, {"model.num_steps": steps, "model.attention.schedule": own, "model.ffn.schedule": own})
+
+
 def wide(config: Config) -> Config:
     """60 % less depth than the vanilla model, three modules a step, equal parameters."""
     return changed(config, {"model.num_steps": steps_for(config.model, SHALLOWER), "model.top_k": 3})
+
+
+def ours(**router: Any) -> Callable[[Config], Config]:
+    """Our recipe (docs/claims.md says why): attention in order, and FFN modules of half a layer's width, of which each
+    step takes two. Scores are sigmoids that weigh as they are, and a trained bias per step prefers the step's own
+    modules: it starts as the vanilla model. With further fields of the `router`."""
+
+    scores: dict[str, Any] = {"kind": "linear", "norm": "layer", "scoring": "sigmoid", "step_bias": STEP_BIAS}
+
+    def change(config: Config) -> Config:
+        return changed(
+            config,
+            {
+                "model.attention": ChoiceConfig(choice="ordered"),
+                "model.skip": False,
+                "model.router": RouterConfig(**{"dim": config.model.router.dim, "temperature": 1.0} | scores | router),
+                "model.balance": BalanceConfig(weight=0.001),
+                **grain(config.model, 2),
+            },
+        )
+
+    return change
+
+
+def grain(model: ModelConfig, parts: int, taken: int | None = None) -> dict[str, Any]:
+    """FFN modules of one part of a layer's width, of which a step takes `taken`, by default all of a layer."""
+    k = parts if taken is None else taken
+    # Own modules weigh 1 at first, whatever K.
+    return {
+        "model.num_ffn_modules": parts * model.num_attn_modules,
+        "model.module_d_ff": model.inner_width // parts,
+        "model.ffn": ChoiceConfig(top_k=k, scale=1 + math.exp(-STEP_BIAS)),
+    }

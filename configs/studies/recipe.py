@@ -1,4 +1,4 @@
-"""The search for our recipe: attention in order and FFN modules of half a layer's width, and one thing changed at a time.
+"""The search for our recipe: attention in order and FFN modules of half a width, and one thing changed at a time.
 
 All arms have the vanilla model's parameters, routers aside.
 

@@ -64,11 +64,22 @@ def deep(config: Config) -> Config:
     return changed(config, {"model.num_steps": steps_for(config.model, DEEPER)})
 
 
+def at_depth(share: float) -> Callable[[Config], Config]:
+    """So many steps for each layer that became modules, and steps with modules of their own: the layers in order, some
+    of them twice in a row or left out."""
+
+    def change(config: Config) -> Config:
+        layers = config.model.num_attn_modules
+        steps = max(1, round(share * layers))
+        own = tuple(h * layers // steps for h in range(steps))
+        return changed(config, {"model.num_steps": steps, "model.attention.schedule": own, "model.ffn.schedule": own})
+
+    return change
+
+
 def deep_in_turn(config: Config) -> Config:
-    """The same where steps have modules of their own: the layers in order, some of them twice in a row."""
-    layers, steps = config.model.num_attn_modules, steps_for(config.model, DEEPER)
-    own = tuple(h * layers // steps for h in range(steps))
-    return changed(config, {"model.num_steps": steps, "model.attention.schedule": own, "model.ffn.schedule": own})
+    """38 % more depth where steps have modules of their own."""
+    return at_depth(steps_for(config.model, DEEPER) / config.model.num_attn_modules)(config)
 
 
 def wide(config: Config) -> Config:

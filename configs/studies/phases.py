@@ -1,0 +1,61 @@
+"""Two phases against one: MoM from a trained vanilla model, and from scratch with as many steps; and how modules
+specialise meanwhile (docs/analysis.md).
+
+Command: python -m train.study configs/studies/phases.py
+"""
+
+import dataclasses
+from typing import Any
+
+from configs.studies.setting import VANILLA, ours, paper, sizes
+from mom_jax.config import BalanceConfig, ChoiceConfig
+from train.config import Config
+from train.study import Arm, Study, changed
+
+
+def from_scratch(config: Config) -> Config:
+    """One phase of the steps of both, by the first one's schedule."""
+    first, second = config.phases
+    steps = first.steps + second.steps
+    multiplier = second.optim.router_multiplier
+    optim = dataclasses.replace(first.optim, router_multiplier=multiplier)
+    return dataclasses.replace(
+        config, phases=(dataclasses.replace(second, steps=steps, init_from="scratch", optim=optim),)
+    )
+
+
+def annealed(config: Config) -> Config:
+    """A remedy against homogeneous modules: each step prefers its own modules, which falls to 0 over half of the steps."""
+    steps = sum(phase.steps for phase in config.phases) // 2
+    fields: dict[str, Any] = {"preference": 24.0, "anneal_steps": steps}
+    return changed(
+        config,
+        {
+            "model.ffn": dataclasses.replace(config.model.ffn, **fields),
+            "model.attention": config.model.attention
+            if config.model.attention == ChoiceConfig(choice="ordered")
+            else dataclasses.replace(config.model.attention, **fields),
+        },
+    )
+
+
+def get_study() -> Study:
+    base = {size: changed(config, {"analysis.every": 100}) for size, config in sizes().items()}
+    exploring = {"model.router.noise": 1.0, "model.router.noise_steps": 500}
+    by_bias = {"model.balance": BalanceConfig(weight=0.0, bias_rate=0.01)}
+    return Study(
+        name="phases",
+        question="Are two phases needed, and what helps without them?",
+        base=base,
+        arms=(
+            VANILLA,
+            Arm("vanilla, one phase", ({"phases.mom.model": "vanilla"}, from_scratch)),
+            Arm("paper, two phases", paper(top_k=2)),
+            Arm("paper, from scratch", (paper(top_k=2), from_scratch)),
+            Arm("paper, from scratch, annealed preference", (paper(top_k=2), from_scratch, annealed)),
+            Arm("paper, from scratch, noise", (paper(top_k=2), from_scratch, exploring)),
+            Arm("ours, two phases", ours()),
+            Arm("ours, from scratch", (ours(), from_scratch)),
+            Arm("ours, from scratch, balance by bias", (ours(), from_scratch, by_bias)),
+        ),
+    )

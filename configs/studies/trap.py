@@ -1,0 +1,36 @@
+"""The trap of K = 1 and the ways out of it: a single chosen module's renormalised weight is always 1, so that the
+language model's loss teaches the routers nothing.
+
+Command: python -m train.study configs/studies/trap.py
+"""
+
+from typing import Any
+
+from configs.studies.setting import VANILLA, paper, sizes
+from mom_jax.config import BalanceConfig
+from train.study import Arm, Study, changed
+
+
+def router(**fields: Any) -> dict[str, Any]:
+    """Other fields of the router."""
+    return {f"model.router.{name}": value for name, value in fields.items()}
+
+
+def get_study() -> Study:
+    base = {size: changed(config, {"analysis.every": 100}) for size, config in sizes().items()}
+    return Study(
+        name="trap",
+        question="What do routers need in order to learn where a token takes one module?",
+        base=base,
+        arms=(
+            VANILLA,
+            Arm("renormalised", paper()),
+            Arm("renormalised, no balance loss", (paper(), {"model.balance": BalanceConfig(weight=0.0)})),
+            Arm("probability", (paper(), router(weights="probability"))),
+            Arm("probability, T=1", (paper(), router(weights="probability", temperature=1.0))),
+            Arm("straight-through", (paper(), router(weights="probability", straight_through=True))),
+            Arm("raw scores", (paper(), router(scoring="raw", weights="raw"))),
+            Arm("sigmoid", (paper(), router(scoring="sigmoid", weights="probability", temperature=1.0))),
+            Arm("K=2", paper(top_k=2)),
+        ),
+    )

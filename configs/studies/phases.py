@@ -25,7 +25,7 @@ def from_scratch(config: Config) -> Config:
 
 
 def annealed(config: Config) -> Config:
-    """Against homogeneous modules: each step prefers its own modules, at first; over half of the steps that falls to 0."""
+    """Against homogeneous modules: each step at first prefers its own ones, which ends after half of the steps."""
     steps = sum(phase.steps for phase in config.phases) // 2
     fields: dict[str, Any] = {"preference": 24.0, "anneal_steps": steps}
     return changed(

@@ -5,6 +5,7 @@ Every complaint is one line that names the field, the value and what is allowed.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any
@@ -14,10 +15,40 @@ class ConfigError(Exception):
     """A configuration that cannot be: one line with the field, its value and what is allowed."""
 
 
+# How JSON has what a prior forbids with, and a limit that nothing is beyond.
+INFINITIES = {-math.inf: "-inf", math.inf: "inf"}
+# So many characters of a value stand in a message.
+SHOWN = 300
+# JAX counts and measures arrays with 32 bits, integers of Python's own libraries have 64.
+MOST, MOST_SEED = 2**31 - 1, 2**63 - 1
+LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+
+
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raises `ConfigError` naming `field`, `value` and `allowed` unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"{field}={value!r}: {allowed}")
+        raise ConfigError(f"{field}={shown(value)}: {allowed}")
+
+
+def shown(value: object) -> str:
+    """`value` for a message: whatever it is, one line that is not too long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # integers of thousands of digits; lists of lists of lists
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
+
+
+def is_text(value: str) -> bool:
+    """Whether a text is of whole characters: of a command line that is no UTF-8 Python makes halves."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def require_at_most(config: Any, limit: int, *names: str) -> None:
+    """Raises `ConfigError` for the first of the fields that is above `limit`; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value <= limit, name, value, f"must be at most {limit}")
 
 
 def describe(hint: Any) -> str:
@@ -54,12 +85,23 @@ def matches(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def check_types(config: Any) -> None:
-    """Raises `ConfigError` for the first field of the dataclass `config` whose value has the wrong type."""
+def check_types(config: Any, *, infinite: bool = False) -> None:
+    """Raises `ConfigError` for the first field of the dataclass `config` whose value has the wrong type, or is one that
+    no field can have: a number that is not finite or has more than 64 bits, a text with a NUL.
+
+    infinite: whether numbers may be infinite.
+    """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         require(matches(value, hints[field.name]), field.name, value, f"must be {describe(hints[field.name])}")
+        if isinstance(value, int):
+            require(abs(value) <= MOST_SEED, field.name, value, f"must be at most {MOST_SEED}")
+        elif isinstance(value, float):
+            finite = abs(value) <= LARGEST or (infinite and abs(value) == math.inf)
+            require(finite, field.name, value, "must be a number" if infinite else "must be finite")
+        elif isinstance(value, str):
+            require("\0" not in value, field.name, value, "must not have a NUL")
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:
@@ -94,8 +136,20 @@ def from_dict(cls: type, data: Any, path: str = "") -> Any:
         raise ConfigError(f"{path}.{error}" if path else str(error)) from None
 
 
+def to_dict(config: Any) -> Any:
+    """What `from_dict` reads: plain dictionaries, lists and values as JSON has them, which has no infinity: it is the
+    text "inf" or "-inf"."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return [to_dict(value) for value in config]
+    return INFINITIES.get(config, config) if isinstance(config, float) else config
+
+
 def _from_plain(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is float and isinstance(value, str) and value in INFINITIES.values():
+        return float(value)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, path)
     if origin is tuple and isinstance(value, list | tuple):

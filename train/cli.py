@@ -1,16 +1,21 @@
 """What the programs have in common: flags, and errors as one line with exit code 2."""
 
 import argparse
+import contextlib
 import functools
 import importlib
 import importlib.util
+import io
+import logging
 import os
+import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
@@ -19,27 +24,103 @@ from train.config import Config
 from train.steps.memory import keep_freed_memory
 
 T = TypeVar("T")
+Flags = TypeVar("Flags")
 
 # A field of a program's flags: `imports: Imports = ()`.
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import")]
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Ends the process with main's exit code; 2 and one line for a `ConfigError`, 130 for Ctrl-C."""
-    keep_freed_memory()
+    """Ends the process with main's exit code; 2 and one line for whatever is wrong with what the program was given, 130
+    for Ctrl-C."""
+    prepare_process()
     try:
         code = main()
         sys.stdout.flush()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of a pipe has left: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except Exception as error:
+        said = complaint(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        code = 2
     sys.exit(code)
+
+
+def prepare_process() -> None:
+    """What a program sets for all of its process."""
+    keep_freed_memory()
+    # Where orbax fails to read or write, its tasks and threads repeat that one by one, with stack traces.
+    for name in ("asyncio", "absl"):
+        logging.getLogger(name).addFilter(_without_trace)
+    sys.unraisablehook = _but_closed_loops
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # see train/__init__.py
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    return not record.exc_info
+
+
+def _but_closed_loops(what: Any) -> None:
+    """Tensorstore tells tasks that a write has failed when nobody waits for them any more; what comes of that is not to
+    be seen."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
+
+
+def complaint(error: Exception) -> str | None:
+    """What to tell the user of an error that is not the program's: one line, which cannot steer the terminal. None for
+    others."""
+    if isinstance(error, ConfigError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        missing = isinstance(error, FileNotFoundError)
+        text = f"{place}{'no such file' if missing else f'cannot be read or written ({error.strerror or error})'}"
+    elif isinstance(error, MemoryError | RecursionError):
+        text = f"there is not enough memory for it ({type(error).__name__}: {error})"
+    elif isinstance(error, UnicodeError):
+        text = f"a text is not UTF-8 ({error})"
+    elif type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+        text = f"there is not enough memory for it ({str(error).splitlines()[0]})"
+    else:
+        return None
+    line = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in line)
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse`, whose complaints are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (all flags: {self.prog} --help)")
+
+
+def parse_flags(kind: type[Flags], arguments: Sequence[str] | None, *, prog: str, **options: Any) -> Flags:
+    """The flags of a program as the dataclass `kind`, by tyro. options: of `tyro.cli`. Raises ConfigError for flags
+    that are unknown or do not parse, in tyro's words."""
+    complaints = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaints):
+            parsed: Flags = tyro.cli(kind, args=arguments, prog=prog, **options)
+            return parsed
+    except SystemExit as ended:
+        if ended.code in (None, 0):  # --help
+            raise
+        raise ConfigError(_in_one_line(complaints.getvalue())) from None
+
+
+def _in_one_line(box: str) -> str:
+    """The words in one of tyro's boxes, without its title and its hint at the help."""
+    rows = [re.sub("[\u2500-\u257f]", " ", re.sub("\x1b\\[[0-9;]*m", "", row)).strip() for row in box.splitlines()]
+    words = [row for row in rows[1:] if row.strip("- ")]
+    text = " ".join(words).partition(" For full helptext")[0]
+    return re.sub(r"\s+", " ", text)
 
 
 def notify(text: str) -> None:
@@ -137,7 +218,5 @@ def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
     if own.help:
         parser.print_help()
         rest = ["--help"]
-    overridden: Any = tyro.cli(
-        Config, default=config, args=rest, prog=f"{parser.prog} --config FILE", config=(tyro.conf.FlagConversionOff,)
-    )
-    return own, overridden
+    options: dict[str, Any] = {"default": config, "config": (tyro.conf.FlagConversionOff,)}
+    return own, parse_flags(Config, rest, prog=f"{parser.prog} --config FILE", **options)

@@ -1,12 +1,11 @@
 """`Config`: one experiment. Frozen dataclasses all the way down, so that every field is a flag and a line of JSON."""
 
 import dataclasses
-import math
 from typing import Literal
 
 from mom_jax.analysis.signs import SignsConfig
 from mom_jax.config import ModelConfig
-from mom_jax.fields import check_types, require
+from mom_jax.fields import LARGEST, MOST, check_types, require, require_at_most
 from mom_jax.sharding import MeshConfig
 
 
@@ -48,6 +47,7 @@ class DataConfig:
         for name in ("vocab_size", "batch_size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         require(self.length >= 2, "length", self.length, "must be at least 2")
+        require_at_most(self, MOST, "vocab_size", "batch_size", "length", "validation_batches")
         require(self.seed >= 0, "seed", self.seed, "must be at least 0")
         require(self.validation_batches >= 0, "validation_batches", self.validation_batches, "must be at least 0")
         good = 0 < self.validation_fraction < 1
@@ -97,7 +97,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("learning_rate", "epsilon", "clip_norm"):
-            require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "must be positive")
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         for name in ("warmup_steps", "decay_steps", "weight_decay", "router_multiplier"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
         for name in ("beta1", "beta2", "momentum"):
@@ -113,7 +113,7 @@ class OptimConfig:
         for pattern, steps in self.freeze_until:
             require(steps >= 1, "freeze_until", (pattern, steps), "must have steps of at least 1")
         for pattern, factor in self.multipliers:
-            require(0 <= factor < math.inf, "multipliers", (pattern, factor), "must have factors of at least 0")
+            require(0 <= factor <= LARGEST, "multipliers", (pattern, factor), "must have factors of at least 0")
         require(self.accumulation >= 1, "accumulation", self.accumulation, "must be at least 1")
 
 
@@ -144,10 +144,11 @@ class Phase:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.steps >= 1, "steps", self.steps, "must be at least 1")
+        require_at_most(self, MOST, "steps")
         require(self.name.isidentifier(), "name", self.name, "must be a plain word")
         good = 0 < self.distill_weight <= 1
         require(good, "distill_weight", self.distill_weight, "must lie above 0 and be at most 1")
-        good = 0 < self.distill_temperature < math.inf
+        good = self.distill_temperature > 0
         require(good, "distill_temperature", self.distill_temperature, "must be positive")
         for name in ("distill_weight", "distill_temperature"):
             value, usual = getattr(self, name), getattr(Phase, name)
@@ -230,6 +231,8 @@ class Config:
         require(len(self.phases) > 0, "phases", self.phases, "must have at least one row")
         names = [phase.name for phase in self.phases]
         require(len(set(names)) == len(names), "phases", names, "must have different names")
+        steps = sum(phase.steps for phase in self.phases)
+        require(steps <= MOST, "phases", names, f"must have at most {MOST} steps in all, not {steps}")
         require(self.phases[0].init_from != "previous", "phases[0].init_from", "previous", "has no phase before it")
         require(self.phases[0].distill != "previous", "phases[0].distill", "previous", "has no phase before it")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "must be at least 1")

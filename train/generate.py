@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import tyro
-
-from train.cli import Imports, import_modules, notify, run_program
+from train.cli import Imports, import_modules, notify, parse_flags, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +52,10 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    flags = tyro.cli(Arguments, args=arguments, prog="python -m train.generate", description=__doc__)
+    flags = parse_flags(Arguments, arguments, prog="python -m train.generate", description=__doc__)
     import_modules(flags.imports)
 
-    from mom_jax.fields import ConfigError, require
+    from mom_jax.fields import MOST_SEED, ConfigError, is_text, require
     from mom_jax.generate import Decoder
     from mom_jax.generate.settings import Settings
     from train.checkpoints.models import load
@@ -65,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for name in ("tokens", "beams", "samples"):
         require(getattr(flags, name) >= 1, name, getattr(flags, name), "must be at least 1")
+    for name, text in (("prompt", flags.prompt), *(("stop", stop) for stop in flags.stop)):
+        require(is_text(text), name, text, "must be UTF-8")
     require(flags.top_k is None or flags.top_k >= 0, "top_k", flags.top_k, "must be at least 0")
-    require(flags.seed >= 0, "seed", flags.seed, "must be at least 0")
+    require(0 <= flags.seed <= MOST_SEED, "seed", flags.seed, f"must lie between 0 and {MOST_SEED}")
     for name in ("temperature", "top_k", "top_p"):
         value = getattr(flags, name)
         require(flags.beams == 1 or value is None, name, value, f"has no meaning with beams={flags.beams}")
@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A prompt that fits keeps its beginning: there may be fewer new tokens. Of others `continue_texts` tells.
     room = context - length if length < context else context - 1
     given = tokenizer, min(flags.tokens, room)
+    _check_memory(flags, model.config, min(context, length + given[1]))
     decoder = Decoder(model)
     try:
         if flags.samples > 1:
@@ -106,6 +107,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(piece, end="", flush=True)
     print()
     return 0
+
+
+def _check_memory(flags: Arguments, model: Any, length: int) -> None:
+    """Raises ConfigError where keys and values alone would not fit in the memory that there is."""
+    import jax
+
+    from mom_jax.fields import require
+    from train.steps.memory import gib, memory_of
+
+    have = memory_of(jax.devices()[:1])
+    rows, width = flags.samples * flags.beams, 2 if model.dtype == "bfloat16" else 4
+    need = rows * length * model.depth * 2 * model.d_model * width
+    name = "samples" if flags.samples > 1 else "beams"
+    allowed = f"keys and values of so many take {gib(need)}, the device has {gib(have or 0)}"
+    require(have is None or need <= have, name, getattr(flags, name), allowed)
 
 
 def _settings(flags: Arguments) -> dict[str, Any]:

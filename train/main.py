@@ -3,11 +3,10 @@
 Running the same command again resumes it.
 """
 
-import argparse
 import signal
 from collections.abc import Sequence
 
-from train.cli import parse_config, run_program
+from train.cli import Parser, parse_config, run_program
 from train.training import processes
 from train.training.dry_run import dry_run
 from train.training.loop import train
@@ -15,7 +14,7 @@ from train.training.profile import parse_profile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m train.main", description=__doc__, add_help=False, allow_abbrev=False)
+    parser = Parser("python -m train.main", description=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--dry-run", action="store_true", help="show sizes and the first batch; train nothing")
     parser.add_argument("--profile", metavar="A:B", help="write a jax.profiler trace of steps A to B")
     parser.add_argument(

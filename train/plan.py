@@ -4,7 +4,6 @@ Compiles the real train step for TPUs or GPUs on a machine without any, and read
 of the program. `--search` ranks all meshes by arithmetic and compiles the best. Exit code 3: nothing tried fits.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -16,7 +15,7 @@ from rich.console import Console
 from mom_jax import attention
 from mom_jax.analysis.chips import chip
 from mom_jax.fields import ConfigError, require
-from train.cli import parse_config, run_program
+from train.cli import Parser, parse_config, run_program
 from train.config import Config
 from train.data.prepared import expected_vocabulary
 from train.planning import advice, gpu
@@ -38,7 +37,7 @@ def compilable(config: Config, topology: str) -> tuple[Config, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m train.plan", description=__doc__, add_help=False, allow_abbrev=False)
+    parser = Parser("python -m train.plan", description=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="such as v5e:16x16, h100:8 or h100:8x4")
     parser.add_argument("--phase", metavar="NAME", help="the phase to plan; default: the last")
     parser.add_argument("--search", action="store_true", help="rank all meshes, and compile the best")

@@ -1,31 +1,24 @@
 """Writes the report of a run: `python -m train.report RUN` makes `RUN/report.html`."""
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mom_jax.fields import ConfigError
+from train.cli import Parser, run_program
 from train.reporting.page import summary, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m train.report", description="Writes a run's report.html.")
+    parser = Parser(prog="python -m train.report", description="Writes a run's report.html.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--json", action="store_true", help="print the summary table as JSON, write nothing")
     help = "another run, whose routes stand beside this one's in the routing explorer"
     parser.add_argument("--against", type=Path, metavar="RUN2", help=help)
     flags = parser.parse_args(arguments)
-    try:
-        print(json.dumps(summary(flags.run)) if flags.json else write_report(flags.run, flags.against))
-    except (FileNotFoundError, NotADirectoryError, ConfigError) as error:
-        text = f"{error.filename}: no such file" if isinstance(error, OSError) else str(error)
-        print(f"error: {text}", file=sys.stderr)
-        return 2
+    print(json.dumps(summary(flags.run), allow_nan=False) if flags.json else write_report(flags.run, flags.against))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

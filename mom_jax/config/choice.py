@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mom_jax.fields import check_types, require
+from mom_jax.fields import MOST, check_types, require, require_at_most
 
 Side = Literal["attention", "ffn"]
 SIDES: tuple[Side, Side] = ("attention", "ffn")
@@ -59,14 +59,14 @@ class ChoiceConfig:
     def __post_init__(self) -> None:
         check_types(self)
         require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "must be at least 1, or None")
-        require(0 < self.scale < math.inf, "scale", self.scale, "must be positive")
+        require(self.scale > 0, "scale", self.scale, "must be positive")
         require(self.anneal_steps >= 0, "anneal_steps", self.anneal_steps, "must be at least 0")
+        require_at_most(self, MOST, "anneal_steps", "top_k")
         share = self.capacity
         require(share is None or 0 < share <= 1, "capacity", share, "must be above 0 and at most 1, or None")
         free = self.choice == "free"
         for name in ("preference", "skip_preference"):
             value = getattr(self, name)
-            require(math.isfinite(value), name, value, "must be finite")
             require(free or value == 0, name, value, "needs choice='free'")
         require(free or self.prior is None, "prior", self.prior, "needs choice='free'")
         if self.prior is not None:

@@ -1,14 +1,16 @@
 """`ModelConfig`: everything that defines a model, checked when it is made."""
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 from mom_jax.config.choice import SIDES, ChoiceConfig, Side
 from mom_jax.config.consistency import check_side
 from mom_jax.config.parts import BalanceConfig, DropoutConfig
 from mom_jax.config.router import RouterConfig
-from mom_jax.fields import check_types, matches, require
+from mom_jax.fields import MOST, check_types, matches, require, require_at_most
+
+# Layers and steps become parts of a program: no compiler takes more.
+MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +101,24 @@ class ModelConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("vocab_size", "num_bottom", "num_top", "num_chunks", "z_loss", "capacity_loss"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
-        for name in ("z_loss", "capacity_loss"):
-            require(math.isfinite(getattr(self, name)), name, getattr(self, name), "must be finite")
         for name in ("d_ff", "module_d_ff", "num_classes"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
+        sizes = (
+            "vocab_size",
+            "context_length",
+            "d_model",
+            "d_ff",
+            "module_d_ff",
+            "num_attn_modules",
+            "num_ffn_modules",
+            "num_classes",
+        )
+        require_at_most(self, MOST, *sizes, "top_k")
+        require_at_most(self, MOST_LAYERS, "num_bottom", "num_top", "num_chunks", "num_steps")
         factor = self.capacity_factor
-        require(factor is None or 0 < factor < math.inf, "capacity_factor", factor, "must be positive or None")
-        room = self.exchange_room
-        require(0 < room < math.inf, "exchange_room", room, "must be positive")
+        require(factor is None or factor > 0, "capacity_factor", factor, "must be positive or None")
+        require(self.exchange_room > 0, "exchange_room", self.exchange_room, "must be positive")
         require(self.layer_norm_epsilon > 0, "layer_norm_epsilon", self.layer_norm_epsilon, "must be positive")
         divisible = self.d_model % self.num_heads == 0
         require(divisible, "num_heads", self.num_heads, f"must divide d_model={self.d_model}")

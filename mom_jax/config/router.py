@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mom_jax.fields import check_types, require
+from mom_jax.fields import MOST, check_types, require, require_at_most
 
 # The kinds of routers by name, with their classes, which register themselves (mom_jax/routers/registry.py).
 KINDS: dict[str, type | None] = dict.fromkeys(
@@ -73,7 +73,9 @@ class RouterConfig:
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         divides = self.kind != "transformer" or self.dim % self.heads == 0
         require(divides, "heads", self.heads, f"must divide dim={self.dim}")
-        require(self.temperature > 0, "temperature", self.temperature, "must be positive")
+        require_at_most(self, MOST, "dim", "heads", "noise_steps")
+        # In float32, with which logits are divided by it.
+        require(self.temperature >= 1e-30, "temperature", self.temperature, "must be positive")
         allowed = ("auto", "raw") if self.scoring == "raw" else ("auto", "renormalised", "probability")
         require(self.weights in allowed, "weights", self.weights, f"with scoring={self.scoring!r} use one of {allowed}")
         softmax = self.kind != "hierarchical" or self.scoring == "softmax"

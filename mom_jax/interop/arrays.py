@@ -15,6 +15,7 @@ from mom_jax.fields import ConfigError
 
 PREFIX = "transformer."  # of everything but the heads
 Path = tuple[str | int, ...]
+MOST_NAMED = 20  # arrays that do not fit, in one message
 
 
 class Entry(NamedTuple):
@@ -121,7 +122,7 @@ def _our_shapes(entries: Iterable[Entry]) -> dict[Path, tuple[int, ...]]:
 
 
 def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises `ConfigError` naming every array that is missing, surplus or of another shape than the one wanted."""
+    """Raises `ConfigError` naming arrays that are missing, surplus or of another shape than the one wanted."""
     problems = [f"{name} {shape} is missing" for name, shape in wanted.items() if name not in found]
     problems += [f"{name} {shape} is surplus" for name, shape in found.items() if name not in wanted]
     problems += [
@@ -129,6 +130,8 @@ def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, 
         for name, shape in wanted.items()
         if name in found and found[name] != shape
     ]
+    if len(problems) > MOST_NAMED:
+        problems[MOST_NAMED:] = [f"and {len(problems) - MOST_NAMED} more"]
     if problems:
         raise ConfigError("parameters do not fit the configuration: " + "; ".join(problems))
 

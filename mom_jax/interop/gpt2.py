@@ -14,7 +14,7 @@ import numpy as np
 from mom_jax.config import SIDES, ChoiceConfig, DropoutConfig, ModelConfig, Side
 from mom_jax.fields import ConfigError, matches, nearest, require
 from mom_jax.interop.arrays import PREFIX, Entry, head, read, sublayer, write
-from mom_jax.interop.huggingface import BOOKKEEPING
+from mom_jax.interop.huggingface import BOOKKEEPING, named_architectures
 from mom_jax.interop.phases import is_vanilla, layer_names
 
 # The options that say what the model is, with their defaults.
@@ -61,7 +61,7 @@ def config_from_gpt2(options: Mapping[str, Any]) -> ModelConfig:
     """
     architecture = options.get("model_type")
     require(architecture == "gpt2", "model_type", architecture, "only 'gpt2' is supported")
-    for name in options.get("architectures") or ():
+    for name in named_architectures(options):
         require(name in ARCHITECTURES, "architectures", name, f"must be one of {', '.join(ARCHITECTURES)}")
     known = {*DEFAULTS, *FIXED, *IGNORED}
     for name, value in options.items():

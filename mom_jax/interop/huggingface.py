@@ -1,5 +1,10 @@
 """Options of Hugging Face's configurations that have no effect on what a GPT-2 language model computes."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from mom_jax.fields import require
+
 # Of the library: files, generation, training, heads that a language model does not have; and how GPT-2 rounds.
 BOOKKEEPING = frozenset(
     """
@@ -17,3 +22,11 @@ BOOKKEEPING = frozenset(
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens keys_to_ignore_at_inference
     """.split()  # noqa: SIM905
 )
+
+
+def named_architectures(options: Mapping[str, Any]) -> list[str]:
+    """The classes that a configuration names, or none. Raises `ConfigError` for anything but a list of names."""
+    names = options.get("architectures")
+    good = names is None or (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names))
+    require(good, "architectures", names, "must be a list of names")
+    return list(names or ())

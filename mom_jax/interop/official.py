@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mom_jax.config import BalanceConfig, DropoutConfig, ModelConfig, RouterConfig, Side
-from mom_jax.fields import nearest, require
+from mom_jax.fields import MOST, matches, nearest, require
 from mom_jax.interop.arrays import PREFIX, Entry, Path, head, read, sublayer, write
-from mom_jax.interop.huggingface import BOOKKEEPING
+from mom_jax.interop.huggingface import BOOKKEEPING, named_architectures
 
 # Configurations.
 
@@ -117,14 +117,19 @@ def config_from_official(official: Mapping[str, Any]) -> ModelConfig:
         allowed = f"with bind_ffn_attn must equal num_ffn={values['num_ffn']!r}"
         require(values["num_attn"] == values["num_ffn"], "num_attn", values["num_attn"], allowed)
     if values["depth_per_chunk"] is None:
-        values["depth_per_chunk"] = int(values["num_ffn"] * official.get("depth_multiplier", 4))
+        modules, multiplier = values["num_ffn"], official.get("depth_multiplier", 4)
+        require(matches(modules, int) and modules <= MOST, "num_ffn", modules, "must be an integer")
+        good = matches(multiplier, float) and abs(multiplier) <= MOST
+        require(good, "depth_multiplier", multiplier, "must be a number")
+        values["depth_per_chunk"] = int(modules * multiplier)
     values["num_labels"] = _num_labels(official)
 
     groups: dict[str, dict[str, Any]] = {"": {}, "router": {}, "balance": {}, "dropout": {}}
     for name, option in OPTIONS.items():
         value, choices = values[name], option.values
         if choices is not None:
-            require(value in choices, name, value, f"must be one of {', '.join(map(repr, choices))}")
+            good = isinstance(value, str | bool) and value in choices
+            require(good, name, value, f"must be one of {', '.join(map(repr, choices))}")
         for field, ours in zip(option.fields, (value,) if choices is None else choices[value], strict=True):
             group, _, leaf = field.rpartition(".")
             groups[group][leaf] = ours
@@ -138,8 +143,10 @@ def config_from_official(official: Mapping[str, Any]) -> ModelConfig:
 
 def _num_labels(official: Mapping[str, Any]) -> int | None:
     """Classes of the classification head. Hugging Face writes them as `id2label`, and only if they are not 2."""
-    classifier = any(name.endswith("ForSequenceClassification") for name in official.get("architectures") or ())
-    return official.get("num_labels", len(official.get("id2label") or (0, 1)) if classifier else None)
+    classifier = any(name.endswith("ForSequenceClassification") for name in named_architectures(official))
+    labels = official.get("id2label")
+    require(isinstance(labels, dict | None), "id2label", labels, "must be a table of labels")
+    return official.get("num_labels", len(labels or (0, 1)) if classifier else None)
 
 
 def config_to_official(config: ModelConfig) -> dict[str, Any]:

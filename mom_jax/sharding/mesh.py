@@ -58,7 +58,7 @@ class MeshConfig:
         for name in AXES:
             size = getattr(self, name)
             require(size is None or size >= 1, name, size, "must be at least 1")
-        require(0 < self.room < math.inf, "room", self.room, "must be positive")
+        require(self.room > 0, "room", self.room, "must be positive")
 
     def sizes(self, devices: int) -> dict[str, int]:
         """The axes' sizes on so many devices. Raises ConfigError where they are too few."""

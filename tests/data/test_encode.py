@@ -167,7 +167,7 @@ def test_work_that_fails_early_leaves_nothing(tmp_path, error):
 
     with pytest.raises(error if isinstance(error, type) else type(error)):
         build(tmp_path / "caches" / "cache", Source("s", (Part("p", 1, failing),), {}))
-    assert [path.name for path in (tmp_path / "caches").iterdir()] == [".cache.lock"]
+    assert not (tmp_path / "caches").exists()
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_work_that_fails_early_leaves_nothing(tmp_path, error):
 def test_a_side_without_documents(tmp_path, documents, message):
     with pytest.raises(ConfigError, match=message):
         build(tmp_path / "caches" / "cache", documents)
-    assert [path.name for path in (tmp_path / "caches").iterdir()] == [".cache.lock"]
+    assert not (tmp_path / "caches").exists()
 
 
 def several_parts(read=None):

@@ -23,9 +23,9 @@ def optimised(environment):
 
 
 def call(capsys, program, *arguments):
-    """(exit code, stdout, stderr) of a program called in this process, which gives freed memory back nevertheless."""
+    """(exit code, stdout, stderr) of a program called in this process, for which it sets nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "keep_freed_memory", lambda: None)
+        patch.setattr(cli, "prepare_process", lambda: None)
         with pytest.raises(SystemExit) as error:
             cli.run_program(lambda: program([str(a) for a in arguments]))
     captured = capsys.readouterr()

@@ -41,7 +41,7 @@ def complaint(make, *args, **kwargs):
         (ModelConfig, {"num_bottom": -1}, "num_bottom=-1: must be at least 0"),
         (ModelConfig, {"z_loss": -0.5}, "z_loss=-0.5: must be at least 0"),
         (ModelConfig, {"exchange_room": 0.0}, "exchange_room=0.0: must be positive"),
-        (ModelConfig, {"exchange_room": math.inf}, "exchange_room=inf: must be positive"),
+        (ModelConfig, {"exchange_room": math.inf}, "exchange_room=inf: must be finite"),
         (ModelConfig, {"d_ff": 0}, "d_ff=0: must be at least 1"),
         (ModelConfig, {"num_classes": 0}, "num_classes=0: must be at least 1"),
         (ModelConfig, {"module_d_ff": 0}, "module_d_ff=0: must be at least 1"),
@@ -121,7 +121,7 @@ def complaint(make, *args, **kwargs):
         (ChoiceConfig, {"schedule": (0, 1.0)}, "schedule=(0, 1.0): must be a tuple of an integer or None"),
         (ChoiceConfig, {"capacity": 0.0}, "capacity=0.0: must be above 0 and at most 1, or None"),
         (ChoiceConfig, {"capacity": 1.5}, "capacity=1.5: must be above 0 and at most 1, or None"),
-        (ChoiceConfig, {"capacity": math.nan}, "capacity=nan: must be above 0 and at most 1, or None"),
+        (ChoiceConfig, {"capacity": math.nan}, "capacity=nan: must be finite"),
         (ModelConfig, {"attention": ChoiceConfig(exit=True), "skip": False}, "attention.exit=True: needs skip=True"),
         (ModelConfig, {"ffn": ChoiceConfig(capacity=0.5), "skip": False}, "ffn.capacity=0.5: needs skip=True"),
         (

@@ -12,7 +12,7 @@ from mom_jax.sharding import check_mesh
 from train.analysis.text import held_out, of_source
 from train.batch import Rows
 from train.checkpoints.formats import is_run
-from train.checkpoints.locate import check_tokenizer, find
+from train.checkpoints.locate import check_tokenizer, find, tell_data
 from train.checkpoints.models import described, encoding_tokenizer, open_model
 from train.cli import notify
 from train.data.prepared import prepare
@@ -87,6 +87,7 @@ def _on_its_own(name: str, flags: TextFlags, *, best: bool, mesh: Mesh) -> Opene
     meta = found.meta()
     config, data = meta.model, meta.config.data
     _check(name, config, mesh, flags)
+    tell_data(found, data, notify)
     prepared = prepare(data, notify)
     check_tokenizer(prepared.tokenizer.fingerprint, meta, f"data.tokenizer={data.tokenizer!r}")
     own = dataclasses.replace(data, batch_size=flags.batch_size, length=flags.length or data.length)

@@ -4,7 +4,6 @@ Reading tells which it found; arrays are read one by one, so that no more than o
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +15,9 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
 from mom_jax.interop import gpt2, official
 from train.checkpoints import single_file
-from train.checkpoints.weights import SAFETENSORS, open_weights
+from train.checkpoints.weights import SAFETENSORS, check_claim, open_weights
 from train.data import tokenizers
-from train.files import whole_folder, write_whole
+from train.files import read_json, to_json, whole_folder, write_whole
 
 CONFIG = "config.json"
 Format = Literal["huggingface", "official", "safetensors"]
@@ -71,9 +70,11 @@ def read(path: Path, found: Format, field: str) -> Model:
     try:
         if found == "huggingface":
             config = gpt2.config_from_gpt2(options)
+            check_claim(config, weights.shapes)
             params = gpt2.params_from_gpt2(weights, options, weights.shapes)
         else:
             config = official.config_from_official(options)
+            check_claim(config, weights.shapes)
             params = official.params_from_official(weights, config, weights.shapes)
     except ConfigError as error:
         raise ConfigError(f"{field}={str(path)!r}: {error}") from None
@@ -86,10 +87,7 @@ def _tokenizer(folder: Path, field: str) -> tokenizers.Tokenizer | None:
 
 
 def _options(folder: Path, field: str) -> dict[str, Any]:
-    try:
-        options = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{field}: {folder / CONFIG}: cannot be read ({error})") from None
+    options = read_json(folder / CONFIG, f"{field}: {folder / CONFIG}", old=True)
     if not isinstance(options, dict):
         raise ConfigError(f"{field}: {folder / CONFIG} must be a JSON object")
     return options
@@ -114,6 +112,6 @@ def write_folder(
     with whole_folder(output) as partial:
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(contiguous, partial / SAFETENSORS, metadata={"format": "pt"})
-        write_whole(partial / CONFIG, (json.dumps(options, indent=2) + "\n").encode())
+        write_whole(partial / CONFIG, to_json(options, indent=2))
         if tokenizer is not None:
             tokenizer.save(partial)

@@ -1,6 +1,7 @@
 """Which checkpoint a path means."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
 from train.checkpoints.manager import Checkpoints, Meta
 from train.checkpoints.run_config import CONFIG, read_config
-from train.config import Config, Phase
+from train.config import Config, DataConfig, Phase
 
 # In a run's folder; below it are the phases' folders, and below each the steps'.
 FOLDER = "checkpoints"
@@ -84,6 +85,15 @@ def last_step(phase: Path, *, best: bool = False) -> int | None:
         return checkpoints.best() if best else checkpoints.latest()
     finally:
         checkpoints.close()
+
+
+def tell_data(found: Found, data: DataConfig, notify: Callable[[str], None]) -> None:
+    """Says what of the data that a checkpoint names is not the default, before anything there is read or written: a
+    stranger's checkpoint may name any file and folder."""
+    named = {name: getattr(data, name) for name in ("source", "tokenizer", "cache")}
+    own = [f"{name}={value!r}" for name, value in named.items() if value != getattr(DataConfig, name)]
+    if own:
+        notify(f"{found} names the data: {', '.join(own)}")
 
 
 def check_tokenizer(fingerprint: str, meta: Meta, name: str) -> None:

@@ -4,7 +4,6 @@ The arrays have the names of our parameters, joined by dots (`chunks.0.attention
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mom_jax.config import ModelConfig
-from mom_jax.fields import ConfigError, from_dict
+from mom_jax.fields import ConfigError, from_dict, to_dict
 from mom_jax.interop.arrays import check, dotted, flatten, nest
-from train.checkpoints.weights import Weights, metadata
-from train.files import whole_file
+from train.checkpoints.weights import Weights, check_claim, metadata
+from train.files import parse_json, to_json, whole_file
 from train.steps.state import abstract_params
 
 FORMAT, VERSION = "mom_jax", 1
@@ -38,7 +37,7 @@ def save(path: Path, config: ModelConfig, params: Mapping[Any, Any], tokenizer: 
     header = {
         FORMAT_KEY: FORMAT,
         VERSION_KEY: str(VERSION),
-        CONFIG_KEY: json.dumps(dataclasses.asdict(config)),
+        CONFIG_KEY: to_json(to_dict(config)).decode().rstrip(),
         TOKENIZER_KEY: tokenizer,
     }
     arrays = {dotted(place): np.ascontiguousarray(array) for place, array in flatten(params)}
@@ -54,11 +53,20 @@ def load(path: Path, field: str) -> SingleFile:
         raise ConfigError(f"{name}: was not written by mom_jax (its header has no {FORMAT_KEY} {FORMAT!r})")
     if header.get(VERSION_KEY) != str(VERSION):
         raise ConfigError(f"{name}: version {header.get(VERSION_KEY)!r}: this program reads {VERSION}")
-    config = from_dict(ModelConfig, json.loads(header[CONFIG_KEY]))
+    if CONFIG_KEY not in header:
+        raise ConfigError(f"{name}: its header has no {CONFIG_KEY}")
+    try:
+        config = from_dict(ModelConfig, parse_json(header[CONFIG_KEY], CONFIG_KEY, old=True))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: in its header, {error}") from None
     weights = Weights([path], field)
     try:
+        check_claim(config, weights.shapes)
         check({dotted(place): leaf.shape for place, leaf in flatten(abstract_params(config))}, weights.shapes)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+    wrong = next((key for key in weights if weights.dtypes.get(key) != "F32"), None)
+    if wrong is not None:
+        raise ConfigError(f"{name}: {wrong!r} must be of 32-bit floats, not {weights.dtypes.get(wrong)}")
     params = nest({tuple(int(k) if k.isdecimal() else k for k in key.split(".")): weights[key] for key in weights})
     return SingleFile(config, params, header.get(TOKENIZER_KEY, ""))

@@ -1,7 +1,8 @@
 """Arrays in the files of PyTorch's world, read one by one: safetensors and pickled state dicts, whole or in shards."""
 
-import json
+import math
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,29 +10,47 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from mom_jax.analysis.cost import parameter_count
+from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
+from train.files import read_json, within
 
 # Of these names a folder has one; a shard index names the files.
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
+_UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError, AttributeError),
+    *(ValueError, TypeError, LookupError, MemoryError, OverflowError, AssertionError),
+)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class Weights(Mapping[str, np.ndarray]):
     """Named arrays in files, each read when it is asked for; floats of 16 bits come as float32.
 
-    shapes: of all arrays, by name, known without reading them. files: where they are.
+    shapes, dtypes (as safetensors has them): of all arrays, by name, known without reading them. files: where they are.
     """
 
     def __init__(self, files: list[Path], field: str) -> None:
-        self.files = files
+        self.files, self._field = files, field
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         self._read: dict[str, Callable[[str], Any]] = {}
         for file in files:
-            read, shapes = (_open_safetensors if file.suffix == ".safetensors" else _open_pickled)(file, field)
+            read, shapes, dtypes = (_open_safetensors if file.suffix == ".safetensors" else _open_pickled)(file, field)
             self.shapes |= shapes
+            self.dtypes |= dtypes
             self._read |= dict.fromkeys(shapes, read)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array = np.asarray(self._read[name](name))
+        try:
+            array = np.asarray(self._read[name](name))
+        except (safetensors.SafetensorError, TypeError, ValueError, RuntimeError, OSError) as error:
+            raise ConfigError(f"{self._field}: {name!r} cannot be read ({_first_line(error)})") from None
         return array.astype(np.float32) if array.dtype.itemsize == 2 and array.dtype.kind in "fV" else array
 
     def __iter__(self) -> Iterator[str]:
@@ -48,14 +67,25 @@ def open_weights(folder: Path, field: str) -> Weights:
             return Weights([folder / name], field)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            try:
-                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ConfigError(f"{field}: {index} cannot be read ({type(error).__name__}: {error})") from None
-            for missing in (folder / part for part in names if not (folder / part).is_file()):
-                raise ConfigError(f"{field}: {missing} is missing, which {index.name} names")
-            return Weights([folder / part for part in names], field)
+            return Weights(_named(folder, index, field), field)
     raise ConfigError(f"{field}={str(folder)!r}: has no weights ({SAFETENSORS} or {PICKLED})")
+
+
+def _named(folder: Path, index: Path, field: str) -> list[Path]:
+    """The files that a shard index names, all in its folder."""
+    record = read_json(index, f"{field}: {index}")
+    table = record.get("weight_map") if isinstance(record, dict) else None
+    if not isinstance(table, dict) or not all(isinstance(part, str) for part in table.values()):
+        raise ConfigError(f'{field}: {index} must have a table "weight_map" of files')
+    return [within(folder, part, f"{field}: {index}") for part in sorted(set(table.values()))]
+
+
+def check_claim(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `ConfigError` where a configuration is of far more parameters than arrays of these shapes have. Arithmetic
+    only: it would take hours, and all memory, to make even the shapes of a model of a billion layers."""
+    claimed, have = parameter_count(config).total, sum(math.prod(shape) for shape in shapes.values())
+    if claimed > 2 * have + 2**20:
+        raise ConfigError(f"its configuration has {claimed:,} parameters, its weights {have:,}")
 
 
 def metadata(file: Path, field: str) -> dict[str, str]:
@@ -66,19 +96,30 @@ def metadata(file: Path, field: str) -> dict[str, str]:
 
 def _safe_open(file: Path, field: str) -> Any:
     try:
+        if not file.is_file():  # a pipe would make the library wait for ever
+            raise OSError("no regular file")
         # Mapped pages would count as this process's memory beside the arrays that are made of them.
         return safetensors.safe_open(str(file), framework="np", backend="pread")
     except (safetensors.SafetensorError, OSError) as error:
-        message = f"is no whole safetensors file ({str(error).splitlines()[0]})"
+        message = f"is no whole safetensors file ({_first_line(error)})"
         raise ConfigError(f"{field}={str(file)!r}: {message}") from None
 
 
-def _open_safetensors(file: Path, field: str) -> tuple[Callable[[str], Any], dict[str, tuple[int, ...]]]:
+_Opened = tuple[Callable[[str], Any], dict[str, tuple[int, ...]], dict[str, str]]
+
+
+def _open_safetensors(file: Path, field: str) -> _Opened:
     opened = _safe_open(file, field)  # stays open as long as its arrays can be asked for
-    return opened.get_tensor, {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    try:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
+    except (safetensors.SafetensorError, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{field}={str(file)!r}: is no whole safetensors file ({_first_line(error)})") from None
+    return opened.get_tensor, shapes, dtypes
 
 
-def _open_pickled(file: Path, field: str) -> tuple[Callable[[str], Any], dict[str, tuple[int, ...]]]:
+def _open_pickled(file: Path, field: str) -> _Opened:
     try:
         import torch
     except ImportError:
@@ -86,14 +127,23 @@ def _open_pickled(file: Path, field: str) -> tuple[Callable[[str], Any], dict[st
         raise ConfigError(f"{field}={str(file)!r}: {message}") from None
     try:
         # A pickle can run any program: only tensors are let in. The file is mapped, not read.
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it has its thoughts on damaged files
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+            raise ValueError("it has something else")
+        for name, tensor in state.items():
+            dense = isinstance(name, str) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+            # Numbers that stand once in the file can be many in a tensor: it would be made of them in memory.
+            if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise ValueError(f"{str(name)[:50]!r} is no plain tensor")
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, AttributeError, ValueError) as error:
-        message = f"is no whole state dict of tensors only ({str(error).splitlines()[0]})"
+    except _UNREADABLE as error:
+        message = f"is no whole state dict of tensors only ({_first_line(error)})"
         raise ConfigError(f"{field}={str(file)!r}: {message}") from None
 
     def read(name: str) -> Any:
         tensor = state[name].detach()
         return (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
 
-    return read, shapes
+    return read, shapes, {}

@@ -9,7 +9,6 @@ never used, and deleting the folder is always safe.
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ import numpy as np
 
 from mom_jax.fields import ConfigError
 from train.data.documents import Side
-from train.files import write_whole
+from train.files import locked, read_json, to_json, write_whole
 
 # Part of every digest: raise it when the meaning of the files changes.
 FORMAT = 2
@@ -95,20 +94,33 @@ class TokenCache:
         """Opens one side of a finished cache; raises `ConfigError` if it is not whole."""
         folder = Path(folder)
         try:
-            facts = json.loads((folder / META).read_text())
-            meta = {name: value for name, value in facts.items() if name not in STEMS}
-            meta |= facts[side] | {"stem": STEMS[side]}
+            meta = _side(read_json(folder / META, META), side)
             dtype, count = np.dtype(meta["dtype"]), meta["tokens"]
             file = folder / meta["file"]
             size = file.stat().st_size
             ends = np.memmap(folder / f"{STEMS[side]}.ends", np.int64, mode="r")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(folder, f"is not whole ({type(error).__name__}: {error})") from None
+        except (OSError, ValueError, ConfigError) as error:
+            raise _damaged(folder, f"is not whole ({error})") from None
         if size != count * dtype.itemsize:
             raise _damaged(file, f"has {size:,} bytes, not {count * dtype.itemsize:,}")
         if len(ends) != meta["documents"] or ends[-1] != count or ends[0] < 1:
             raise _damaged(folder / f"{STEMS[side]}.ends", f"does not fit {META}")
         return cls(folder, file, np.memmap(file, dtype, mode="r"), ends, meta)
+
+
+def _side(facts: Any, side: Side) -> dict[str, Any]:
+    """What `meta.json` says of a side. Raises ValueError for another shape than `encode` and `index` give it."""
+    if not isinstance(facts, dict) or not isinstance(facts.get(side), dict):
+        raise ValueError(f"{META} says nothing of {side!r}")
+    meta = {name: value for name, value in facts.items() if name not in STEMS} | facts[side] | {"stem": STEMS[side]}
+    for name in ("tokens", "documents", "vocab_size", "crc32", "ends_crc32"):
+        if type(meta.get(name)) is not int or meta[name] < 0:
+            raise ValueError(f"{META} has no number {name!r}")
+    if type(meta.get("eos_id")) is not int or not isinstance(meta.get("file"), str) or "\0" in meta["file"]:
+        raise ValueError(f"{META} has no 'eos_id' or 'file'")
+    if meta.get("dtype") not in DTYPES or not isinstance(meta.get("tokenizer"), str | None):
+        raise ValueError(f"{META} must have a 'dtype' of {' or '.join(DTYPES)}, and a 'tokenizer'")
+    return meta
 
 
 def _damaged(path: Path, why: str) -> ConfigError:
@@ -134,22 +146,32 @@ def build_folder(folder: Path, fill: Callable[[Path], None], *, keep: Callable[[
     whoever holds it knows that a partial folder lying there is nobody's. Raises `ConfigError` where files cannot be
     written.
     """
-    partial = partial_folder(folder)
     with _writing(folder.parent):
+        new = [place for place in (folder.parent, *folder.parent.parents) if not place.exists()]
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.with_name(f".{folder.name}.lock"), "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                return
-            if keep is None or not (partial.is_dir() and keep(partial)):
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-            try:
-                fill(partial)
-                partial.rename(folder)
-            finally:
-                if keep is None or (partial.is_dir() and not keep(partial)):
-                    shutil.rmtree(partial, ignore_errors=True)
+        lock, name = folder.with_name(f".{folder.name}.lock"), f"data.cache={str(folder.parent)!r}"
+        try:
+            with locked(lock, name, wait=True, temporary=True):
+                if not folder.exists():
+                    _build(folder, fill, keep)
+        except BaseException:
+            with contextlib.suppress(OSError):  # where something is in them, they stay
+                for place in new:
+                    place.rmdir()
+            raise
+
+
+def _build(folder: Path, fill: Callable[[Path], None], keep: Callable[[Path], bool] | None) -> None:
+    partial = partial_folder(folder)
+    if keep is None or not (partial.is_dir() and keep(partial)):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    try:
+        fill(partial)
+        partial.rename(folder)
+    finally:
+        if keep is None or (partial.is_dir() and not keep(partial)):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -163,4 +185,4 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(facts, indent=2) + "\n").encode())
+    write_whole(path, to_json(facts, indent=2))

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import time
 import zlib
@@ -18,6 +17,7 @@ from mom_jax.fields import ConfigError
 from train.data.cache import META, STEMS, build_folder, write_json
 from train.data.documents import SIDES, Document, Side, Source, side_of
 from train.data.tokenizers import Tokenizer
+from train.files import read_json
 
 JOURNAL = "journal.json"
 # Characters that are tokenized at once, and seconds between two points from which an interrupted work goes on.
@@ -91,14 +91,18 @@ class _Writer(contextlib.ExitStack):
 
 def _read_journal(journal: Path, source: Source) -> tuple[int, int, dict[Side, _Written]]:
     """(part, pieces read of it, what is written) from which to go on."""
+    anew: tuple[int, int, dict[Side, _Written]] = 0, 0, {side: _Written() for side in SIDES}
+    if not journal.exists():
+        return anew
     try:
-        record = json.loads(journal.read_text())
-        known = source.parts[record["part"]].name == record["name"]
-    except (FileNotFoundError, IndexError):
+        record = read_json(journal, "journal", 2**20)
+        part, pieces, written = record["part"], record["pieces"], {side: _Written(**record[side]) for side in SIDES}
+        numbers = [part, pieces, *(n for side in written.values() for n in dataclasses.astuple(side))]
+        known = all(type(n) is int and n >= 0 for n in numbers) and source.parts[part].name == record["name"]
+    except (ConfigError, KeyError, TypeError, IndexError):
         known = False
-    if not known:
-        return 0, 0, {side: _Written() for side in SIDES}
-    return record["part"], record["pieces"], {side: _Written(**record[side]) for side in SIDES}
+    # What a damaged journal, or one of other files, says of the work so far is not to be trusted: it begins anew.
+    return (part, pieces, written) if known else anew
 
 
 def _cut_to(path: Path, size: int) -> Any:

@@ -7,7 +7,6 @@ A token cache is such a folder too.
 """
 
 import dataclasses
-import json
 import os
 import zlib
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 from mom_jax.fields import ConfigError, require
 from train.data.cache import DTYPES, META, STEMS, build_folder, digest, write_json
 from train.data.documents import NO_EOS, SIDES
+from train.files import read_json
 
 GPT2_VOCABULARY, GPT2_EOS = 50257, 50256
 _CHUNK = 2**24  # tokens
@@ -72,13 +72,13 @@ def _read_meta(source: str, folder: Path) -> dict[str, Any]:
         unknown = {"vocab_size": None, "eos_id": NO_EOS}
         return {"dtype": "uint16", **(vocabulary if known else unknown), "tokenizer": None}
     try:
-        meta = json.loads(path.read_text())
+        meta = read_json(path, str(path), 2**20)
         dtype, vocab_size, eos_id = meta["dtype"], meta["vocab_size"], meta["eos_id"]
         eos_id = NO_EOS if eos_id is None else eos_id
         tokenizer = meta.get("tokenizer")
         good = dtype in DTYPES and type(vocab_size) is int and 1 <= vocab_size <= np.iinfo(dtype).max + 1
         good = good and type(eos_id) is int and NO_EOS <= eos_id < vocab_size and isinstance(tokenizer, str | None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ConfigError, KeyError, TypeError, AttributeError):
         good = False
     must = 'must have "dtype" (uint16 or uint32), "vocab_size" that fits it and "eos_id" (an id or null)'
     require(good, "data.source", source, f"{path} {must}")

@@ -1,15 +1,16 @@
 """What a run's metrics say: its records by phase, in the order of training."""
 
+import contextlib
 import itertools
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mom_jax.analysis.cost import parameter_count
-from mom_jax.fields import ConfigError, from_dict
+from mom_jax.fields import MOST, ConfigError, from_dict
 from train.config import Config
+from train.files import read_json
 from train.reporting.metrics import FILE, read
 
 Record = dict[str, Any]
@@ -23,14 +24,11 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.resolve().name
-        self.records = [r for r in read(folder / FILE) if isinstance(r.get("step"), int)]
+        self.records = [r for r in read(folder / FILE) if type(r.get("step")) is int and 0 <= r["step"] <= MOST]
         if not self.records:
             raise ConfigError(f"{folder / FILE}: has no records")
         path = folder / "config.json"
-        try:
-            self.raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        except (ValueError, ConfigError) as error:
-            raise ConfigError(f"{path}: {error}") from None
+        self.raw = read_json(path, str(path), old=True) if path.exists() else None
         try:
             self.config = from_dict(Config, self.raw)
         except ConfigError:
@@ -64,6 +62,19 @@ class Run:
                 model = self.config.model if row.model == "model" else self.config.model.vanilla()
                 return parameter_count(model).total
         return None
+
+
+@contextlib.contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """Raises `ConfigError` where records have names as training writes them with values of another kind: what is in a
+    stranger's log is found out when it is used."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        why = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"{folder / FILE}: has records that training does not write ({type(error).__name__}: {why})"
+        ) from error
 
 
 def is_number(value: object) -> bool:

@@ -4,6 +4,7 @@ The file is the record of the run: on resume it is cut back to the checkpoint, s
 TensorBoard's events cannot be cut; there a purge mark hides the repeated steps.
 """
 
+import errno
 import json
 import math
 import os
@@ -12,12 +13,13 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from mom_jax.fields import ConfigError
-from train.files import write_whole
+from train.files import open_own, read_bytes, write_whole
 
 FILE = "metrics.jsonl"
+MOST = 2**33  # bytes of a log that is read
 
 
 class MetricsLog:
@@ -118,10 +120,12 @@ class MetricsLog:
 
     def _open(self) -> TextIO:
         self._folder.mkdir(parents=True, exist_ok=True)
+        os.close(open_own(self._path, os.O_WRONLY | os.O_APPEND, str(self._folder)))
         # A line that a killed run left half-written must not merge with the first one of this run.
         if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
             self._rewrite(lambda record: True)
-        return self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time, for whoever watches
+        descriptor = open_own(self._path, os.O_WRONLY | os.O_APPEND, str(self._folder))
+        return open(descriptor, "a", encoding="utf-8", buffering=1)  # a line at a time, for whoever watches
 
     def _write_scalars(self, record: dict[str, Any], offset: int) -> None:
         if not isinstance(record.get("step"), int):
@@ -169,18 +173,24 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The complete lines of the file, without their ends, each with its record."""
     # Bytes that are no UTF-8 can only come from a write that was cut off; the replaced line is no JSON, or is not last.
-    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    lines = read_bytes(path, str(path), MOST).decode("utf-8", errors="replace").split("\n")
     while lines and not lines[-1]:
         lines.pop()
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
             yield line, record
         elif number < len(lines):
             raise ConfigError(f"{path}, line {number}: must be a JSON object")
+
+
+def _no_constant(value: str) -> NoReturn:
+    raise ValueError(f"{value} is no number of JSON's")
 
 
 def _plain(value: Any) -> Any:

@@ -13,9 +13,9 @@ from typing import Any
 
 from mom_jax.analysis.explorer import POLICY, fragment
 from mom_jax.config import SIDES, ModelConfig
-from train.files import write_whole
+from train.files import write_whole, writing
 from train.reporting import insight, pictures
-from train.reporting.history import Record, Run, is_number, router_value, smooth
+from train.reporting.history import Record, Run, is_number, router_value, smooth, understood
 from train.reporting.routes import beside
 from train.reporting.tables import as_html
 
@@ -46,7 +46,8 @@ def summary(run: Path) -> list[Record]:
 
     Raises FileNotFoundError or ConfigError where `run` has no readable metrics.
     """
-    return _summary(Run(Path(run)))
+    with understood(Path(run)):
+        return _summary(Run(Path(run)))
 
 
 def write_report(run: Path, against: Path | None = None) -> Path:
@@ -57,10 +58,13 @@ def write_report(run: Path, against: Path | None = None) -> Path:
     FileNotFoundError or ConfigError where there are no readable metrics, and ConfigError naming `against` where its
     routes cannot be set beside this run's.
     """
-    data = Run(Path(run))
-    routes = beside(Path(run), data.phases, against)
+    with understood(Path(run)):
+        data = Run(Path(run))
+        routes = beside(Path(run), data.phases, against)
+        page = _page(data, routes).encode(errors="backslashreplace")
     path = Path(run) / "report.html"
-    write_whole(path, _page(data, routes).encode())
+    with writing(path):
+        write_whole(path, page)
     return path
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mom_jax.analysis.explorer import is_explorer_data, same_text
 from mom_jax.fields import ConfigError
-from train.files import write_whole
+from train.files import read_json, write_whole
 
 FOLDER = "routes"
 
@@ -52,10 +52,7 @@ def beside(run: Path, phases: list[str], against: Path | None) -> dict[str, dict
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except ValueError:
-        data = None
+    data = read_json(path, str(path))
     if not is_explorer_data(data):
         raise ConfigError(f"{path}: is not what training writes there; remove it to have a report without")
     return data

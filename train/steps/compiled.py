@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mom_jax import attention, dispatch
+from mom_jax.analysis.cost import parameter_count
 from mom_jax.config import ModelConfig
-from mom_jax.fields import require
+from mom_jax.fields import ConfigError, require
 from mom_jax.sharding import batch_sharding, check_mesh
 from train.config import Config, DataConfig, Phase
+from train.steps.memory import gib, memory_of
 from train.steps.optimizer import make_optimizer
 from train.steps.state import abstract_params, abstract_state
 from train.steps.teaching import Teaching
@@ -22,12 +24,31 @@ from train.steps.train_step import jit_train_step
 
 def check_devices(config: Config, mesh: Mesh) -> None:
     """Raises ConfigError where the models or the batch cannot be divided among the devices of the mesh, or these cannot
-    run the backends that a phase asks for."""
+    run the backends that a phase asks for, or have far too little memory."""
+    check_memory(config, mesh)
     for phase in config.phases:
         model = config.model_of(phase.name)
         check_sizes(config, phase, model, mesh.shape)
         dispatch.resolve(model)
         attention.resolve(model, config.data.length, packed=config.data.packing == "documents")
+
+
+def check_memory(config: Config, mesh: Mesh) -> None:
+    """Raises ConfigError where a phase cannot fit in the devices' memory by what it needs at the very least: its state,
+    and the output of one layer. By arithmetic alone, so that no size is too large to be refused."""
+    have = memory_of(list(mesh.devices.flat))
+    if have is None:
+        return
+    for phase in config.phases:
+        model, optim, data = config.model_of(phase.name), phase.optim, config.data
+        count = parameter_count(model).total
+        state = 4 * count * (1 if optim.freeze else 3)  # what is frozen has no moments
+        stream = data.batch_size // optim.accumulation * data.length * model.d_model * jnp.dtype(model.dtype).itemsize
+        if state > have:
+            what = f"{count:,} parameters and their moments take {gib(state)}"
+            raise ConfigError(f"phases.{phase.name}.model: its {what}, the devices have {gib(have)}")
+        allowed = f"with data.length={data.length} one layer's output alone takes {gib(stream)}, "
+        require(stream <= have, "data.batch_size", data.batch_size, f"{allowed}the devices have {gib(have)}")
 
 
 def check_sizes(config: Config, phase: Phase, model: ModelConfig, sizes: Mapping[str, int]) -> None:

@@ -1,9 +1,31 @@
-"""The C library's memory on a CPU: when what was freed stays with the process, and when it goes back."""
+"""Memory: how much there is, and the C library's on a CPU: when what was freed stays with the process, and when it goes
+back."""
 
 import ctypes
+import os
 import platform
+from collections.abc import Sequence
+from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # from malloc.h
+
+
+def memory_of(devices: Sequence[Any]) -> int | None:
+    """Bytes that these devices of JAX have together, the machines' own memory if they are CPUs; None if unknown."""
+    if devices[0].platform == "cpu":
+        machines = len({device.process_index for device in devices})
+        try:
+            return machines * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError):
+            return None
+    of_one = [device for device in devices if device.process_index == devices[0].client.process_index()][:1]
+    limit = ((of_one[0].memory_stats() if of_one else None) or {}).get("bytes_limit")
+    return None if limit is None else limit * len(devices)
+
+
+def gib(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 2**30:,.1f} GiB"
 
 
 def keep_freed_memory() -> None:

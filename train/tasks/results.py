@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mom_jax.fields import ConfigError, require
-from train.files import write_whole, writing
+from train.files import read_json, to_json, write_whole, writing
 
 VERSION = 1
 
@@ -19,9 +19,9 @@ def read(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        record = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); delete it to do that part again") from None
+        record = read_json(file, str(file))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; delete it to do that part again") from None
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise ConfigError(f"{file}: is no result that this program wrote; delete it to do that part again")
     return record
@@ -31,7 +31,7 @@ def write(file: Path, record: Mapping[str, Any]) -> None:
     """Writes a result, whole. Raises ConfigError where that cannot be."""
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, (json.dumps({"version": VERSION, **record}) + "\n").encode())
+        write_whole(file, to_json({"version": VERSION, **record}))
 
 
 def check_output(output: Path) -> None:

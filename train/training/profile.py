@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from mom_jax.fields import ConfigError
+from mom_jax.fields import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,8 @@ class Profile:
 def parse_profile(text: str) -> Profile:
     """`A:B` as a `Profile`. Raises ConfigError for anything else."""
     first, _, last = text.partition(":")
-    good = first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)
-    if not good:
-        raise ConfigError(f"profile={text!r}: must be FIRST:LAST, two step numbers from 1 on")
+    good = len(text) < 40 and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)
+    require(good, "profile", text, "must be FIRST:LAST, two step numbers from 1 on")
     return Profile(int(first), int(last))
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from mom_jax.fields import ConfigError
 from train.checkpoints.run_config import CONFIG, read_config, to_json
 from train.config import Config
-from train.files import write_whole
+from train.files import locked, write_whole
 
 # What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.
 FREE = (
@@ -64,16 +63,14 @@ def claimed(config: Config) -> Iterator[Path]:
     """
     check_unchanged(config)
     folder = Path(config.run).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"run={config.run!r}: cannot be written ({error.strerror})") from None
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Busy(f"run={config.run!r}: another process is training in this folder") from None
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(locked(folder / ".lock", f"run={config.run!r}", wait=False))
+        except OSError as error:
+            raise ConfigError(f"run={config.run!r}: cannot be written ({error.strerror})") from None
+        if not held:
+            raise Busy(f"run={config.run!r}: another process is training in this folder")
         # Another process may have begun, and ended, since the first look.
         if not check_unchanged(config):
             write_whole(folder / CONFIG, to_json(config))

@@ -78,7 +78,7 @@ class SignsConfig:
     loss_rise: float = 0.5
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, infinite=True)
         require(self.warmup >= 0, "warmup", self.warmup, "must be at least 0")
         for name in ("window", "patience"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")

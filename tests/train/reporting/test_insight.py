@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import routed_text
+from programs import call
 from test_report import CONFIG, MODEL, Page, make
 
 from mom_jax.analysis.cost import forward_flops_per_token, parameter_count, training_memory_bytes
@@ -175,9 +176,7 @@ def test_a_run_beside_another(tmp_path, figures, capsys):
     data = [explorer_data(routed_text.routes(seed), PIECES) for seed in range(2)]
 
     def complaint(message):
-        assert main([str(run), "--against", str(other)]) == 2
-        captured = capsys.readouterr()
-        assert (captured.out, captured.err) == ("", f"error: {message}\n")
+        assert call(capsys, main, run, "--against", other) == (2, "", f"error: {message}\n")
         assert not (run / "report.html").exists()
 
     complaint(f"against={str(other)!r}: {run / 'routes'} has nothing to set it against")

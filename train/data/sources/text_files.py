@@ -8,6 +8,7 @@ import codecs
 import glob
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import lzma
@@ -34,6 +35,10 @@ _PIECE = 2**20
 # Up to this size, in bytes, a source is known by its contents; larger ones by sizes and times, or every start would
 # read them all.
 _HASHED = 2**26
+
+# The longest line of JSONL, in bytes; and how much a compressed file may unpack to: so many times its size, and so many
+# bytes more.
+_LINE, _RATIO, _ROOM = 2**28, 200, 2**28
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
 _COMPRESSED = tuple(_OPENERS)
@@ -177,6 +182,8 @@ class _Reader:
             stream, number = _decompressed(path, raw), 0
             while line := self._read(stream, path):
                 number += 1
+                if len(line) > _LINE:
+                    raise self._error(f"{path}, line {number}: has more than {_LINE:,} bytes")
                 if not line.strip():
                     continue
                 try:
@@ -193,11 +200,15 @@ class _Reader:
     def _read(self, stream: IO[bytes], path: Path, size: int | None = None) -> bytes:
         """At most `size` bytes, or a line."""
         try:
-            return stream.readline() if size is None else stream.read(size)
+            block = stream.readline(_LINE + 1) if size is None else stream.read(size)
         except _DAMAGED as error:
             raise self._error(f"{path} is damaged or cut off ({error}); replace it") from None
         except OSError as error:
             raise self._error(f"cannot read {path} ({error.strerror or error})") from None
+        unpacked = 0 if isinstance(stream, io.BufferedReader) else stream.tell()
+        if unpacked > _ROOM and unpacked > _ROOM + _RATIO * self.size(path):
+            raise self._error(f"{path} unpacks to more than {_RATIO} times its size: it is no text")
+        return block
 
 
 def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:

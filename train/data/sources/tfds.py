@@ -4,6 +4,7 @@ TFDS takes more than half a second to import, so that it is imported where it is
 """
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ def read_examples(source: str, builder: Any, split: str, limit: int = 0) -> Iter
 
 def _identities(source: str, split: str, folder: Path, files: list[Path]) -> list[list[Any]]:
     """Name, size in bytes and time of each file of a split."""
+    outside = next((file for file in files if Path(os.path.normpath(file)).parent != folder), None)
+    if outside is not None:
+        raise _damaged(source, split, folder, f"dataset_info.json names {outside}, which lies elsewhere")
     try:
         stats = [(file.name, file.stat()) for file in files]
     except OSError as error:

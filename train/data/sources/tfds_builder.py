@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.fields import ConfigError, nearest, require
+from train.files import read_json
 
 FORMAT = "array_record"
+MOST_FEATURES = 2**24  # bytes of a features.json that is read
 
 
 REFERENCE = re.compile(
@@ -94,6 +96,8 @@ def _builder(source: str, adapt: Callable[[Any], Any] = lambda builder_class: bu
     from google.protobuf import json_format
 
     name, config, version = match["name"], match["config"], match["version"]
+    for file in sorted((data_dir() / name).rglob("features.json")):
+        _check_features(source, file)
     builder_class = _builder_class(name)
     if builder_class is not None and config is not None:
         known = builder_class.builder_configs
@@ -110,8 +114,27 @@ def _builder(source: str, adapt: Callable[[Any], Any] = lambda builder_class: bu
         raise refusal(source, f"there is no data set {name!r}; {hint}") from None
     except AssertionError as error:
         raise refusal(source, one_line(error)) from None
-    except (json_format.ParseError, UnicodeDecodeError) as error:
+    except (json_format.ParseError, UnicodeDecodeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise refusal(source, f"dataset_info.json in {data_dir() / name} is damaged ({one_line(error)})") from None
+
+
+def _check_features(source: str, file: Path) -> None:
+    """Raises `ConfigError` where a prepared data set names feature classes that are not TFDS's own: TFDS would import
+    the module that the file names, whatever it is."""
+    found = [read_json(file, f"data.source={source!r}: {file}", MOST_FEATURES)]
+    while found:
+        item = found.pop()
+        if isinstance(item, dict):
+            for key in ("pythonClassName", "python_class_name", "type", "proto_cls"):
+                name = item.get(key, "")
+                # `type` of the oldest files, which give no module for TFDS's own.
+                own = isinstance(name, str) and (name.startswith("tensorflow_datasets.") or "." not in name)
+                if not own and isinstance(name, str):
+                    why = f"{file} names the feature class {name[:100]!r}, which is not of tensorflow_datasets"
+                    raise refusal(source, f"{why}: it is not imported")
+            found += item.values()
+        elif isinstance(item, list):
+            found += item
 
 
 def _builder_class(name: str) -> Any:

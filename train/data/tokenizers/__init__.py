@@ -15,6 +15,7 @@ from mom_jax.fields import ConfigError
 from train.data.tokenizers.gpt2 import GPT2Tokenizer
 from train.data.tokenizers.spm import SentencePieceTokenizer
 from train.data.tokenizers.token_ids import IdsTokenizer
+from train.files import read_bytes
 
 # The names under which GPT-2's merges lie beside its vocabulary.
 _MERGES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
@@ -104,9 +105,10 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str] | None:
 
 
 def _read(file: Path, name: str, field: str) -> bytes:
+    missing = "" if file.name == Path(name).name else f"{file.name} "
     try:
-        return file.read_bytes()
-    except OSError as error:
-        missing = "" if file.name == Path(name).name else f"{file.name} "
+        return read_bytes(file, missing)
+    except ConfigError as error:
+        why = str(error).removeprefix(f"{missing}: ")
         usable = "use 'sentencepiece', a .model file, tokenizer.json, vocab.json with merges.txt, or a folder with one"
-        raise ConfigError(f"{field}={name!r}: {missing}cannot be read ({error.strerror}); {usable}") from None
+        raise ConfigError(f"{field}={name!r}: {missing}{why}; {usable}") from None

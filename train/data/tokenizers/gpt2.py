@@ -19,7 +19,7 @@ import numpy as np
 
 from mom_jax.fields import ConfigError, require
 from train.data.splitting import pieces
-from train.files import write_whole
+from train.files import parse_json, write_whole
 
 EOS = "<|endoftext|>"
 
@@ -139,8 +139,8 @@ def _library(name: str, field: str) -> Any:
 
 def _json(content: bytes, name: str, field: str) -> dict[str, Any]:
     try:
-        record = json.loads(content)
-    except (ValueError, RecursionError):
+        record = parse_json(content, f"{field}={name!r}")
+    except ConfigError:
         record = None
     require(isinstance(record, dict), field, name, "is not a JSON object")
     return record

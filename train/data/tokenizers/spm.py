@@ -61,18 +61,21 @@ class SentencePieceTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             good = bool(model) and self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
+            size = self._processor.vocab_size() if good else 0
+            names = [self._processor.id_to_piece(i) for i in range(size)]
+            spaced = self._processor.normalize(" a  b ") if good else ""
+        except (RuntimeError, UnicodeError):  # a damaged model's pieces may be no texts
             good = False
         require(good, field, name, "is not a SentencePiece model")
-        self.vocab_size: int = self._processor.vocab_size()
+        self.vocab_size: int = size
         self.eos_id: int = self._processor.eos_id()
         require(self.eos_id >= 0, field, name, "has no end-of-sentence piece to end documents with")
         self.fingerprint = hashlib.sha256(model).hexdigest()
         byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         self._byte_ids = byte_ids if all(self._processor.is_byte(i) for i in byte_ids) else None
-        crossing = any("\u2581" in self._processor.id_to_piece(i).lstrip("\u2581") for i in range(self.vocab_size))
+        crossing = any("\u2581" in piece.lstrip("\u2581") for piece in names)
         # Other models may also begin a text with a space of their own, or drop spaces at its ends.
-        self._can_cut = not crossing and self._processor.normalize(" a  b ") == "\u2581a\u2581\u2581b\u2581"
+        self._can_cut = not crossing and spaced == "\u2581a\u2581\u2581b\u2581"
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []

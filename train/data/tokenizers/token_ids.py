@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mom_jax.fields import ConfigError
+from mom_jax.fields import MOST, ConfigError
 from train.data.documents import NO_EOS
-from train.files import write_whole
+from train.files import parse_json, write_whole
 
 
 class IdsTokenizer:
@@ -30,11 +30,11 @@ class IdsTokenizer:
     def from_json(cls, content: bytes, name: str, field: str) -> "IdsTokenizer":
         """Reads what `save` wrote; raises `ConfigError` naming `field` for anything else."""
         try:
-            record = json.loads(content)
-        except ValueError:
+            record = parse_json(content, f"{field}={name!r}")
+        except ConfigError:
             record = None
         size, eos = (record.get("vocab_size"), record.get("eos_id")) if isinstance(record, dict) else (None, None)
-        if type(size) is not int or type(eos) is not int or not NO_EOS <= eos < size:
+        if type(size) is not int or type(eos) is not int or not NO_EOS <= eos < size <= MOST:
             raise ConfigError(f"{field}={name!r}: must have a vocab_size and an eos_id below it (-1 for none)")
         return cls(size, eos)
 

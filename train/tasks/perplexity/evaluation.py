@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from mom_jax.fields import require
-from train.checkpoints.locate import find
+from train.checkpoints.locate import find, tell_data
 from train.cli import notify
 from train.data.texts import documents_of
 from train.tasks.output import Results
@@ -50,7 +50,9 @@ def of_documents(
         checkpoint, model = scored.checkpoint, scored.model
         own, fraction = source, validation_fraction if side == "validation" else None
         if own is None:
-            data = find(checkpoint, field="checkpoint", best=best).meta().config.data
+            found = find(checkpoint, field="checkpoint", best=best)
+            data = found.meta().config.data
+            tell_data(found, data, notify)
             own, fraction = data.source, data.validation_fraction
         texts = documents_of(own, held_out=fraction, limit=limit)
         scorer = Scorer(model.config, model.params, batch_size)

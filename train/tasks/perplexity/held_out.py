@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from train.checkpoints.locate import check_tokenizer, find
+from train.checkpoints.locate import check_tokenizer, find, tell_data
 from train.data.prepared import prepare
 from train.reporting.sentences import describe_exchange, describe_routing
 from train.reporting.tables import markdown
@@ -22,6 +22,7 @@ def evaluate(
     found = find(checkpoint, field="checkpoint", best=best)
     meta = found.meta()
     model, data = meta.model, meta.config.data
+    tell_data(found, data, notify)
     prepared = prepare(data, notify)
     check_tokenizer(prepared.tokenizer.fingerprint, meta, f"data.tokenizer={data.tokenizer!r}")
     params = found.params(model)

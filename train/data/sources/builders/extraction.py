@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import shutil
 import tarfile
 import tempfile
 import types
@@ -12,6 +11,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+# An archive may unpack to so many times its size and so many bytes more, and have so many members: text takes a tenth
+# when it is packed, and not even a file of one letter less than a thousandth.
+RATIO, ROOM, MEMBERS = 200, 2**30, 50_000_000
 _TARS = ("TAR", "TAR_STREAM", "TAR_GZ", "TAR_GZ_STREAM")
 
 
@@ -52,16 +54,43 @@ class Downloads:
 
 
 def _unpack(path: Path, method: str, target: Path) -> Path:
+    """Raises `tarfile.TarError` or `zipfile.BadZipFile` for members that would lie outside of `target`, for links that
+    lead there, and for far more than such an archive can hold of honest data."""
+    room = RATIO * path.stat().st_size + ROOM
     if method == "GZIP":
         with gzip.open(path) as source, open(target, "wb") as copy:
-            shutil.copyfileobj(source, copy)
+            while block := source.read(2**20):
+                room -= len(block)
+                if room < 0:
+                    raise gzip.BadGzipFile(f"{path.name} unpacks to more than {RATIO} times its size")
+                copy.write(block)
     elif method == "ZIP":
         with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            for member in members:
+                if member.filename.startswith(("/", "\\")) or ".." in Path(member.filename).parts:
+                    raise zipfile.BadZipFile(f"{member.filename[:100]!r} lies outside of the archive's folder")
+            # Python reads no more of a member than it says that it has.
+            if sum(member.file_size for member in members) > room or len(members) > MEMBERS:
+                raise zipfile.BadZipFile(f"{path.name} unpacks to more than {RATIO} times its size")
             archive.extractall(target)
     else:
-        with tarfile.open(path) as archive:
-            archive.extractall(target, filter="data")
+        with tarfile.open(path) as tar:
+            tar.extractall(target, filter=_Bounded(path.name, room))
     return target
+
+
+class _Bounded:
+    """A filter of tarfile's: its own for data, as far as there is room."""
+
+    def __init__(self, name: str, room: int) -> None:
+        self._name, self._room, self._members = name, room, 0
+
+    def __call__(self, member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        self._room, self._members = self._room - member.size, self._members + 1
+        if self._room < 0 or self._members > MEMBERS:
+            raise tarfile.ReadError(f"{self._name} unpacks to more than {RATIO} times its size")
+        return tarfile.data_filter(member, folder)
 
 
 class _WithoutTensorFlow:

@@ -185,7 +185,7 @@ def complaint(make, *args, **kwargs):
             {"kind": "hierarchical", "scoring": "sigmoid"},
             "scoring='sigmoid': must be 'softmax' with kind='hierarchical', which has probabilities",
         ),
-        (RouterConfig, {"step_bias": float("inf")}, "step_bias=inf: must be finite, or None"),
+        (RouterConfig, {"step_bias": float("inf")}, "step_bias=inf: must be finite"),
         (RouterConfig, {"noise": -0.1}, "noise=-0.1: must be at least 0"),
         (
             RouterConfig,

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 from mom_jax.fields import ConfigError, nearest, require
-from train.cli import notify, run_program
+from train.cli import Parser, notify, run_program
 from train.study.definition import load_study
 from train.study.listing import listing
 from train.study.measure import measure
@@ -76,7 +76,7 @@ def _train(plan: Plan, arms: Sequence[str], runs: list, *, fresh: bool) -> int:
 
 
 def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m train.study", description=__doc__, allow_abbrev=False)
+    parser = Parser("python -m train.study", description=__doc__, allow_abbrev=False)
     parser.add_argument("study", metavar="FILE", help="a Python file with get_study()")
     parser.add_argument("--size", help="small, full, or what else the study has; by default its first")
     parser.add_argument("--out", default="runs/studies", metavar="FOLDER", help="of all studies (%(default)s)")

@@ -51,7 +51,6 @@ def files(folder):
 def cell(text, folder):
     """As the page has it: no paths of this machine, not too long, no end of a cell."""
     text = text.encode("ascii", "backslashreplace").decode().replace(str(folder), "…")
-    text = re.sub(r"byte \d{3,}", "byte …", text)  # behind paths of this machine
     text = re.sub(r"(\w)\1{200,}", r"\1…\1", text)
     text = re.sub(r"byte \d{3,}", "byte …", text)  # in a configuration, which grows with every field
     text = text if len(text) <= 400 else f"{text[:300]} … {text[-80:]}"

@@ -39,6 +39,11 @@ def run_program(main: Callable[[], int]) -> None:
     except BrokenPipeError:  # the reader of a pipe has left: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except Exception as error:
+        code = getattr(error, "exit_code", 1)  # of those that tell whoever started the program what to do
+        if code == 1:
+            raise
+        print(f"error: {error}", file=sys.stderr)
     sys.exit(code)
 
 

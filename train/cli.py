@@ -31,8 +31,8 @@ Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import")]
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Ends the process with main's exit code; 2 and one line for whatever is wrong with what the program was given, 130
-    for Ctrl-C."""
+    """Ends the process with main's exit code: 2 and one line for whatever is wrong with what the program was given, 130
+    for Ctrl-C, and one line for an error that has an `exit_code` of its own."""
     prepare_process()
     try:
         code = main()
@@ -48,7 +48,7 @@ def run_program(main: Callable[[], int]) -> None:
         if said is None:
             raise
         print(f"error: {said}", file=sys.stderr)
-        code = 2
+        code = getattr(error, "exit_code", 2)
     sys.exit(code)
 
 
@@ -76,7 +76,7 @@ def _but_closed_loops(what: Any) -> None:
 def complaint(error: Exception) -> str | None:
     """What to tell the user of an error that is not the program's: one line, which cannot steer the terminal. None for
     others."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError) or hasattr(error, "exit_code"):
         text = str(error)
     elif isinstance(error, OSError):
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "

@@ -57,7 +57,7 @@ ROOMS = (
     {"tasks"},
     {"study"},
 )
-PROGRAMS = {"main", "analyse", "prepare", "evaluate", "generate", "convert", "plan", "report"}
+PROGRAMS = {"main", "analyse", "prepare", "evaluate", "generate", "convert", "plan", "report", "verify"}
 
 MOST_FILES, MOST_LINES = 14, 300
 

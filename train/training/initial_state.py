@@ -83,6 +83,7 @@ def initial_state(
         meta = own.meta(latest)
         check_tokenizer(tokenizer, meta, f"data.source={config.data.source!r}")
         state = own.restore(latest, abstract_state(model, optimizer, mesh))
+        own.seal(latest)  # of an older version, or of a run that was killed just before it would have been
         return InitialState(state, meta.examples_seen, [f"resuming at step {latest}"])
     if config.resume is not None:
         folder = Path(config.resume).expanduser() / FOLDER / phase.name

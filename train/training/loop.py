@@ -16,6 +16,7 @@ from train.training import processes
 from train.training.context import Context
 from train.training.ending import finish
 from train.training.initial_state import initial_state
+from train.training.keeping.damage import missing_steps, set_damaged_aside
 from train.training.phase import PhaseLoop
 from train.training.preparation import make_ready
 from train.training.profile import Profile, stop_profile
@@ -31,7 +32,7 @@ def train(
     debug_checks: checks the values of every step, which costs time and ends the run where one is not sound.
 
     Returns None when all is done, or the number of the signal that stopped it; everything is saved then.
-    Raises ConfigError for what cannot be.
+    Raises ConfigError for what cannot be, SavingFailedError where checkpoints cannot be written any more.
     """
     first = processes.is_first()
     console = console or Console(stderr=True, quiet=not first)
@@ -47,6 +48,8 @@ def train(
             if first:
                 stack.enter_context(claimed(config))
                 prepared.tokenizer.save(run)
+                for line in set_damaged_aside(config):
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
         with processes.Stop() as stop, metrics.MetricsLog(run, write=first) as log:
             context = Context(config, prepared, log, console, stop, profile, mesh, debug_checks)
             finished = _rewind(context)
@@ -81,6 +84,8 @@ def _rewind(context: Context) -> set[str]:
     context.log.truncate(names, phase.name, latest or 0, offset=context.offsets[phase.name])
     file = context.run / metrics.FILE
     records = metrics.read(file) if file.exists() else []
+    for line in missing_steps(context.config, records, phase.name, latest or 0):
+        context.notify(line)
     done = {record["phase"] for record in records if record.get("kind") == "final"}
     # One process cuts the file; what the others read of it may be older.
     known = processes.of_first([name in done for name in names])
@@ -111,8 +116,8 @@ def _run_phase(context: Context, phase: Phase) -> None:
                 loop.save(start.state, int(start.state.step), start.examples_seen, None)
             signs.begin(int(start.state.step), context.notify)
             state = loop.train(start.state, start.examples_seen)
-            checkpoints.wait()
+            loop.saver.settle(state, stopping=context.stop.signal is not None)
             if int(state.step) == phase.steps:
-                finish(context, phase, state, signs)
+                finish(context, phase, state, signs, loop.saver)
     finally:
         checkpoints.close()

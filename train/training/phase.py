@@ -20,6 +20,7 @@ from train.steps.state import TrainState
 from train.steps.train_step import StepReport
 from train.training import processes
 from train.training.context import Context
+from train.training.keeping.saving import Saver
 from train.training.prefetch import DevicePrefetch
 from train.training.profile import profile_step
 from train.training.signs import SignWatch
@@ -48,7 +49,8 @@ class PhaseLoop:
         teacher: Teacher | None = None,
     ):
         self.teacher = teacher
-        self.context, self.phase, self.checkpoints, self.step_function = context, phase, checkpoints, step_function
+        self.context, self.phase, self.step_function = context, phase, step_function
+        self.saver = Saver(checkpoints, context.log, context.notify)
         self.signs = signs
         self.config = context.config
         self.model = self.config.model_of(phase.name)
@@ -67,6 +69,7 @@ class PhaseLoop:
         placed = DevicePrefetch(batches, self.context.mesh)
         pending: _Pending | None = None
         with contextlib.closing(batches), Progress(last, self.phase.name, start=first - 1, quiet=quiet) as progress:
+            self.saver.notify = progress.print
             for step in range(first, last + 1):
                 profile_step(self.context.profile, self._offset + step, self.context.run, state)
                 inputs = [next(placed), *([] if self.teacher is None else [self.teacher.params])]
@@ -79,7 +82,7 @@ class PhaseLoop:
                 pending = _Pending(step, report, examples_seen, placed.waited)
                 stopping = self.context.stop.wanted(self._offset + step)
                 evaluating = step % self.config.evaluate_every == 0 or step == last
-                saving = evaluating or stopping or step % self.config.checkpoint.every == 0
+                saving = evaluating or stopping or step % self.config.checkpoint.every == 0 or self.saver.due()
                 if saving or self.watch.wanted(step):
                     self._log(pending, progress)
                     pending = None
@@ -93,6 +96,7 @@ class PhaseLoop:
                     self.clock = None
                 if stopping:
                     break
+        self.saver.notify = self.context.notify
         return state
 
     def _log(self, pending: _Pending | None, progress: Progress) -> None:
@@ -147,9 +151,6 @@ class PhaseLoop:
         return evaluation.loss
 
     def save(self, state: TrainState, step: int, examples_seen: int, loss: float | None) -> None:
-        # The log is on disk before the checkpoint is: a resumed run finds every step up to the checkpoint there.
-        self.context.log.flush()
         fingerprint = self.context.prepared.tokenizer.fingerprint
         teacher = None if self.teacher is None else self.teacher.name
-        meta = Meta(self.config, self.phase.name, step, examples_seen, fingerprint, teacher)
-        self.checkpoints.save(state, meta, loss)
+        self.saver.save(state, Meta(self.config, self.phase.name, step, examples_seen, fingerprint, teacher), loss)

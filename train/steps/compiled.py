@@ -13,6 +13,7 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import require
 from mom_jax.sharding import batch_sharding, check_mesh
 from train.config import Config, DataConfig, Phase
+from train.steps.guard import abstract_guard
 from train.steps.optimizer import make_optimizer
 from train.steps.state import abstract_state
 from train.steps.train_step import jit_train_step
@@ -48,8 +49,10 @@ def abstract_batch(data: DataConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
 def trace_step(config: Config, phase: Phase, mesh: Mesh) -> Any:
     """The train step of a phase, traced: `.lower().compile()` gives the program. Nothing is allocated."""
     model, optimizer = config.model_of(phase.name), make_optimizer(phase.optim, phase.steps)
-    step = jit_train_step(model, optimizer, phase.optim.accumulation, config.seed, mesh, gather=config.mesh.gather)
-    return step.trace(abstract_state(model, optimizer, mesh), abstract_batch(config.data, mesh))
+    given = model, optimizer, phase.optim.accumulation, config.seed, mesh
+    step = jit_train_step(*given, gather=config.mesh.gather, watch=config.watch)
+    batch = abstract_batch(config.data, mesh)
+    return step.trace(abstract_state(model, optimizer, mesh), batch, abstract_guard(mesh))
 
 
 class CompiledMemory(NamedTuple):

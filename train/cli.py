@@ -13,11 +13,13 @@ import tyro
 
 from mom_jax.fields import ConfigError
 from train.config import Config
+from train.numbers import NumbersError
 from train.steps.memory import keep_freed_memory
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Ends the process with main's exit code; 2 and one line for a `ConfigError`, 130 for Ctrl-C."""
+    """Ends the process with main's exit code; 2 and one line for a `ConfigError`, 3 and one for a `NumbersError`, 130
+    for Ctrl-C."""
     keep_freed_memory()
     try:
         code = main()
@@ -25,6 +27,9 @@ def run_program(main: Callable[[], int]) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except NumbersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 3
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from mom_jax.fields import check_types, require
 
@@ -72,6 +72,33 @@ class Remembered:
     def counts(self) -> tuple[int, int, int, int]:
         """All but what the medians are made of."""
         return self.skipped, self.rewinds, self.in_a_row, self.rewound_from
+
+
+WATCH = WatchConfig()
+
+
+def for_json(value: Any) -> Any:
+    """`value` as JSON has it: scalars and arrays of numpy and JAX become plain numbers, NaN and infinity null. What
+    such a one was stands beside it in its table, as `NAME_reason`."""
+    if isinstance(value, dict):
+        return {key: item for name, own in value.items() for key, item in _with_reason(str(name), _python(own))}
+    if isinstance(value, list | tuple):
+        return [for_json(item) for item in value]
+    plain = _python(value)
+    if plain is not value:
+        return for_json(plain)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _python(value: Any) -> Any:
+    """An array or scalar of numpy or JAX as Python has it; all else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _with_reason(name: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        return [(name, None), (f"{name}_reason", str(value))]
+    return [(name, for_json(value))]
 
 
 def describe(**values: float) -> str:

@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, from_dict
 from train.config import Config
+from train.numbers import Remembered
 from train.steps.memory import return_freed_memory
 from train.steps.state import TrainState, abstract_params
 
@@ -41,6 +42,7 @@ class Meta:
     step: int
     examples_seen: int
     tokenizer: str  # its fingerprint
+    watch: Remembered = Remembered()  # what is known of the numbers up to here
 
     @property
     def model(self) -> ModelConfig:
@@ -81,6 +83,14 @@ class Checkpoints:
         """The step with the lowest validation loss, or the latest where none was evaluated."""
         best = self._manager.best_step()
         return self.latest() if best is None else best
+
+    def steps(self) -> list[int]:
+        """All that are there."""
+        return list(self._manager.all_steps())
+
+    def remove(self, step: int) -> None:
+        """Deletes one; all processes do."""
+        self._manager.delete(step)
 
     def save(self, state: TrainState, meta: Meta, loss: float | None) -> None:
         """Starts to save; `loss` is the validation loss where it was measured at this step."""

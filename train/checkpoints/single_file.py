@@ -60,5 +60,9 @@ def load(path: Path, field: str) -> SingleFile:
         check({dotted(place): leaf.shape for place, leaf in flatten(abstract_params(config))}, weights.shapes)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
-    params = nest({tuple(int(k) if k.isdecimal() else k for k in key.split(".")): weights[key] for key in weights})
+    try:
+        arrays = {tuple(int(k) if k.isdecimal() else k for k in key.split(".")): weights[key] for key in weights}
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    params = nest(arrays)
     return SingleFile(config, params, header.get(TOKENIZER_KEY, ""))

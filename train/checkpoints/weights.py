@@ -10,13 +10,15 @@ import numpy as np
 import safetensors
 
 from mom_jax.fields import ConfigError
+from train.steps.finite import complaint, count
 
 # Of these names a folder has one; a shard index names the files.
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Named arrays in files, each read when it is asked for; floats of 16 bits come as float32.
+    """Named arrays in files, each read when it is asked for; floats of 16 bits come as float32. Raises ConfigError for
+    one that has NaN or infinite numbers.
 
     shapes: of all arrays, by name, known without reading them. files: where they are.
     """
@@ -32,7 +34,12 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = np.asarray(self._read[name](name))
-        return array.astype(np.float32) if array.dtype.itemsize == 2 and array.dtype.kind in "fV" else array
+        if array.dtype.itemsize == 2 and array.dtype.kind in "fV":
+            array = array.astype(np.float32)
+        bad = count(array) if array.dtype.kind == "f" else 0
+        if bad:
+            raise ConfigError(complaint(name, bad, array.size))
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

@@ -5,7 +5,6 @@ TensorBoard's events cannot be cut; there a purge mark hides the repeated steps.
 """
 
 import json
-import math
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 
 from mom_jax.fields import ConfigError
 from train.files import write_whole
+from train.numbers import for_json
 
 FILE = "metrics.jsonl"
 
@@ -23,9 +23,9 @@ FILE = "metrics.jsonl"
 class MetricsLog:
     """Appends records to `folder/metrics.jsonl` and scalars to `folder/tensorboard/`.
 
-    Every record has `kind` (train, validation, analysis, sign, final), `phase` and `step`, counted from the phase's
-    start. Also a context manager that closes on exit. Nothing is created before the first `write`; without `write`, for
-    processes beside the one that does, nothing at all.
+    Every record has `kind` (train, validation, analysis, sign, watch, final), `phase` and `step`, counted from the
+    phase's start. Also a context manager that closes on exit. Nothing is created before the first `write`; without
+    `write`, for processes beside the one that does, nothing at all.
 
     listeners: are told of every record that is written, as it is read again.
     """
@@ -70,7 +70,7 @@ class MetricsLog:
         write_whole(self._path, "".join(lines).encode())
 
     def write(self, record: dict[str, Any], *, offset: int = 0) -> None:
-        """Appends `record`. Scalars and arrays of numpy and JAX become plain numbers, NaN and infinity become null.
+        """Appends `record`, as `for_json` makes it.
 
         offset: steps of all earlier phases, so that TensorBoard's steps count across phases.
         """
@@ -78,7 +78,7 @@ class MetricsLog:
             return
         if self._file is None:
             self._file = self._open()
-        record = _plain(record)
+        record = for_json(record)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._write_scalars(record, offset)
         for listener in self.listeners:
@@ -181,19 +181,6 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield line, record
         elif number < len(lines):
             raise ConfigError(f"{path}, line {number}: must be a JSON object")
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON has it."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _scalars(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:

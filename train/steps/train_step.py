@@ -19,7 +19,7 @@ from mom_jax.losses import Losses, LossSums, finish
 from mom_jax.model import gathered_parameters
 from mom_jax.routing import Routing
 from train.batch import Batch
-from train.numbers import WatchConfig
+from train.numbers import WATCH, WatchConfig
 from train.steps.guard import Guard, Verdict, judge, taken
 from train.steps.placement import BATCH, WHOLE
 from train.steps.state import TrainState, abstract_state, param_specs
@@ -62,7 +62,7 @@ def train_step(
     seed: int | jax.Array,
     mesh: Mesh,
     gather: Literal["chunk", "step"] = "chunk",
-    watch: WatchConfig = WatchConfig(),
+    watch: WatchConfig = WATCH,
     debug_checks: bool = False,
 ) -> tuple[TrainState, StepReport]:
     """One optimizer step. guard: judges it, as `watch` says, and refuses the update where it must; without one all are
@@ -167,7 +167,7 @@ def jit_train_step(
     mesh: Mesh,
     *,
     gather: Literal["chunk", "step"] = "chunk",
-    watch: WatchConfig = WatchConfig(),
+    watch: WatchConfig = WATCH,
     debug_checks: bool = False,
 ) -> Any:
     """`train_step` compiled for a phase: (state, batch, guard) -> (state, report), the guard as there. The state is

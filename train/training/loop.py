@@ -1,8 +1,10 @@
 """The training loop: every phase of a configuration, one after the other, resumed wherever it was left."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
+import optax
 from rich.console import Console
 
 from mom_jax.fields import require
@@ -15,6 +17,8 @@ from train.training import processes
 from train.training.context import Context
 from train.training.ending import finish
 from train.training.initial_state import initial_state
+from train.training.numbers.refused import go_back, gone_back, stop, told_before
+from train.training.numbers.watcher import Watcher
 from train.training.phase import PhaseLoop
 from train.training.preparation import make_ready
 from train.training.profile import Profile, stop_profile
@@ -30,7 +34,7 @@ def train(
     debug_checks: checks the values of every step, which costs time and ends the run where one is not sound.
 
     Returns None when all is done, or the number of the signal that stopped it; everything is saved then.
-    Raises ConfigError for what cannot be.
+    Raises ConfigError for what cannot be, NumbersError where a loss or a gradient is no number and the run is to stop.
     """
     first = processes.is_first()
     console = console or Console(stderr=True, quiet=not first)
@@ -88,26 +92,46 @@ def _rewind(context: Context) -> set[str]:
 
 def _run_phase(context: Context, phase: Phase) -> None:
     """Trains one phase to its end, or until a signal comes."""
+    model, config = context.config.model_of(phase.name), context.config
+    optimizer = make_optimizer(phase.optim, phase.steps)
+    options = model, optimizer, phase.optim.accumulation, config.seed, context.mesh
+    gather, checks = config.mesh.gather, context.debug_checks
+    step_function = jit_train_step(*options, gather=gather, watch=config.watch, debug_checks=checks)
+    while _goes_back(context, phase, optimizer, step_function):
+        pass
+
+
+def _goes_back(
+    context: Context, phase: Phase, optimizer: optax.GradientTransformation, step_function: Callable
+) -> bool:
+    """Trains on from the last checkpoint; whether training went back to an earlier one, and is to go on from there."""
     checkpoints = context.checkpoints(phase)
     try:
-        model = context.config.model_of(phase.name)
-        optimizer = make_optimizer(phase.optim, phase.steps)
         fingerprint = context.prepared.tokenizer.fingerprint
         start = initial_state(context.config, phase, optimizer, checkpoints, fingerprint, context.mesh)
-        for message in start.messages:
-            context.notify(f"{phase.name}: {message}")
-        options = model, optimizer, phase.optim.accumulation, context.config.seed, context.mesh
-        gather = context.config.mesh.gather
-        step_function = jit_train_step(*options, gather=gather, debug_checks=context.debug_checks)
+        start = gone_back(context, phase, start)
+        first = int(start.state.step)
+        for message in (*start.messages, told_before(context.run, phase.name, first)):
+            if message is not None:
+                context.notify(f"{phase.name}: {message}")
+        watcher = Watcher(context.config.watch, context.mesh, first, start.remembered)
         with SignWatch(context.config, phase, context.log, context.offsets[phase.name]) as signs:
-            loop = PhaseLoop(context, phase, checkpoints, step_function, signs)
-            if checkpoints.latest() is None and int(start.state.step) > 0:
+            loop = PhaseLoop(context, phase, checkpoints, step_function, signs, watcher)
+            if checkpoints.latest() is None and first > 0:
                 # From `resume`: from here on the run stands by itself.
-                loop.save(start.state, int(start.state.step), start.examples_seen, None)
-            signs.begin(int(start.state.step), context.notify)
+                loop.save(start.state, first, start.examples_seen, None)
+            signs.begin(first, context.notify)
             state = loop.train(start.state, start.examples_seen)
+            if loop.refused is not None:
+                if loop.refused.trouble.policy == "rewind":
+                    go_back(context, phase, checkpoints, loop.refused, watcher.known)
+                    return True
+                loop.save_before(state)
+                checkpoints.wait()
+                raise stop(context, phase, loop.refused)
             checkpoints.wait()
             if int(state.step) == phase.steps:
                 finish(context, phase, state, signs)
     finally:
         checkpoints.close()
+    return False

@@ -8,6 +8,7 @@ import math
 import statistics
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from train.numbers import Remembered, WatchConfig, describe
@@ -67,7 +68,7 @@ class Watcher:
         limits = self._limits[step] if self.watch.spike != "off" else (None, None)
         if limits != self._placed:
             values = [math.inf if limit is None else limit for limit in limits]
-            self._guard = dataclasses.replace(self._guard, limits=replicate(_float32(values), self.mesh))
+            self._guard = dataclasses.replace(self._guard, limits=replicate(np.array(values, np.float32), self.mesh))
             self._placed = limits
         return self._guard
 
@@ -99,13 +100,9 @@ class Watcher:
         self._limits = {at: limits for at, limits in self._limits.items() if at >= step} | {step + 2: self._median()}
         if policy is None:
             return None
-        values = {"loss": loss, "total": float(report.losses.total), "grad_norm": norm}
-        if math.isfinite(loss):
-            reason = describe(**values)
-        else:
-            reason = describe(loss=loss, grad_norm=norm)
         if outcome == NOT_FINITE:
-            reason = reason or "a parameter would not be finite after the update"
+            total = {"total": float(report.losses.total)} if math.isfinite(loss) else {}
+            reason = describe(loss=loss, **total, grad_norm=norm) or "a parameter would not be finite after the update"
         else:
             reason = self._spike(before.limits[0], loss, norm)
         fault = "not finite" if outcome == NOT_FINITE else "spike"
@@ -123,7 +120,8 @@ class Watcher:
             return None, None
         medians = [statistics.median(values) for values in zip(*self._window, strict=True)]
         factors = self.watch.loss_factor, self.watch.gradient_factor
-        limits = [median * factor for median, factor in zip(medians, factors, strict=True)]
+        # In float32, as the step compares them.
+        limits = [float(np.float32(median * factor)) for median, factor in zip(medians, factors, strict=True)]
         return tuple(limit if 0 < limit < math.inf else None for limit in limits)
 
     def _spike(self, limits: Limits, loss: float, norm: float) -> str:
@@ -133,11 +131,7 @@ class Watcher:
         factors = self.watch.loss_factor, self.watch.gradient_factor
         for name, value, limit, factor in zip(names, (loss, norm), limits, factors, strict=True):
             if limit is not None and value > limit:
-                said.append(f"{name} is {value:.4g}, {value * factor / limit:.3g} times the median of {limit / factor:.4g}")
+                said.append(
+                    f"{name} is {value:.4g}, {value * factor / limit:.3g} times the median of {limit / factor:.4g}"
+                )
         return "; ".join(said)
-
-
-def _float32(values: list[float]) -> Any:
-    import numpy as np
-
-    return np.array(values, np.float32)

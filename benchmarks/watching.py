@@ -2,9 +2,9 @@
 
     python -m benchmarks.watching                # the quickstart's steps, both phases
 
-In one process, in turn, each on a state of its own. The watched side does all that the loop does: it makes the guard of
-each step, and looks at the verdict and the numbers of the step before while the step runs. `--small` is only to see that
-it runs: its steps are so short that nothing else counts.
+In one process, in turn, each on a state of its own. The watched side does all that the loop does: it makes the guard
+of each step, and looks at the verdict and the numbers of the step before while the step runs. `--small` is only to see
+that it runs: its steps are so short that nothing else counts.
 """
 
 import dataclasses

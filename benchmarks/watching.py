@@ -8,6 +8,7 @@ that it runs: its steps are so short that nothing else counts.
 """
 
 import dataclasses
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,6 @@ from mom_jax.sharding import make_mesh
 from train.config import Config, Phase
 from train.data.pipeline import TrainingData
 from train.data.prepared import Prepared, prepare
-from train.steps.compiled import compiled_memory, trace_step
 from train.steps.memory import keep_freed_memory
 from train.steps.optimizer import make_optimizer
 from train.steps.placement import place_share
@@ -28,11 +28,12 @@ from train.training import initial_state
 from train.training.numbers.watcher import Watcher
 
 
-def measure(config: Config, rounds: int) -> dict[str, Any]:
-    """Seconds of the steps of all phases, and what the guard adds."""
+def measure(config: Config, rounds: int, only: str | None = None) -> dict[str, Any]:
+    """Seconds of the steps of all phases, or of the one of this name, and what the guard adds."""
     prepared = prepare(config.data, timing.progress)
     config = config.with_vocabulary(prepared.tokenizer.vocab_size)
-    phases = {phase.name: _phase(config, phase, prepared, rounds) for phase in config.phases}
+    rows = [phase for phase in config.phases if only in (None, phase.name)]
+    phases = {phase.name: _phase(config, phase, prepared, rounds) for phase in rows}
     return {"phases": phases, "spike": config.watch.spike, "rounds": rounds, **timing.machine()}
 
 
@@ -69,18 +70,15 @@ def _phase(config: Config, phase: Phase, prepared: Prepared, rounds: int) -> dic
     timing.progress(f"{phase.name}: {rounds} rounds of {', '.join(calls)}")
     rows = timing.interleaved(calls, rounds)
     extra = [ratio - 1 for ratio in timing.ratios(rows, "watched", "plain")]
-    temporaries = compiled_memory(trace_step(config, phase, mesh).lower().compile(), mesh).temporaries
-    return {
-        **timing.medians(rows),
-        "overhead": (timing.ratio(rows, "watched", "plain") or 0.0) - 1,
-        "quartiles": timing.quartiles(extra),
-        "temporary_bytes": temporaries,
-    }
+    overhead = statistics.median(extra)
+    timing.progress(f"{phase.name}: {overhead:+.2%}, quartiles {timing.quartiles(extra)}, {timing.medians(rows)} s")
+    return {**timing.medians(rows), "overhead": overhead, "quartiles": timing.quartiles(extra)}
 
 
 def main() -> None:
     parser = timing.parser("watching", __doc__, rounds=41)
     parser.add_argument("--spike", default="skip", choices=("off", "log", "skip"), help="what spikes do (skip)")
+    parser.add_argument("--phase", help="only the phase of this name")
     flags = parser.parse_args()
     keep_freed_memory()
     config = get_config()
@@ -88,7 +86,7 @@ def main() -> None:
     data = dataclasses.replace(config.data, batch_size=2) if flags.small else config.data
     config = dataclasses.replace(config, watch=watch, data=data)
     with timing.compiling_anew():
-        timing.report(measure(config, flags.rounds), flags.json)
+        timing.report(measure(config, flags.rounds, flags.phase), flags.json)
 
 
 if __name__ == "__main__":

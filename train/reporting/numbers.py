@@ -27,7 +27,7 @@ def section(run: Run) -> list[str]:
         lost = counted(run, phase)["without_loss"]
         if lost:
             items.append(
-                f"<li><b>{html.escape(phase)}</b>: {lost:,} of {len(run.of(phase, 'train')):,} steps have no loss"
+                f"<li><b>{html.escape(phase)}</b>: {lost:,} of {len(run.of(phase, 'train')):,} steps have no loss</li>"
             )
         watched = run.of(phase, "watch")
         for record in watched[:MOST]:

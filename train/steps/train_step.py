@@ -104,7 +104,9 @@ def train_step(
         return TrainState(state.step + 1, params, opt_state), report
     verdict, take, counts = judge(guard, watch, losses, report.grad_norm, params, state.step)
     params, opt_state = taken(take, (params, opt_state), (state.params, state.opt_state))
-    return TrainState(state.step + counts.astype(jnp.int32), params, opt_state), dataclasses.replace(report, verdict=verdict)
+    return TrainState(state.step + counts.astype(jnp.int32), params, opt_state), dataclasses.replace(
+        report, verdict=verdict
+    )
 
 
 def _of_routers(tree: dict[Any, Any], side: Side) -> list[Any]:

@@ -26,12 +26,12 @@ def test_arrays_are_named_whose_numbers_are_none(monkeypatch):
             bad.reshape(-1)[place] = (np.nan, np.inf, -np.inf)[place % 3]
             assert finite.count(bad) == 1
             with pytest.raises(
-                ConfigError, match=f"^here: a/0/w has 1 of {max(1, array.size)} numbers that are NaN or inf"
+                ConfigError, match=rf"^here: a/0/w has 1 of {max(1, array.size)} numbers that are NaN or inf"
             ):
                 finite.check_finite({"a": [{"w": bad}], "step": np.int32(1)}, "here")
     good = {"a": jnp.ones(3), "n": jnp.int32(3)}
     assert finite.check_finite(good, "here") is good
-    with pytest.raises(ConfigError, match="^here: a has 2 of 3 numbers"):
+    with pytest.raises(ConfigError, match=r"^here: a has 2 of 3 numbers"):
         finite.check_finite(good | {"a": jnp.array([jnp.nan, 1.0, jnp.inf])}, "here")
 
 
@@ -42,7 +42,7 @@ def test_a_file_with_such_an_array(tmp_path):
         weights = Weights([file], "input")
         assert weights["good"].tolist() == [1.0, 1.0]
         assert weights["mask"].all()
-        with pytest.raises(ConfigError, match="^bad has 1 of 2 numbers that are NaN or infinite$"):
+        with pytest.raises(ConfigError, match=r"^bad has 1 of 2 numbers that are NaN or infinite$"):
             weights["bad"]
 
 
@@ -52,7 +52,7 @@ def test_a_loss_that_is_none_is_no_result():
     assert exp(0.0) == 1.0
     good = Evaluation(2.0, 7, {})
     assert good.check("here") is good
-    with pytest.raises(NumbersError, match="^here: the validation loss is nan, over 7 tokens$"):
+    with pytest.raises(NumbersError, match=r"^here: the validation loss is nan, over 7 tokens$"):
         Evaluation(math.nan, 7, {}).check("here")
     record = for_json([{"a": {"b": np.float32(math.nan)}, "c": math.inf, "d": [math.nan, 1], "e": None}])
     want = [{"a": {"b": None, "b_reason": "nan"}, "c": None, "c_reason": "inf", "d": [None, 1], "e": None}]

@@ -287,3 +287,20 @@ def test_parameters_and_infinite_gradients_are_watched_too():
 def test_settings_that_cannot_be(field, value):
     with pytest.raises(ConfigError, match=f"^{field}="):
         WatchConfig(**{field: value})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("debug_checks", [False, True])
+def test_the_same_seed_gives_the_same_bits(tmp_path, debug_checks):
+    """Compiled twice, in processes' stead: nothing of the first program is left for the second run."""
+    phase = Phase("mom", 4, optim=OptimConfig(warmup_steps=2))
+    config, runs = tiny.config(tmp_path, phases=(phase,)), []
+    for name in ("a", "b"):
+        jax.clear_caches()
+        for cached in (loop.jit_train_step, loop.make_optimizer):
+            cached.cache_clear()
+        assert loop.train(dataclasses.replace(config, run=str(tmp_path / name)), debug_checks=debug_checks) is None
+        found = locate.find(tmp_path / name, field="run")
+        runs.append((found.params(found.meta().model), comparable(tmp_path / name)))
+    chex.assert_trees_all_equal(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]

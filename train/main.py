@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 
 from train.cli import Parser, parse_config, run_program
+from train.steps.numbers.determinism import make_deterministic
 from train.training import processes
 from train.training.dry_run import dry_run
 from train.training.loop import train
@@ -20,8 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--debug-checks", action="store_true", help="check values inside every step; slow, for finding faults"
     )
+    text = "the same bits every time on GPUs too, where sums are otherwise made in any order; slower there"
+    parser.add_argument("--deterministic", action="store_true", help=text)
     processes.add_flags(parser)
     own, config = parse_config(parser, arguments)
+    if own.deterministic:
+        make_deterministic()
     profile = parse_profile(own.profile) if own.profile else None
     processes.join(own)
     if own.dry_run:

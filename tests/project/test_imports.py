@@ -49,6 +49,7 @@ WITHIN = {
 
 # Folders and modules of train, from the ground floor up; each imports from the floors below. Programs are on top.
 ROOMS = (
+    {"numbers"},
     {"batch", "config", "files"},
     {"data", "reporting", "steps"},
     {"checkpoints", "cli", "planning"},

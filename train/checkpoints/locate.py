@@ -16,6 +16,7 @@ from train.checkpoints import manifest, steps
 from train.checkpoints.manager import Checkpoints, Meta
 from train.checkpoints.run_config import CONFIG, read_config
 from train.config import Config, DataConfig, Phase
+from train.steps.numbers.finite import check_finite
 
 # In a run's folder; below it are the phases' folders, and below each the steps'.
 FOLDER = "checkpoints"
@@ -38,11 +39,13 @@ class Found:
         return self._open(lambda checkpoints: checkpoints.meta(self.step))
 
     def params(self, config: ModelConfig, mesh: Mesh | None = None) -> dict[Any, Any]:
-        """mesh: where they shall lie, by default on one device."""
-        return self._open(lambda checkpoints: checkpoints.restore_params(self.step, config, mesh or make_mesh()))
+        """mesh: where they shall lie, by default on one device. Raises ConfigError where one is no number."""
+        params = self._open(lambda checkpoints: checkpoints.restore_params(self.step, config, mesh or make_mesh()))
+        return check_finite(params, f"{self}")
 
     def arrays(self, config: ModelConfig) -> dict[Any, Any]:
-        return self._open(lambda checkpoints: checkpoints.restore_arrays(self.step, config))
+        """The same on the host."""
+        return check_finite(self._open(lambda checkpoints: checkpoints.restore_arrays(self.step, config)), f"{self}")
 
     def _open(self, read: Any) -> Any:
         checkpoints = Checkpoints(self.phase, read_only=True)

@@ -24,6 +24,7 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, from_dict
 from train.checkpoints import manifest, steps
 from train.config import Config
+from train.numbers import Remembered
 from train.steps.memory import return_freed_memory
 from train.steps.state import TrainState, abstract_params
 
@@ -46,6 +47,7 @@ class Meta:
     examples_seen: int
     tokenizer: str  # its fingerprint
     teacher: str | None = None  # `PHASE/STEP` in the run that the phase's `distill` names
+    watch: Remembered = Remembered()  # what is known of the numbers up to here
 
     @property
     def model(self) -> ModelConfig:

@@ -7,7 +7,6 @@ TensorBoard's events cannot be cut; there a purge mark hides the repeated steps.
 import contextlib
 import errno
 import json
-import math
 import os
 import sys
 import time
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mom_jax.fields import ConfigError
-from train.files import open_own, read_bytes, write_whole
+from train.files import open_own, read_bytes, to_json, write_whole
+from train.numbers import for_json
 from train.reporting.patient import PatientFile
 
 FILE = "metrics.jsonl"
@@ -29,9 +29,9 @@ EVENTS = "patient"  # before a folder's name: tensorboardX writes there by `_Eve
 class MetricsLog:
     """Appends records to `folder/metrics.jsonl` and scalars to `folder/tensorboard/`.
 
-    Every record has `kind` (train, validation, analysis, sign, final), `phase` and `step`, counted from the phase's
-    start. Also a context manager that closes on exit. Nothing is created before the first `write`; without `write`, for
-    processes beside the one that does, nothing at all.
+    Every record has `kind` (train, validation, analysis, sign, watch, final), `phase` and `step`, counted from the
+    phase's start. Also a context manager that closes on exit. Nothing is created before the first `write`; without
+    `write`, for processes beside the one that does, nothing at all.
 
     listeners: are told of every record that is written, as it is read again.
     """
@@ -76,7 +76,7 @@ class MetricsLog:
         write_whole(self._path, "".join(lines).encode())
 
     def write(self, record: dict[str, Any], *, offset: int = 0) -> None:
-        """Appends `record`. Scalars and arrays of numpy and JAX become plain numbers, NaN and infinity become null.
+        """Appends `record`, as `for_json` makes it.
 
         offset: steps of all earlier phases, so that TensorBoard's steps count across phases.
         """
@@ -84,8 +84,8 @@ class MetricsLog:
             return
         if self._file is None:
             self._file = PatientFile(self._open)
-        record = _plain(record)
-        self._file.write((json.dumps(record, allow_nan=False) + "\n").encode())  # at once, for whoever watches
+        record = for_json(record)
+        self._file.write(to_json(record))  # at once, for whoever watches
         self._write_scalars(record, offset)
         for listener in self.listeners:
             listener(record)
@@ -222,19 +222,6 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _no_constant(value: str) -> NoReturn:
     raise ValueError(f"{value} is no number of JSON's")
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON has it."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _scalars(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import platform
 import statistics
 from collections.abc import Callable, Collection
@@ -21,6 +22,7 @@ from train.data.prepared import prepare
 from train.files import write_whole
 from train.steps import timing
 from train.steps.compiled import check_devices, compiled_memory, trace_step
+from train.steps.numbers.guard import make_guard
 from train.steps.optimizer import make_optimizer
 from train.steps.placement import place_share
 from train.steps.state import TrainState, abstract_state, init_state
@@ -118,11 +120,11 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
         batch = {name: place_share(rows, mesh) for name, rows in next(batches).items()}
     finally:
         batches.close()
-    states = [_state(config, phase, params, mesh)]
+    states, guard = [_state(config, phase, params, mesh)], make_guard((math.inf, math.inf), 0, 0, mesh)
 
     def call() -> None:
         # The state is donated: each step takes the one before.
-        state, report = compiled(states.pop(), batch)
+        state, report = compiled(states.pop(), batch, guard)
         jax.block_until_ready(report)
         states.append(state)
 

@@ -8,6 +8,7 @@ import jax
 
 from mom_jax.fields import ConfigError
 from train.checkpoints.locate import find
+from train.numbers import NumbersError
 from train.study.outcome import final_record, result_of
 from train.study.plan import Plan, Run
 from train.study.records import Result, read_results, write_result
@@ -39,9 +40,10 @@ def run_all(plan: Plan, runs: Sequence[Run], say: Say) -> int | None:
 
     What another process is training is left to it; when nothing else is left to do, it is waited for. Returns None
     when all is done, or the number of the signal that stopped it. Raises ConfigError, naming the run, for what cannot
-    be trained.
+    be trained, and NumbersError, after all others, where the numbers of runs made them stop.
     """
     pending = list(runs)
+    broken: list[str] = []
     while pending:
         busy = []
         for run in pending:
@@ -52,6 +54,10 @@ def run_all(plan: Plan, runs: Sequence[Run], say: Say) -> int | None:
                 continue
             except ConfigError as error:
                 raise ConfigError(f"arm {run.arm!r}, seed {run.seed}: {error}") from None
+            except NumbersError as error:
+                broken.append(f"arm {run.arm!r}, seed {run.seed}: {error}")
+                say(broken[-1])
+                continue
             if stopped is not None:
                 return stopped
             # The programs of fifty arms would fill the memory; the next seed finds its own on disk.
@@ -60,6 +66,8 @@ def run_all(plan: Plan, runs: Sequence[Run], say: Say) -> int | None:
             say(f"waiting: {len(busy)} runs, or their first phase, are with another process")
             time.sleep(WAIT_SECONDS)
         pending = busy
+    if broken:
+        raise NumbersError("; ".join(broken))
     return None
 
 

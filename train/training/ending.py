@@ -30,6 +30,7 @@ def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch, 
     """The phase's last word: a longer evaluation, the exchange test, the routes of a fixed text, a sample."""
     model = context.config.model_of(phase.name)
     evaluation = context.validate(phase, state, context.config.final_batches)
+    evaluation.check(f"{phase.name}: after its last step")
     record = {"kind": "final", "phase": phase.name, "step": phase.steps, **evaluation.record()}
     context.notify(
         f"{phase.name}: validation loss {evaluation.loss:.4f} nats/token, perplexity {evaluation.perplexity:.2f} "

@@ -125,6 +125,14 @@ def of_first(values: list[bool]) -> list[bool]:
     return [bool(value) for value in multihost_utils.broadcast_one_to_all(np.array(values, np.bool_))]
 
 
+def integers_of_first(values: list[int]) -> list[int]:
+    """The first process's values, from -2**62 to 2**62, everywhere."""
+    if jax.process_count() == 1:
+        return values
+    halves = np.array([divmod(value, 2**31) for value in values], np.int32)
+    return [int(high) * 2**31 + int(low) for high, low in multihost_utils.broadcast_one_to_all(halves)]
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Where one process raises ConfigError within, all do: none waits for one that has left."""

@@ -17,8 +17,8 @@ from typing import Annotated
 
 import tyro
 
-from mom_jax.sharding import MeshConfig
-from train.cli import Imports, import_modules, run_program
+from mom_jax.config import MeshConfig
+from train.cli import Imports, import_modules, parse_flags, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    flags = tyro.cli(Arguments, args=arguments, prog="python -m train.analyse", description=__doc__)
+    flags = parse_flags(Arguments, arguments, prog="python -m train.analyse", description=__doc__)
     import_modules(flags.imports)
 
     from mom_jax.fields import require

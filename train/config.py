@@ -5,9 +5,8 @@ import math
 from typing import Literal
 
 from mom_jax.analysis.signs import SignsConfig
-from mom_jax.config import ModelConfig
+from mom_jax.config import MeshConfig, ModelConfig
 from mom_jax.fields import check_types, require
-from mom_jax.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)

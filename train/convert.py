@@ -18,10 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
-from mom_jax.sharding import MeshConfig
-from train.cli import Imports, import_modules, load_config, notify, run_program
+from mom_jax.config import MeshConfig
+from train.cli import Imports, import_modules, load_config, notify, parse_flags, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    flags = tyro.cli(Arguments, args=arguments, prog="python -m train.convert", description=__doc__)
+    flags = parse_flags(Arguments, arguments, prog="python -m train.convert", description=__doc__)
     import_modules(flags.imports)
 
     from mom_jax.fields import ConfigError, require

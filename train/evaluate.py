@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
-from train.cli import Imports, import_modules, run_program
-from train.tasks.glue.evaluation import GlueConfig
-from train.tasks.xsum.evaluation import XsumConfig
+from train.cli import Imports, import_modules, parse_flags, run_program
+from train.tasks.glue.settings import GlueConfig
+from train.tasks.xsum.settings import XsumConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ _FOR: dict[str, tuple[str, ...]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    flags = tyro.cli(Arguments, args=arguments, prog="python -m train.evaluate", description=__doc__)
+    flags = parse_flags(Arguments, arguments, prog="python -m train.evaluate", description=__doc__)
     import_modules(flags.imports)
 
     from train.tasks.results import check_output

@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import tyro
-
-from train.cli import Imports, import_modules, notify, run_program
+from train.cli import Imports, import_modules, notify, parse_flags, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +52,12 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    flags = tyro.cli(Arguments, args=arguments, prog="python -m train.generate", description=__doc__)
+    flags = parse_flags(Arguments, arguments, prog="python -m train.generate", description=__doc__)
     import_modules(flags.imports)
 
     from mom_jax.fields import ConfigError, require
-    from mom_jax.generate import Decoder
-    from mom_jax.generate.settings import Settings
+    from mom_jax.generation import Decoder
+    from mom_jax.generation.settings import Settings
     from train.checkpoints.models import load
     from train.tasks.text_generation import continue_texts, encode_prompt, stream_text
 

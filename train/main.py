@@ -1,4 +1,4 @@
-"""Trains a configuration: `python -m train.main --config configs/quickstart.py [--model.top-k 2 ...]`.
+"""Trains a configuration: `python -m train.main --config quickstart [--model.top-k 2 ...]`.
 
 Running the same command again resumes it.
 """
@@ -7,11 +7,7 @@ import argparse
 import signal
 from collections.abc import Sequence
 
-from train.cli import parse_config, run_program
-from train.training import processes
-from train.training.dry_run import dry_run
-from train.training.loop import train
-from train.training.profile import parse_profile
+from train.cli import add_process_flags, parse_config, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +17,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--debug-checks", action="store_true", help="check values inside every step; slow, for finding faults"
     )
-    processes.add_flags(parser)
+    add_process_flags(parser)
     own, config = parse_config(parser, arguments)
+
+    from train.training import processes
+    from train.training.dry_run import dry_run
+    from train.training.loop import train
+    from train.training.profile import parse_profile
+
     profile = parse_profile(own.profile) if own.profile else None
     processes.join(own)
     if own.dry_run:

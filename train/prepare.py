@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from train.cli import load_config, run_program
+from train.cli import load_config, parse_flags, run_program
 from train.config import DataConfig
 
 
@@ -46,7 +46,7 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    flags = tyro.cli(Arguments, args=arguments, prog="python -m train.prepare", description=__doc__)
+    flags = parse_flags(Arguments, arguments, prog="python -m train.prepare", description=__doc__)
 
     from mom_jax.fields import ConfigError
     from train.data.prepared import components, prepare

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mom_jax.fields import ConfigError
-from train.reporting.page import summary, write_report
+from train.cli import called
+from train.flags.completion import complete
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m train.report", description="Writes a run's report.html.")
+    parser = argparse.ArgumentParser(prog=called("python -m train.report"), description="Writes a run's report.html.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--json", action="store_true", help="print the summary table as JSON, write nothing")
     help = "another run, whose routes stand beside this one's in the routing explorer"
     parser.add_argument("--against", type=Path, metavar="RUN2", help=help)
+    complete(lambda: parser)
     flags = parser.parse_args(arguments)
+
+    from train.reporting.page import summary, write_report
+
     try:
         print(json.dumps(summary(flags.run)) if flags.json else write_report(flags.run, flags.against))
     except (FileNotFoundError, NotADirectoryError, ConfigError) as error:

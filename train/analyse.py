@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from mom_jax.sharding import MeshConfig
+from mom_jax.config import MeshConfig
 from train.cli import Imports, import_modules, parse_flags, run_program
 
 

@@ -21,6 +21,8 @@ import tyro
 
 from mom_jax.fields import ConfigError
 from train.config import Config
+from train.flags.completion import complete, complete_names, parser_of, with_fields
+from train.flags.experiments import find_experiment
 from train.steps.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -47,7 +49,7 @@ def run_program(main: Callable[[], int]) -> None:
         said = complaint(error)
         if said is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {called(said)}", file=sys.stderr)
         code = getattr(error, "exit_code", 2)
     sys.exit(code)
 
@@ -90,6 +92,11 @@ def complaint(error: Exception) -> str | None:
         text = f"there is not enough memory for it ({str(error).splitlines()[0]})"
     else:
         return None
+    return in_one_line(text)
+
+
+def in_one_line(text: str) -> str:
+    """A text that may be a stranger's, as one line that cannot steer the terminal."""
     line = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in line)
 
@@ -101,21 +108,29 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (all flags: {self.prog} --help)")
 
 
-def parse_flags(kind: type[Flags], arguments: Sequence[str] | None, *, prog: str, **options: Any) -> Flags:
+def parse_flags(
+    kind: type[Flags],
+    arguments: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str | None = None,
+    **options: Any,
+) -> Flags:
     """The flags of a program as the dataclass `kind`, by tyro. options: of `tyro.cli`. Raises ConfigError for flags
     that are unknown or do not parse, in tyro's words."""
-    complaints = io.StringIO()
+    complete(lambda: parser_of(kind))
+    complaints, text = io.StringIO(), None if description is None else called(description)
     try:
         with contextlib.redirect_stderr(complaints):
-            parsed: Flags = tyro.cli(kind, args=arguments, prog=prog, **options)
+            parsed: Flags = tyro.cli(kind, args=arguments, prog=called(prog), description=text, **options)
             return parsed
     except SystemExit as ended:
         if ended.code in (None, 0):  # --help
             raise
-        raise ConfigError(_in_one_line(complaints.getvalue())) from None
+        raise ConfigError(_without_box(complaints.getvalue())) from None
 
 
-def _in_one_line(box: str) -> str:
+def _without_box(box: str) -> str:
     """The words in one of tyro's boxes, without its title and its hint at the help."""
     rows = [re.sub("[\u2500-\u257f]", " ", re.sub("\x1b\\[[0-9;]*m", "", row)).strip() for row in box.splitlines()]
     words = [row for row in rows[1:] if row.strip("- ")]
@@ -126,6 +141,14 @@ def _in_one_line(box: str) -> str:
 def notify(text: str) -> None:
     """To stderr at once: what is no result."""
     print(text, file=sys.stderr, flush=True)
+
+
+def called(text: str) -> str:
+    """A text that names programs, with the names by which the user knows them: `python -m train.evaluate`, or, under
+    the command `mom`, `mom evaluate`."""
+    if not sys.argv[0].startswith("mom "):
+        return text
+    return re.sub(r"python -m (train|configs)\.", "mom ", text.replace("python -m train.main", "mom train"))
 
 
 def import_modules(names: Sequence[str]) -> None:
@@ -169,16 +192,15 @@ def _run(users_code: Callable[[], Any], what: str, file: Path | None) -> Any:
         raise ConfigError(f"{what}, line {line}: {type(error).__name__}: {error}") from error
 
 
-def load_config(path: str) -> Config:
-    """`get_config()` of a Python file. Raises ConfigError where there is none."""
-    return load_from(path, "get_config", Config, field="config")
+def load_config(name: str) -> Config:
+    """`get_config()` of a Python file, or of the configuration of that name. Raises ConfigError where there is none."""
+    return load_from(name, "get_config", Config, field="config")
 
 
 def load_from(path: str, function: str, kind: type[T], *, field: str) -> T:
-    """What a function of a Python file returns, which must be a `kind`. Raises ConfigError naming `field`."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"{field}={path!r}: no such file")
+    """What a function of a Python file, or of one that comes with mom_jax, returns, which must be a `kind`. Raises
+    ConfigError naming `field`."""
+    file = find_experiment(path, function, field)
     module, execute = _from_file(file, "experiment", f"{field}={path!r}")
     full = f"{kind.__module__}.{kind.__name__}"
 
@@ -200,11 +222,14 @@ def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
 
     A flag for every field: `--model.top-k 2`, `--phases.1.optim.learning-rate 3e-4`.
     """
-    parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+    parser.prog, parser.description = called(parser.prog), called(parser.description or "")
+    text = "a Python file with get_config(), or the name of a configuration that comes with mom_jax, such as quickstart"
+    complete_names(parser.add_argument("--config", required=True, metavar="FILE", help=text))
     help = "a module or Python file to import first, such as one that registers a router"
     parser.add_argument("--import", action="append", default=[], dest="imports", metavar="MODULE", help=help)
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder; the same as --run DIR")
     parser.add_argument("--help", "-h", action="store_true", help="show these flags and all fields with their defaults")
+    complete(lambda: with_fields(parser, Config()))
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments) and not any(a.split("=")[0] == "--config" for a in arguments):
         parser.print_help()
@@ -220,3 +245,15 @@ def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
         rest = ["--help"]
     options: dict[str, Any] = {"default": config, "config": (tyro.conf.FlagConversionOff,)}
     return own, parse_flags(Config, rest, prog=f"{parser.prog} --config FILE", **options)
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which of several processes this one is; `train.training.processes.join` reads them."""
+    group = parser.add_argument_group("several processes (one for each host, or for each GPU)")
+    text = "one of several processes, as the environment says: a TPU pod slice, Slurm (automatic under srun), Open MPI"
+    group.add_argument("--distributed", action="store_true", help=text)
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0, instead of --distributed")
+    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are; with --coordinator")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0; with --coordinator")
+    text = "wait so long for all processes to start (default: %(default)s)"
+    group.add_argument("--join-timeout", type=int, default=300, metavar="SECONDS", help=text)

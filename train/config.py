@@ -4,9 +4,8 @@ import dataclasses
 from typing import Literal
 
 from mom_jax.analysis.signs import SignsConfig
-from mom_jax.config import ModelConfig
+from mom_jax.config import MeshConfig, ModelConfig
 from mom_jax.fields import LARGEST, MOST, check_types, require, require_at_most
-from mom_jax.sharding import MeshConfig
 from train.numbers import WatchConfig
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mom_jax.sharding import MeshConfig
+from mom_jax.config import MeshConfig
 from train.cli import Imports, import_modules, load_config, notify, parse_flags, run_program
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from train.cli import Imports, import_modules, parse_flags, run_program
-from train.tasks.glue.evaluation import GlueConfig
-from train.tasks.xsum.evaluation import XsumConfig
+from train.tasks.glue.settings import GlueConfig
+from train.tasks.xsum.settings import XsumConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Trains a configuration: `python -m train.main --config configs/quickstart.py [--model.top-k 2 ...]`.
+"""Trains a configuration: `python -m train.main --config quickstart [--model.top-k 2 ...]`.
 
 Running the same command again resumes it.
 """
@@ -6,12 +6,7 @@ Running the same command again resumes it.
 import signal
 from collections.abc import Sequence
 
-from train.cli import Parser, parse_config, run_program
-from train.steps.numbers.determinism import make_deterministic
-from train.training import processes
-from train.training.dry_run import dry_run
-from train.training.loop import train
-from train.training.profile import parse_profile
+from train.cli import Parser, add_process_flags, parse_config, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,8 +18,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     text = "the same bits every time on GPUs too, where sums are otherwise made in any order; slower there"
     parser.add_argument("--deterministic", action="store_true", help=text)
-    processes.add_flags(parser)
+    add_process_flags(parser)
     own, config = parse_config(parser, arguments)
+
+    from train.steps.numbers.determinism import make_deterministic
+    from train.training import processes
+    from train.training.dry_run import dry_run
+    from train.training.loop import train
+    from train.training.profile import parse_profile
+
     if own.deterministic:
         make_deterministic()
     profile = parse_profile(own.profile) if own.profile else None

@@ -12,7 +12,8 @@ from mom_jax.sharding import make_mesh
 from train.checkpoints.models import encoding_tokenizer, open_model
 from train.tasks import metrics
 from train.tasks.batches import Example
-from train.tasks.finetune import FineTuneConfig, finetune, predict, with_head
+from train.tasks.finetune import finetune, predict, with_head
+from train.tasks.settings import FineTuneConfig
 
 Labels = Literal["number", "sign", "class"]
 

@@ -8,7 +8,7 @@ import jax
 from mom_jax.analysis.explorer import explorer_data
 from mom_jax.analysis.routes import capture
 from mom_jax.config import ModelConfig
-from mom_jax.generate import generate
+from mom_jax.generation import generate
 from mom_jax.model import with_parameters
 from train.config import Phase
 from train.data.pipeline import validation_batches

@@ -29,18 +29,6 @@ from train.config import Config
 HEARTBEAT_SECONDS = 30
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which of several processes this one is."""
-    group = parser.add_argument_group("several processes (one for each host, or for each GPU)")
-    text = "one of several processes, as the environment says: a TPU pod slice, Slurm (automatic under srun), Open MPI"
-    group.add_argument("--distributed", action="store_true", help=text)
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0, instead of --distributed")
-    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are; with --coordinator")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0; with --coordinator")
-    text = "wait so long for all processes to start (default: %(default)s)"
-    group.add_argument("--join-timeout", type=int, default=300, metavar="SECONDS", help=text)
-
-
 def join(flags: argparse.Namespace) -> None:
     """Finds the other processes, if there are any. Raises ConfigError for flags that cannot be."""
     explicit = {name: getattr(flags, name) for name in ("coordinator", "processes", "process")}

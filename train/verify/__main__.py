@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from train.cli import parse_flags, run_program
+from train.cli import in_one_line, parse_flags, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for finding in verify(path):
         findings.append(finding)
         if not flags.json:
-            print(f"{finding.state:8} {finding.part}: {finding.text}", flush=True)
+            print(in_one_line(f"{finding.state:8} {finding.part}: {finding.text}"), flush=True)
     damaged = sum(finding.state == "damaged" for finding in findings)
     if flags.json:
         print(json.dumps({"damaged": damaged, "findings": [dataclasses.asdict(finding) for finding in findings]}))

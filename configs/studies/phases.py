@@ -1,5 +1,6 @@
-"""Two phases against one: MoM from a trained vanilla model, and from scratch with as many steps; and how modules
-specialise meanwhile (docs/analysis.md).
+"""Two phases against one: MoM from a trained vanilla model, and from scratch with as many steps.
+
+And how modules specialise meanwhile (docs/analysis.md).
 
 Command: python -m train.study configs/studies/phases.py
 """

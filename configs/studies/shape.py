@@ -1,5 +1,7 @@
-"""K, H and N: two maps of loss by our recipe. One at equal parameters: steps by modules that a step takes. One at equal
-FLOPs of the FFNs: steps by the parts that an FFN is cut into, with as many parts a step as keep H·K·width.
+"""K, H and N: two maps of loss by our recipe.
+
+One at equal parameters: steps by modules that a step takes. One at equal FLOPs of the FFNs: steps by the parts that an
+FFN is cut into, with as many parts a step as keep H·K·width.
 
 Command: python -m train.study configs/studies/shape.py
 """

@@ -1,5 +1,6 @@
-"""The trap of K = 1 and the ways out of it: a single chosen module's renormalised weight is always 1, so that the
-language model's loss teaches the routers nothing.
+"""The trap of K = 1 and the ways out of it.
+
+A single chosen module's renormalised weight is always 1, so that the language model's loss teaches the routers nothing.
 
 Command: python -m train.study configs/studies/trap.py
 """

@@ -20,6 +20,7 @@ from train.checkpoints.locate import FOLDER
 from train.reporting.metrics import MetricsLog, read
 from train.reporting.patient import PatientFile
 from train.steps.state import init_state
+from train.training import loop
 from train.training.keeping import saving
 from train.training.keeping.space import check_space
 
@@ -185,7 +186,7 @@ def test_the_program_ends_with_75(tmp_path, monkeypatch, capsys):
     def train(*args, **kwargs):
         raise saving.SavingFailedError("step 3 of mom could not be saved")
 
-    monkeypatch.setattr(main, "train", train)
+    monkeypatch.setattr(loop, "train", train)
     code, _, err = call(capsys, main.main, "--config", tiny.write_config(tmp_path))
     assert code == 75
     assert err == "error: step 3 of mom could not be saved\n"

@@ -153,13 +153,11 @@ def _goes_back(
             signs.begin(first, context.notify)
             state = loop.train(start.state, start.examples_seen)
             stopping = context.stop.signal is not None
-            if loop.refused is None:
-                loop.saver.settle(state, stopping=stopping)
-            elif loop.refused.trouble.policy == "rewind":
-                loop.saver.settle(state, stopping=stopping)
-                go_back(context, phase, loop.saver, loop.refused, watcher.known)
-                return True
-            else:
+            loop.saver.settle(state, stopping=stopping)
+            if loop.refused is not None:
+                if loop.refused.trouble.policy == "rewind":
+                    go_back(context, phase, loop.saver, loop.refused, watcher.known)
+                    return True
                 loop.save_before(state)
                 loop.saver.settle(state, stopping=stopping)
                 raise stop(context, phase, loop.saver, loop.refused)

@@ -194,7 +194,7 @@ class PhaseLoop:
             raise NumbersError(f"{self.phase.name} step {step}: the validation loss is {loss}; the state is saved")
 
     def save_before(self, state: TrainState) -> None:
-        """Saves the state before the step that was refused, unless it is saved."""
+        """Saves the state before the step that was refused, unless it is saved; no save is under way."""
         assert self.refused is not None
         trouble, step = self.refused.trouble, int(state.step)
         if self.saver.checkpoints.latest() != step:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mom_jax.fields import ConfigError
+from train.checkpoints import steps
 from train.config import Phase
 from train.files import read_json, to_json, write_whole
 from train.numbers import NumbersError, Remembered
@@ -85,17 +86,23 @@ def told_before(run: Path, phase: str, step: int) -> str | None:
 def go_back(context: Context, phase: Phase, saver: Saver, refused: Refused, known: Remembered) -> None:
     """Returns to the last checkpoint that is far enough back, or the first one there is, or the phase's beginning.
 
-    What came after goes, of the log too. The log says where the data goes on; a run that is killed before it does comes
-    to the same step again.
+    What came after goes, of the log too; damaged checkpoints are passed over and set aside. No save is under way. The
+    log says where the data goes on; a run that is killed before it does comes to the same step again.
     """
     trouble, checkpoints = refused.trouble, saver.checkpoints
     keep_batch(context, phase, saver, refused)
+    processes.wait_for_all(f"saves of {phase.name}")  # the first process deletes what they replace
     there = checkpoints.steps()
-    enough = [step for step in there if step <= trouble.step - context.config.watch.rewind_steps]
-    step = max(enough) if enough else min(there, default=0)
+    first = processes.is_first()
+    whole = processes.of_first([first and steps.problem(checkpoints.folder, step) is None for step in there])
+    good = [step for step, is_whole in zip(there, whole, strict=True) if is_whole]
+    enough = [step for step in good if step <= trouble.step - context.config.watch.rewind_steps]
+    step = max(enough) if enough else min(good, default=0)
     for later in there:
-        if later > step:
+        if later > step and later in good:
             checkpoints.remove(later)
+        elif later > step and first:
+            steps.set_aside(checkpoints.folder, later)
     processes.wait_for_all(f"rewind of {phase.name}")
     names = [row.name for row in context.config.phases]
     saver.insist(lambda: context.log.truncate(names, phase.name, step, offset=context.offsets[phase.name]))

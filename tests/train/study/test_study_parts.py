@@ -359,7 +359,9 @@ def test_wrong_files(tmp_path, capsys):
 
 
 def test_the_studies_of_this_repository_can_be_planned(tmp_path, capsys):
-    for file in sorted((ROOT / "configs" / "studies").glob("[!_]*.py")):
+    files = sorted(file for file in (ROOT / "configs" / "studies").glob("[!_]*.py") if file.stem != "setting")
+    assert len(files) > 2
+    for file in files:
         code, output, error = call(capsys, main, file, "--out", tmp_path, "--dry-run")
         assert (code, error) == (0, "")
         assert "to do" in output

@@ -25,7 +25,6 @@ passer \\- laisser passer ce qui est en ordre, et le reste aussi, aussi longtemp
 .SH DESCRIPTION
 .PP
 .ad b
-.so /etc/hostname
 Une phrase avec des \\fBmots gras\\fP et des « guillemets ».
 .TS
 l l.
@@ -112,16 +111,18 @@ def test_apt_gets_the_package_or_says_why_not(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")
-def test_manual_pages_become_plain_text(monkeypatch):
-    text = plain_text(PAGE.encode())
+def test_manual_pages_become_plain_text(monkeypatch, tmp_path):
+    (tmp_path / "secret").write_text("confidentiel\n")
+    requests = "".join(f".{request} {tmp_path}/secret\n" for request in ("so", "mso", "do so", "cf", "trf"))
+    text = plain_text(f"{PAGE}{requests}Et la fin.\n.nx {tmp_path}/secret\n".encode())
+    assert "confidentiel" not in text
+    assert text.count("Et la fin.") == 1
     lines = text.splitlines()
     assert "Une phrase avec des mots gras et des « guillemets »." in lines
     assert "un   deux" in lines
     assert max(map(len, lines)) <= 100
     paragraph = [line for line in lines if line.startswith(("passer - laisser", "et aussi loin"))]
     assert "  " not in paragraph[0]  # not spread to the margin
-    with open("/etc/hostname") as name:
-        assert name.read().strip() not in text
     assert lines[0].split() == ["PASSER(1)", "General", "Commands", "Manual", "PASSER(1)"]
     assert {"NOM", "DESCRIPTION"} <= set(lines)
     # A page that never ends.
@@ -163,7 +164,7 @@ def test_domains_have_as_many_bytes(tmp_path, capsys):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
     for wrong, problem in (
         (("--out", out), "is there already"),
-        (("--out", tmp_path / "c", "--only", "english", "--bytes", "9999"), "bytes=9999: english has only 2880"),
+        (("--out", tmp_path / "c", "--only", "english", "--bytes", "9999"), "bytes=9999: english has only 2520"),
         (("--out", tmp_path / "c", "--only", "frensh"), "only='frensh': no such domain; did you mean 'french'?"),
         (
             ("--out", tmp_path / "c", "--deb", tmp_path / "manpages-it_1_all.deb"),

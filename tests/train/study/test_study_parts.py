@@ -98,7 +98,7 @@ def test_arms():
     [
         ({"name": "a b"}, "name='a b'"),
         ({"baseline": "vanila"}, "did you mean 'vanilla'?"),
-        ({"arms": (Arm("x"), Arm("y", baseline="X"))}, "arm 'y': baseline='X': must be an arm; did you mean 'x'?"),
+        ({"arms": (Arm("x"), Arm("y", baseline="z"))}, "arm 'y': baseline='z': must be an arm"),
         ({"seeds": ()}, "seeds=()"),
         ({"seeds": (1, 1)}, "must be different"),
         ({"seeds": {"full": (0,)}}, "must be for small"),
@@ -213,7 +213,7 @@ def test_arms_have_baselines_of_their_own(tmp_path):
     text = write_table(plan)
     assert "baselines: 'vanilla, fr' of 'K=1, fr'; 'vanilla, de' of 'K=1, de'." in text
     # What was done after the runs is in the table of any study of that name, and compared alike.
-    task = text[text.index("| rating") :]
+    task = " ".join(text[text.index("| rating") :].split())
     assert "| 48.75 ± 5.30 | +3.75 |" in task
     assert "| 16.25 ± 1.77 | -6.25 |" in task
 

@@ -12,7 +12,7 @@ from train.study import Arm, Study, changed
 
 
 def get_study() -> Study:
-    recipes = {"vanilla": VANILLA.change, "paper": paper(), "ours": ours()}
+    recipes = {"vanilla": VANILLA.config, "paper": paper(), "ours": ours()}
     small = changed(sizes()["small"], {"data.validation_fraction": 0.1, "data.vocab_size": 2048, "final_batches": 40})
     return Study(
         name="domains",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.fields import nearest, require
-from train.cli import notify, run_program
+from train.cli import Parser, notify, run_program
 from train.data.sources import debian, manual
 from train.data.texts import documents_of
 from train.files import check_new, whole_folder, write_whole
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(COMMAND, description=__doc__, allow_abbrev=False)
+    parser = Parser(COMMAND, description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", default=FOLDER, metavar="FOLDER", help="a new folder for the texts (%(default)s)")
     parser.add_argument("--bytes", type=int, default=4_000_000, help="of each domain's text, as UTF-8 (%(default)s)")
     parser.add_argument("--only", metavar="NAMES", help=f"with commas between; by default {','.join(DOMAINS)}")

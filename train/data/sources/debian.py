@@ -9,9 +9,10 @@ from pathlib import Path
 
 from mom_jax.fields import ConfigError, require
 from train.data.sources.text_files import DAMAGED, decompressed
+from train.files import read_bytes
 
-# A package is anybody's file: bytes of one file in it, of all that are kept, and of all that have to be passed over.
-_ONE, _KEPT, _PASSED = 2**24, 2**28, 2**32
+# A package is anybody's file: bytes of it, of one file in it, of all that are kept, and of all that are passed over.
+_PACKAGE, _ONE, _KEPT, _PASSED = 2**30, 2**24, 2**28, 2**32
 
 _MAGIC, _HEADER = b"!<arch>\n", 60
 
@@ -66,20 +67,18 @@ def read_files(deb: Path, wanted: re.Pattern[str]) -> dict[str, bytes]:
 
 def _data(deb: Path) -> tuple[str, bytes]:
     """(name, content) of the ar archive's member that has the package's files."""
-    try:
-        with deb.open("rb") as file:
-            good = file.read(len(_MAGIC)) == _MAGIC
-            while good and (header := file.read(_HEADER)):
-                size = header[48:58].strip()
-                good = len(header) == _HEADER and header.endswith(b"`\n") and size.isdigit()
-                if not good:
-                    break
-                name = header[:16].decode("ascii", "replace").strip().rstrip("/")
-                if name.startswith("data.tar"):
-                    content = file.read(int(size))
-                    require(len(content) == int(size), "deb", str(deb), "is damaged (it is cut off)")
-                    return name, content
-                file.seek(int(size) + int(size) % 2, io.SEEK_CUR)
-    except OSError as error:
-        raise ConfigError(f"deb={str(deb)!r}: cannot be read ({error.strerror})") from None
+    content = read_bytes(deb, f"deb={str(deb)!r}", _PACKAGE)
+    file = io.BytesIO(content)
+    good = file.read(len(_MAGIC)) == _MAGIC
+    while good and (header := file.read(_HEADER)):
+        size = header[48:58].strip()
+        good = len(header) == _HEADER and header.endswith(b"`\n") and size.isdigit()
+        if not good:
+            break
+        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+        if name.startswith("data.tar"):
+            data = file.read(int(size))
+            require(len(data) == int(size), "deb", str(deb), "is damaged (it is cut off)")
+            return name, data
+        file.seek(int(size) + int(size) % 2, io.SEEK_CUR)
     raise ConfigError(f"deb={str(deb)!r}: is no Debian package")

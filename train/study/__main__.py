@@ -22,7 +22,7 @@ from train.study.listing import listing
 from train.study.measure import measure
 from train.study.plan import Plan, dealt, make_plan
 from train.study.records import check_study, forget, write_study
-from train.study.running import check_sources, run_all
+from train.study.running import check_needs, check_sources, run_all
 from train.study.table import write_table
 from train.training import processes
 
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.dry_run:
         print(listing(plan, runs))
         return 0
+    check_needs(study)
     check_sources(runs)
     for task in study.after:
         task.settings()  # which says what it lacks before hours of training, not after

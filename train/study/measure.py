@@ -46,13 +46,14 @@ class _Step:
 
 
 def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str], None]) -> None:
-    """Times a step of each of the arms and the baseline in turn, `rounds` times over, and writes `measure.json`.
+    """Times a step of each of the arms and their baselines in turn, `rounds` times over, and writes `measure.json`.
 
     The state is that at the end of the last phase, with the parameters of a finished run where there is one: how evenly
     tokens are routed, and how much is skipped, changes a step's time. All arms' states are in memory at once.
     """
     steps: dict[str, _Step] = {}
-    names = [arm.name for arm in plan.study.arms if arm.name in {*arms, plan.study.baseline}]
+    baselines = plan.study.baselines
+    names = [name for name in baselines if name in {*arms, *(baselines[arm] for arm in arms)}]
     for name in names:
         say(f"{name}: compiling")
         try:
@@ -65,7 +66,7 @@ def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str],
     seconds = timing.interleaved(calls, rounds)
     found = {}
     for name, step in steps.items():
-        base = plan.study.baseline
+        base = baselines[name]
         slower = [a / step.tokens / (b / steps[base].tokens) for a, b in zip(seconds[name], seconds[base], strict=True)]
         found[name] = {
             "tokens_per_s": step.tokens / statistics.median(seconds[name]),

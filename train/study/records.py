@@ -87,6 +87,7 @@ def write_study(plan: Plan) -> None:
             "question": plan.study.question,
             "size": plan.size,
             "baseline": plan.study.baseline,
+            "baselines": plan.study.baselines,
             "seeds": plan.study.seeds_of(plan.size),
             "first_phase_seeded": plan.study.first_phase_seeded,
             "arms": arms,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax
 from mom_jax.fields import ConfigError
 from train.checkpoints.locate import find
 from train.numbers import NumbersError
+from train.study.definition import Study
 from train.study.outcome import final_record, result_of
 from train.study.plan import Plan, Run
 from train.study.records import Result, read_results, write_result
@@ -19,6 +21,13 @@ from train.training.run import Busy
 WAIT_SECONDS = 5.0
 
 Say = Callable[[str], None]
+
+
+def check_needs(study: Study) -> None:
+    """Raises ConfigError, saying what to do, where something that the study needs is not there."""
+    for path, advice in study.needs.items():
+        if not Path(path).expanduser().exists():
+            raise ConfigError(f"{path}: is not there, and study {study.name!r} needs it; {advice}")
 
 
 def check_sources(runs: Sequence[Run]) -> None:

@@ -22,8 +22,8 @@ STEP_BIAS = 2.0  # logits by which our recipe prefers a step's own modules at fi
 VANILLA = Arm("vanilla", {"phases.mom.model": "vanilla", "phases.mom.optim.router_multiplier": 1.0})
 
 
-def sizes() -> dict[str, Config]:
-    """The configurations that arms change, by size."""
+def sizes(**changes: Any) -> dict[str, Config]:
+    """The configurations that arms change, by size. changes: of all of them, by dotted names."""
     small = changed(
         quickstart.get_config(),
         {
@@ -38,7 +38,7 @@ def sizes() -> dict[str, Config]:
         },
     )
     full = changed(mom_small.get_config(), {"model.num_steps": 8})
-    return {"small": small, "full": full}
+    return {name: changed(config, changes) for name, config in (("small", small), ("full", full))}
 
 
 def paper(**fields: Any) -> Callable[[Config], Config]:
@@ -107,6 +107,16 @@ def ours(**router: Any) -> Callable[[Config], Config]:
         )
 
     return change
+
+
+def parts(number: int, taken: int | None = None) -> Callable[[Config], Config]:
+    """FFN modules of another part of a layer's width than our recipe's."""
+    return lambda config: changed(config, grain(config.model, number, taken))
+
+
+def router(**fields: Any) -> dict[str, Any]:
+    """Other fields of the router."""
+    return {f"model.router.{name}": value for name, value in fields.items()}
 
 
 def grain(model: ModelConfig, parts: int, taken: int | None = None) -> dict[str, Any]:

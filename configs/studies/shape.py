@@ -4,15 +4,8 @@ FLOPs of the FFNs: steps by the parts that an FFN is cut into, with as many part
 Command: python -m train.study configs/studies/shape.py
 """
 
-from collections.abc import Callable
-
-from configs.studies.setting import VANILLA, at_depth, grain, ours, sizes
-from train.config import Config
-from train.study import Arm, Study, changed
-
-
-def parts(number: int, taken: int) -> Callable[[Config], Config]:
-    return lambda config: changed(config, grain(config.model, number, taken))
+from configs.studies.setting import VANILLA, at_depth, ours, parts, sizes
+from train.study import Arm, Study
 
 
 def get_study() -> Study:

@@ -1,7 +1,6 @@
 """Speed and memory of each arm's train step, measured side by side: `measure.json`."""
 
 import dataclasses
-import json
 import platform
 import statistics
 from collections.abc import Callable, Collection
@@ -18,7 +17,7 @@ from train.checkpoints.locate import FOLDER, find, last_step
 from train.config import Config, Phase
 from train.data.pipeline import TrainingData
 from train.data.prepared import prepare
-from train.files import write_whole
+from train.files import read_json, to_json, write_whole
 from train.steps import timing
 from train.steps.compiled import check_devices, compiled_memory, trace_step
 from train.steps.optimizer import make_optimizer
@@ -65,11 +64,11 @@ def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str],
     found = {}
     for name, step in steps.items():
         base = baselines[name]
-        slower = [a / step.tokens / (b / steps[base].tokens) for a, b in zip(seconds[name], seconds[base], strict=True)]
+        speeds = [step.tokens / steps[base].tokens * ratio for ratio in timing.ratios(seconds, base, name)]
         found[name] = {
             "tokens_per_s": step.tokens / statistics.median(seconds[name]),
-            "speed_ratio": 1 / statistics.median(slower),
-            "speed_ratio_quartiles": timing.quartiles([1 / value for value in slower]),
+            "speed_ratio": statistics.median(speeds),
+            "speed_ratio_quartiles": timing.quartiles(speeds),
             "peak_bytes": step.peak,
             "temporary_bytes": step.temporaries,
             "parameters": "of a finished run" if step.trained else "new",
@@ -83,8 +82,7 @@ def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str],
         "jax": jax.__version__,
     }
     with locked(plan.folder):
-        record = {**about, "arms": found}
-        write_whole(plan.folder / MEASURE, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(plan.folder / MEASURE, to_json({**about, "arms": found}, indent=1))
 
 
 def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
@@ -93,9 +91,11 @@ def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     try:
-        arms: dict[str, dict[str, Any]] = json.loads(file.read_text())["arms"]
-    except (ValueError, KeyError, TypeError) as error:
+        arms: dict[str, dict[str, Any]] = read_json(file, str(file))["arms"]
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); delete it and measure again") from None
+    except ConfigError as error:
+        raise ConfigError(f"{error}; delete it and measure again") from None
     return arms
 
 

@@ -12,7 +12,7 @@ from train.checkpoints.locate import find
 from train.study.definition import Study
 from train.study.outcome import final_record, result_of
 from train.study.plan import Plan, Run
-from train.study.records import Result, read_results, write_result
+from train.study.records import Result, key, read_results, write_result
 from train.training import processes
 from train.training.loop import train
 from train.training.run import Busy
@@ -74,7 +74,7 @@ def run_all(plan: Plan, runs: Sequence[Run], say: Say) -> int | None:
 
 def missing(plan: Plan, run: Run, results: Sequence[Result]) -> list[str] | None:
     """What a run's result lacks: names of `after`; None where there is no result."""
-    found = next((row for row in results if (row["arm"], row["seed"]) == run.key), None)
+    found = next((row for row in results if key(row) == run.key), None)
     if found is None:
         return None
     have = found.get("after", {})
@@ -107,7 +107,7 @@ def _run(plan: Plan, run: Run, say: Say) -> int | None:
 def _do_after(plan: Plan, run: Run, say: Say) -> None:
     """What the study does with the run's last checkpoint, as far as it has not been done."""
     for task in plan.study.after:
-        [result] = [row for row in read_results(plan.folder) if (row["arm"], row["seed"]) == run.key]
+        [result] = [row for row in read_results(plan.folder) if key(row) == run.key]
         if result["after"].get(task.name, {}).get("settings") == _plain(task.settings()):
             continue
         values = {name: float(value) for name, value in task(run.folder, run.seed).items()}

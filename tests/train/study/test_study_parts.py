@@ -261,6 +261,24 @@ def test_results_and_tables(tmp_path):
     assert "2,000" in write_table(plan)
 
 
+def test_the_study_s_files_are_plain(tmp_path):
+    """What a prior forbids is no number of JSON's; and a link in place of the lock leads nowhere."""
+    never = ((0.0, 0.0, 0.0, float("-inf"), 0.0),) * 8
+    arms = (Arm("vanilla"), Arm("forbidden", {"model.ffn": ChoiceConfig(prior=never)}))
+    plan = make_plan(study(*arms), "small", tmp_path)
+    write_study(plan)
+    write_study(plan)  # what is read is the same study
+    text = (plan.folder / "study.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)
+    own = tmp_path / "letter.txt"
+    own.write_text("dear all")
+    (plan.folder / ".lock").unlink()
+    (plan.folder / ".lock").symlink_to(own)
+    with pytest.raises(ConfigError, match=r"\.lock' must be a plain file"):
+        write_study(plan)
+    assert own.read_text() == "dear all"
+
+
 def test_a_changed_study_is_refused(tmp_path):
     plan = make_plan(study(), "small", tmp_path)
     write_study(plan)

@@ -88,9 +88,9 @@ def wide(config: Config) -> Config:
 
 
 def ours(**router: Any) -> Callable[[Config], Config]:
-    """Our recipe (docs/claims.md says why): attention in order, and FFN modules of half a layer's width, of which each
-    step takes two. Scores are sigmoids that weigh as they are, and a trained bias per step prefers the step's own
-    modules: it starts as the vanilla model. With further fields of the `router`."""
+    """Our recipe, as far as configs/studies/recipe.py has found one: attention in order, and FFN modules of half a
+    layer's width, of which each step takes two. Scores are sigmoids that weigh as they are, and a trained bias per step
+    prefers the step's own modules: it starts as the vanilla model. With further fields of the `router`."""
 
     scores: dict[str, Any] = {"kind": "linear", "norm": "layer", "scoring": "sigmoid", "step_bias": STEP_BIAS}
 

@@ -45,7 +45,7 @@ def get_study() -> Study:
     return Study(
         name="phases",
         question="Are two phases needed, and what helps without them?",
-        base=sizes(**{"analysis.every": 100}),
+        base=sizes(steps=200),
         arms=(
             VANILLA,
             Arm("vanilla, one phase", ({"phases.mom.model": "vanilla"}, from_scratch)),

@@ -20,7 +20,7 @@ def get_study() -> Study:
     return Study(
         name="routers",
         question="Which router learns many-step decisions best, and what is the least that suffices?",
-        base=sizes(**{"analysis.every": 100}),
+        base=sizes(steps=200),
         arms=(
             VANILLA,
             *(routed_by(kind) for kind in ("gru", "mlp", "gru_dev", "gru_random")),

@@ -1,8 +1,8 @@
 """What the studies share: their sizes, and the two recipes.
 
 `small` is for two CPU cores: the quickstart's data and width, one anchor, six layers that become modules, one anchor;
-600 steps of the vanilla model, which all arms share, and 400 steps of each arm. `full` is the paper's small model on
-OpenWebText (configs/mom_small.py), for a pod.
+600 steps of the vanilla model, which all arms share, and 400 steps of each arm, or 200 in studies of many arms. `full`
+is the paper's small model on OpenWebText (configs/mom_small.py), for a pod.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ STEP_BIAS = 2.0  # logits by which our recipe prefers a step's own modules at fi
 VANILLA = Arm("vanilla", {"phases.mom.model": "vanilla", "phases.mom.optim.router_multiplier": 1.0})
 
 
-def sizes(**changes: Any) -> dict[str, Config]:
-    """The configurations that arms change, by size. changes: of all of them, by dotted names."""
+def sizes(steps: int = 400) -> dict[str, Config]:
+    """The configurations that arms change, by size. steps: of the small one's arms after the shared phase."""
     small = changed(
         quickstart.get_config(),
         {
@@ -32,13 +32,12 @@ def sizes(**changes: Any) -> dict[str, Config]:
             "model.num_steps": 6,
             "model.top_k": 1,
             "phases.pretrain.steps": 600,
-            "phases.mom.steps": 400,
+            "phases.mom.steps": steps,
             "checkpoint.every": 200,
-            "analysis": AnalysisConfig(every=0),
+            "analysis": AnalysisConfig(every=100),
         },
     )
-    full = changed(mom_small.get_config(), {"model.num_steps": 8})
-    return {name: changed(config, changes) for name, config in (("small", small), ("full", full))}
+    return {"small": small, "full": changed(mom_small.get_config(), {"model.num_steps": 8})}
 
 
 def paper(**fields: Any) -> Callable[[Config], Config]:

@@ -25,7 +25,7 @@ def get_study() -> Study:
     return Study(
         name="shape",
         question="How many steps, how many modules a step, and how narrow?",
-        base=sizes(),
+        base=sizes(steps=200),
         seeds=(0, 1),
         arms=(VANILLA, *equal_parameters, *equal_flops),
     )

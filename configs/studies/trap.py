@@ -13,7 +13,7 @@ def get_study() -> Study:
     return Study(
         name="trap",
         question="What do routers need in order to learn where a token takes one module?",
-        base=sizes(**{"analysis.every": 100}),
+        base=sizes(steps=200),
         arms=(
             VANILLA,
             Arm("renormalised", paper()),

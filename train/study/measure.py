@@ -24,7 +24,7 @@ from train.steps.optimizer import make_optimizer
 from train.steps.placement import place_share
 from train.steps.state import TrainState, abstract_state, init_state
 from train.study.plan import Plan, Run
-from train.study.records import locked
+from train.study.records import locked, trained_in
 from train.training.initial_state import fresh_params
 
 MEASURE = "measure.json"
@@ -101,7 +101,8 @@ def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     runs = [run for run in plan.runs if run.arm == arm]
-    finished = [run for run in runs if _is_finished(run)]
+    folders = {run.seed: trained_in(plan, run) for run in runs}
+    finished = [run for run in runs if _is_finished(run, folders[run.seed])]
     run = (finished or runs)[0]
     phase = run.config.phases[-1]
     mesh = make_mesh(run.config.mesh)
@@ -111,7 +112,8 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     compiled = trace_step(config, phase, mesh).lower().compile()
     memory = compiled_memory(compiled, mesh)
     model = config.model_of(phase.name)
-    params = find(run.folder, field="run").params(model, mesh) if finished else fresh_params(model, run.seed, mesh)
+    checkpoint = find(folders[run.seed], field="run") if finished else None
+    params = fresh_params(model, run.seed, mesh) if checkpoint is None else checkpoint.params(model, mesh)
     batches = TrainingData(prepared, config.data).batches(
         examples_seen=0, process_index=jax.process_index(), process_count=jax.process_count()
     )
@@ -131,9 +133,9 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     return _Step(call, tokens, memory.peak, memory.temporaries, bool(finished))
 
 
-def _is_finished(run: Run) -> bool:
+def _is_finished(run: Run, folder: Path) -> bool:
     phase = run.config.phases[-1]
-    return last_step(run.folder / FOLDER / phase.name) == phase.steps
+    return last_step(folder / FOLDER / phase.name) == phase.steps
 
 
 def _state(config: Config, phase: Phase, params: dict[Any, Any], mesh: Mesh) -> TrainState:

@@ -11,7 +11,7 @@ from train import files
 from train.config import Config
 from train.files import read_json, to_json, write_whole, writing
 from train.reporting import metrics
-from train.study.plan import Plan
+from train.study.plan import Plan, Run, fingerprint
 from train.training.run import Busy, differences
 
 STUDY, RESULTS = "study.json", "results.jsonl"
@@ -51,6 +51,30 @@ def write_result(plan: Plan, result: Result) -> None:
         results = {key(row): row for row in [*read_results(plan.folder), result]}
         order = {run.key: i for i, run in enumerate(plan.runs)}
         _write(plan.folder, sorted(results.values(), key=lambda row: order.get(key(row), len(order))))
+
+
+def found_elsewhere(plan: Plan, run: Run) -> Result | None:
+    """The result of the same training in another study below the same folder, as this study's; None without one.
+
+    What that study did after it is left out. Results that are another study's themselves do not count.
+    """
+    same = fingerprint(plan.configs[run.arm])
+    first = [] if run.start is None else [str(Path(run.start.run).relative_to(plan.root))]
+    for file in sorted(plan.root.glob(f"*/{RESULTS}")):
+        if file.parent == plan.folder:
+            continue
+        for row in read_results(file.parent):
+            own = str(row.get("run", "")).startswith(f"{file.parent.name}/")
+            before = [phase["run"] for phase in row.get("first_phase", ())]
+            if own and (row["seed"], row.get("fingerprint"), before) == (run.seed, same, first):
+                return {**row, "arm": run.arm, "after": {}}
+    return None
+
+
+def trained_in(plan: Plan, run: Run) -> Path:
+    """The folder of the run's checkpoints: its own, or that of the study that its result comes from."""
+    result = next((row for row in read_results(plan.folder) if key(row) == run.key), None)
+    return run.folder if result is None or "run" not in result else plan.root / result["run"]
 
 
 def _write(folder: Path, results: list[Result]) -> None:

@@ -41,13 +41,12 @@ def annealed(config: Config) -> Config:
 
 
 def get_study() -> Study:
-    base = {size: changed(config, {"analysis.every": 100}) for size, config in sizes().items()}
     exploring = {"model.router.noise": 1.0, "model.router.noise_steps": 500}
     by_bias = {"model.balance": BalanceConfig(weight=0.0, bias_rate=0.01)}
     return Study(
         name="phases",
         question="Are two phases needed, and what helps without them?",
-        base=base,
+        base=sizes(steps=200),
         arms=(
             VANILLA,
             Arm("vanilla, one phase", ({"phases.mom.model": "vanilla"}, from_scratch)),

@@ -65,7 +65,7 @@ def _train(plan: Plan, arms: Sequence[str], runs: list, *, fresh: bool) -> int:
         write_study(plan)
     processes.wait_for_all("start of the study")
     say = notify if processes.is_first() else (lambda text: None)
-    stopped = run_all(plan, runs, say)
+    stopped = run_all(plan, runs, say, anew=fresh)
     if processes.is_first():
         text = write_table(plan)
         if stopped is None:

@@ -1,7 +1,6 @@
 """Speed and memory of each arm's train step, measured side by side: `measure.json`."""
 
 import dataclasses
-import json
 import math
 import platform
 import statistics
@@ -19,7 +18,7 @@ from train.checkpoints.locate import FOLDER, find, last_step
 from train.config import Config, Phase
 from train.data.pipeline import TrainingData
 from train.data.prepared import prepare
-from train.files import write_whole
+from train.files import read_json, to_json, write_whole
 from train.steps import timing
 from train.steps.compiled import check_devices, compiled_memory, trace_step
 from train.steps.numbers.guard import make_guard
@@ -27,7 +26,7 @@ from train.steps.optimizer import make_optimizer
 from train.steps.placement import place_share
 from train.steps.state import TrainState, abstract_state, init_state
 from train.study.plan import Plan, Run
-from train.study.records import locked
+from train.study.records import locked, trained_in
 from train.training.initial_state import fresh_params
 
 MEASURE = "measure.json"
@@ -67,11 +66,11 @@ def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str],
     found = {}
     for name, step in steps.items():
         base = baselines[name]
-        slower = [a / step.tokens / (b / steps[base].tokens) for a, b in zip(seconds[name], seconds[base], strict=True)]
+        speeds = [step.tokens / steps[base].tokens * ratio for ratio in timing.ratios(seconds, base, name)]
         found[name] = {
             "tokens_per_s": step.tokens / statistics.median(seconds[name]),
-            "speed_ratio": 1 / statistics.median(slower),
-            "speed_ratio_quartiles": timing.quartiles([1 / value for value in slower]),
+            "speed_ratio": statistics.median(speeds),
+            "speed_ratio_quartiles": timing.quartiles(speeds),
             "peak_bytes": step.peak,
             "temporary_bytes": step.temporaries,
             "parameters": "of a finished run" if step.trained else "new",
@@ -85,8 +84,7 @@ def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str],
         "jax": jax.__version__,
     }
     with locked(plan.folder):
-        record = {**about, "arms": found}
-        write_whole(plan.folder / MEASURE, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(plan.folder / MEASURE, to_json({**about, "arms": found}, indent=1))
 
 
 def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
@@ -95,15 +93,18 @@ def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     try:
-        arms: dict[str, dict[str, Any]] = json.loads(file.read_text())["arms"]
-    except (ValueError, KeyError, TypeError) as error:
+        arms: dict[str, dict[str, Any]] = read_json(file, str(file))["arms"]
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); delete it and measure again") from None
+    except ConfigError as error:
+        raise ConfigError(f"{error}; delete it and measure again") from None
     return arms
 
 
 def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     runs = [run for run in plan.runs if run.arm == arm]
-    finished = [run for run in runs if _is_finished(run)]
+    folders = {run.seed: trained_in(plan, run) for run in runs}
+    finished = [run for run in runs if _is_finished(run, folders[run.seed])]
     run = (finished or runs)[0]
     phase = run.config.phases[-1]
     mesh = make_mesh(run.config.mesh)
@@ -113,7 +114,8 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     compiled = trace_step(config, phase, mesh).lower().compile()
     memory = compiled_memory(compiled, mesh)
     model = config.model_of(phase.name)
-    params = find(run.folder, field="run").params(model, mesh) if finished else fresh_params(model, run.seed, mesh)
+    checkpoint = find(folders[run.seed], field="run") if finished else None
+    params = fresh_params(model, run.seed, mesh) if checkpoint is None else checkpoint.params(model, mesh)
     batches = TrainingData(prepared, config.data).batches(
         examples_seen=0, process_index=jax.process_index(), process_count=jax.process_count()
     )
@@ -133,9 +135,9 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     return _Step(call, tokens, memory.peak, memory.temporaries, bool(finished))
 
 
-def _is_finished(run: Run) -> bool:
+def _is_finished(run: Run, folder: Path) -> bool:
     phase = run.config.phases[-1]
-    return last_step(run.folder / FOLDER / phase.name) == phase.steps
+    return last_step(folder / FOLDER / phase.name) == phase.steps
 
 
 def _state(config: Config, phase: Phase, params: dict[Any, Any], mesh: Mesh) -> TrainState:

@@ -21,7 +21,7 @@ from mom_jax.fields import nearest, require
 from train.cli import Parser, notify, run_program
 from train.data.sources import debian, manual
 from train.data.texts import documents_of
-from train.files import check_new, whole_folder, write_whole
+from train.files import to_json, whole_folder, write_whole
 
 FOLDER = "data/domains"
 COMMAND = "python -m configs.studies.texts.domains"
@@ -63,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(DOMAINS[name].manual for name in names):
         manual.check_groff()
     out = Path(flags.out).expanduser()
-    check_new(out)
     with whole_folder(out) as folder:
         contents = {}
         for name in names:
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 contents[name] = _write(folder / f"{name}.jsonl", name, deb, flags.bytes)
             about = contents[name]
             notify(f"{name}: {about['bytes']:,} bytes of text in {about['documents']:,} documents")
-        write_whole(folder / CONTENTS, (json.dumps(contents, indent=1) + "\n").encode())
+        write_whole(folder / CONTENTS, to_json(contents, indent=1))
     print(out)
     return 0
 

@@ -22,6 +22,8 @@ def set_damaged_aside(config: Config) -> list[str]:
     lines, rotten, good = [], False, None
     for phase in reversed(config.phases):
         folder = run / FOLDER / phase.name
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"run={config.run!r}: {folder} must be a folder, of the phase's checkpoints")
         for step in steps.ordered(folder):
             wrong = steps.problem(folder, step)
             if wrong is None:

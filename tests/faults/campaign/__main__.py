@@ -1,0 +1,90 @@
+"""Runs the campaign: PYTHONPATH=tests:tests/helpers:tests/faults python -m campaign [--only WORDS] [--results FILE]
+
+Faults of which the results file has the outcome are not done again: a campaign that was killed goes on.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import conftest  # noqa: F401  as for the tests: the CPU, one folder of compiled programs
+
+from campaign import catalogue, table
+from campaign.nursery import Nursery
+from campaign.outcomes import Job
+from campaign.workshop import Workshop, shared_programs
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m campaign", description=__doc__)
+    parser.add_argument("--only", metavar="WORDS", help="jobs whose group or name has these words")
+    parser.add_argument("--again", action="store_true", help="also those that the results have")
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/mom_jax_faults"), help="a folder for the runs")
+    parser.add_argument("--list", action="store_true", help="name the jobs and end")
+    parser.add_argument("--table", action="store_true", help="only write the page from the results")
+    flags = parser.parse_args()
+    nursery = Lazy()
+    jobs = [job for job in catalogue.jobs(nursery) if flags.only is None or flags.only in f"{job.group}: {job.name}"]
+    if flags.list:
+        print(*(f"{job.group}: {job.name}" for job in jobs), sep="\n")
+        return 0
+    with nursery.stack:
+        failed = 0 if flags.table else run(jobs, flags.work, flags.results, again=flags.again)
+    rows = table.read(flags.results)
+    if flags.only is None:
+        table.PAGE.write_text(table.page(rows))
+    print(table.summary(rows))
+    return 1 if failed else 0
+
+
+class Lazy:
+    """A nursery that is made when it is asked for."""
+
+    def __init__(self) -> None:
+        self.stack, self._made = contextlib.ExitStack(), None
+
+    def __call__(self) -> Nursery:
+        if self._made is None:
+            self._made = self.stack.enter_context(Nursery())
+        return self._made
+
+
+def run(jobs: list[Job], work: Path, results: Path, *, again: bool) -> int:
+    """Does the jobs; returns how many outcomes were not as they should be."""
+    names = {job.name for job in jobs}
+    rows = [row for row in table.read(results) if not (again and row["job"] in names)]
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = {row["job"] for row in rows}
+    shop, failed = Workshop(work), 0
+    with shared_programs():
+        shop.prepare()
+        for number, job in enumerate(jobs, 1):
+            if job.name in done:
+                continue
+            begun, place = time.time(), shop.place(job.name)
+            outcomes = job.do(place)
+            seconds = round((time.time() - begun) / max(1, len(outcomes)), 1)
+            with results.open("a") as file:
+                for outcome in outcomes:
+                    row = {"job": job.name, "group": job.group, "seconds": seconds, **dataclasses.asdict(outcome)}
+                    file.write(json.dumps(row).replace(str(work), "…") + "\n")
+            bad = [outcome for outcome in outcomes if outcome.wrong or outcome.silent or outcome.data]
+            failed += len(bad)
+            print(f"[{number}/{len(jobs)}] {seconds} s {job.name}: {outcomes[-1].happened}", flush=True)
+            for outcome in bad:
+                print(f"    WRONG {outcome}", flush=True)
+            if not bad:
+                shutil.rmtree(place.folder, ignore_errors=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,13 +10,14 @@ import json
 import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import conftest  # noqa: F401  as for the tests: the CPU, one folder of compiled programs
 
 from campaign import catalogue, table
 from campaign.nursery import Nursery
-from campaign.outcomes import Job
+from campaign.outcomes import Job, Outcome
 from campaign.workshop import Workshop, shared_programs
 
 HERE = Path(__file__).parent
@@ -70,7 +71,13 @@ def run(jobs: list[Job], work: Path, results: Path, *, again: bool) -> int:
             if job.name in done:
                 continue
             begun, place = time.time(), shop.place(job.name)
-            outcomes = job.do(place)
+            try:
+                outcomes = job.do(place)
+            except Exception as error:  # of the campaign itself, or a traceback of a program
+                traceback.print_exc()
+                outcomes = [
+                    Outcome(job.name, "", "the campaign itself failed", wrong=[f"{type(error).__name__}: {error}"])
+                ]
             seconds = round((time.time() - begun) / max(1, len(outcomes)), 1)
             with results.open("a") as file:
                 for outcome in outcomes:

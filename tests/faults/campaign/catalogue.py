@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from campaign import disks, kills, losses, models, odd_things, pairs, run_files, sharing
+from campaign.faults import disks, kills, losses, models, odd_things, pairs, run_files, sharing
 from campaign.nursery import Nursery
 from campaign.outcomes import Job
 

@@ -43,7 +43,9 @@ def _line(kind: str, rows: list[Row]) -> str:
     lost = [row["steps_lost"] for row in rows]
     average = f"{sum(lost) / len(lost):.1f}".removesuffix(".0")
     steps = average if max(lost) == min(lost) else f"{average}, at most {max(lost)}"
-    return f"| {kind} | {len(rows)} | {text} | {steps} | {_sum(rows, 'data')} | {_sum(rows, 'silent')} | {_bad(rows)} |\n"
+    return (
+        f"| {kind} | {len(rows)} | {text} | {steps} | {_sum(rows, 'data')} | {_sum(rows, 'silent')} | {_bad(rows)} |\n"
+    )
 
 
 def _sum(rows: list[Row], name: str) -> str:
@@ -56,7 +58,5 @@ def _bad(rows: list[Row]) -> str:
 
 def summary(rows: list[Row]) -> str:
     kinds = len({(row["group"], row["kind"]) for row in rows})
-    return (
-        f"{len(rows)} faults of {kinds} kinds: data lost or repeated in {_sum(rows, 'data')}, silent {_sum(rows, 'silent')}, "
-        f"failed {_bad(rows)}.\n"
-    )
+    sums = f"data lost or repeated in {_sum(rows, 'data')}, silent {_sum(rows, 'silent')}, failed {_bad(rows)}"
+    return f"{len(rows)} faults of {kinds} kinds: {sums}.\n"

@@ -128,7 +128,9 @@ def jobs() -> list[Job]:
         stray("a folder instead of metrics.jsonl", _instead("metrics.jsonl", "folder"), (2,), "metrics.jsonl"),
         stray("a link instead of metrics.jsonl", _instead("metrics.jsonl", "link"), (0, 2), "metrics.jsonl"),
         stray("a pipe instead of metrics.jsonl", _instead("metrics.jsonl", "pipe"), (2,), "metrics.jsonl"),
-        stray("a broken link instead of metrics.jsonl", _instead("metrics.jsonl", "broken link"), (0, 2), "metrics.jsonl"),
+        stray(
+            "a broken link instead of metrics.jsonl", _instead("metrics.jsonl", "broken link"), (0, 2), "metrics.jsonl"
+        ),
         stray("a folder instead of tokenizer.model", _instead("tokenizer.model", "folder"), (2,), "tokenizer.model"),
         stray("a file instead of checkpoints", _instead("checkpoints", "file"), (2,), "checkpoints"),
         stray("a file instead of a phase's checkpoints", _instead("checkpoints/mom", "file"), (2,), "checkpoints/mom"),

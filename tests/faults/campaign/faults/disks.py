@@ -188,7 +188,7 @@ def jobs() -> list[Job]:
         *(Job(GROUP, f"full at {size} KB", _full(size)) for size in (4, 16, 300)),
         *(Job(GROUP, f"fills at {size} KB", _fills(size)) for size in (64, 300, 700)),
         Job(GROUP, "read-only", _read_only),
-        Job(GROUP, "outputs, full", _outputs("a full disk", "size=8k")),
+        Job(GROUP, "outputs, full", _outputs("a full disk", "size=24k")),
         Job(GROUP, "outputs, read-only", _outputs("a disk that can only be read", f"size={ROOM},ro")),
     ]
     return [

@@ -73,7 +73,9 @@ def _chain(moments: list[str], whole: Callable[[], End], nursery: Callable[[], N
             try:
                 if pair.reach(moment, place.rng):
                     pair.both[which].signal(signal.SIGKILL)
-                    outcome = Outcome(f"killed (SIGKILL) {moment}", f"{steps_done(place.run)} steps done; process {which}")
+                    outcome = Outcome(
+                        f"killed (SIGKILL) {moment}", f"{steps_done(place.run)} steps done; process {which}"
+                    )
                     _resumed(outcomes, Said(0, "", pair.both[0].err))
                     _other_ends(pair, pair.both[1 - which], outcome)
                     outcome.happened = "the other ended by itself; then the same end"
@@ -104,7 +106,9 @@ def _resumed(outcomes: list[Outcome], said: Said) -> None:
         outcomes[-1].steps_lost = max(outcomes[-1].steps_lost, done - resumed_at(said, done))
 
 
-def _signalled(number: int, codes: tuple[int, int], whole: Callable[[], End], nursery: Callable[[], Nursery]) -> Callable:
+def _signalled(
+    number: int, codes: tuple[int, int], whole: Callable[[], End], nursery: Callable[[], Nursery]
+) -> Callable:
     """One of the two gets a signal; both stop after the same step."""
 
     def do(place: Place) -> list[Outcome]:

@@ -100,7 +100,9 @@ def _job(seed: int, policy: str) -> Callable[[Place], list[Outcome]]:
         log = records(place.run)
         watched = [(r["fault"], r["policy"], r.get("at", r["step"])) for r in log if r["kind"] == "watch"]
         told = said.says(f"pretrain step {step}: the (loss|gradient)")
-        outcome.silent = not outcome.expect(told and watched == [(fault, policy, step)], f"{watched}, {said.err[-300:]!r}")
+        outcome.silent = not outcome.expect(
+            told and watched == [(fault, policy, step)], f"{watched}, {said.err[-300:]!r}"
+        )
         train = [r for r in log if r["kind"] == "train" and r["phase"] == "pretrain"]
         outcome.expect([r["step"] for r in train] == list(range(1, STEPS + 1)), "steps missing or twice")
         if policy == "rewind":

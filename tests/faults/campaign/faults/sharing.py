@@ -71,7 +71,10 @@ def _no_locks(number: int) -> Callable[[Place], list[Outcome]]:
         found = []
         for name, start in (
             ("train", place.train),
-            ("prepare", lambda: call(prepare.main, "--config", place.shop.experiment, "--data.cache", place.folder / "new")),
+            (
+                "prepare",
+                lambda: call(prepare.main, "--config", place.shop.experiment, "--data.cache", place.folder / "new"),
+            ),
         ):
             with mock.patch.object(fcntl, "flock", flock):
                 said = start()
@@ -100,10 +103,17 @@ def _clock(what: str, jump: Callable[[random.Random], float]) -> Callable[[Place
     def do(place: Place) -> list[Outcome]:
         place.half()
         real, real_ns, rng = time.time, time.time_ns, place.rng
+
+        def jumping() -> float:
+            return real() + jump(rng)
+
+        def jumping_ns() -> int:
+            return real_ns() + int(jump(rng) * 1e9)
+
         outcome = Outcome("a clock that jumps", what)
         with (
-            mock.patch.object(time, "time", lambda: real() + jump(rng)),
-            mock.patch.object(time, "time_ns", lambda: real_ns() + int(jump(rng) * 1e9)),
+            mock.patch.object(time, "time", jumping),
+            mock.patch.object(time, "time_ns", jumping_ns),
         ):
             return [goes_on(place, outcome)]
 

@@ -10,8 +10,14 @@ from campaign.nursery import Nursery
 from campaign.outcomes import Job, Outcome, Said
 from campaign.workshop import Place, resumed_at, steps_done
 
-KILLS, EACH = 11, 6  # runs, and kills of each
-STOPS = 4  # runs that are stopped by each signal
+# Runs to which that happens, and how often to each.
+CHAINS = (
+    ("killed (SIGKILL)", 10, 6),
+    ("SIGTERM", 1, 6),
+    ("Ctrl-C (SIGINT)", 1, 6),
+    ("Ctrl-C or SIGTERM twice", 1, 5),
+    ("stopped and continued (SIGSTOP, SIGCONT)", 2, 1),
+)
 
 # Sends what a kind of fault sends.
 Send = Callable[[Started, random.Random], None]
@@ -99,13 +105,7 @@ def _resumed(outcomes: list[Outcome], said: Said) -> None:
 def jobs(nursery: Callable[[], Nursery]) -> list[Job]:
     rng = random.Random(18)
     found = []
-    for kind, runs, each in (
-        ("killed (SIGKILL)", KILLS, EACH),
-        ("SIGTERM", 2, 5),
-        ("Ctrl-C (SIGINT)", 2, 5),
-        ("Ctrl-C or SIGTERM twice", 2, 4),
-        ("stopped and continued (SIGSTOP, SIGCONT)", 2, 1),
-    ):
+    for kind, runs, each in CHAINS:
         for number in range(runs):
             moments = sorted(rng.sample(MOMENTS, each), key=MOMENTS.index)
             found.append(Job("One process", f"{kind} {number}", _chain(kind, moments, nursery)))

@@ -1,6 +1,7 @@
-"""Runs the campaign: PYTHONPATH=tests:tests/helpers:tests/faults python -m campaign [--only WORDS] [--results FILE]
+"""Runs the campaign: PYTHONPATH=tests:tests/helpers:tests/faults:. python -m campaign [--only WORDS]
 
-Faults of which the results file has the outcome are not done again: a campaign that was killed goes on.
+A campaign that was killed goes on where it was. The results of all of it, or with --only of those jobs, take their
+place in results.jsonl, and docs/faults.md is made of them.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -20,15 +22,13 @@ from campaign.nursery import Nursery
 from campaign.outcomes import Job, Outcome
 from campaign.workshop import Workshop, shared_programs
 
-HERE = Path(__file__).parent
+WORK = Path(tempfile.gettempdir()) / "mom_jax_faults"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m campaign", description=__doc__)
     parser.add_argument("--only", metavar="WORDS", help="jobs whose group or name has these words")
-    parser.add_argument("--again", action="store_true", help="also those that the results have")
-    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/mom_jax_faults"), help="a folder for the runs")
+    parser.add_argument("--work", type=Path, default=WORK, help="a folder for the runs, and the results so far")
     parser.add_argument("--list", action="store_true", help="name the jobs and end")
     parser.add_argument("--table", action="store_true", help="only write the page from the results")
     flags = parser.parse_args()
@@ -37,13 +37,18 @@ def main() -> int:
     if flags.list:
         print(*(f"{job.group}: {job.name}" for job in jobs), sep="\n")
         return 0
-    with nursery.stack:
-        failed = 0 if flags.table else run(jobs, flags.work, flags.results, again=flags.again)
-    rows = table.read(flags.results)
-    if flags.only is None:
-        table.PAGE.write_text(table.page(rows))
+    so_far, bad = flags.work / "results.jsonl", []
+    if not flags.table:
+        with nursery.stack:
+            run(jobs, flags.work, so_far)
+        new = table.read(so_far)
+        bad = [row for row in new if row["wrong"] or row["silent"] or row["data"]]
+        table.put(new, whole=flags.only is None)
+        so_far.unlink()
+    rows = table.read(table.RESULTS)
+    table.PAGE.write_text(table.page(rows))
     print(table.summary(rows))
-    return 1 if failed else 0
+    return 1 if bad else 0
 
 
 class Lazy:
@@ -58,13 +63,10 @@ class Lazy:
         return self._made
 
 
-def run(jobs: list[Job], work: Path, results: Path, *, again: bool) -> int:
-    """Does the jobs; returns how many outcomes were not as they should be."""
-    names = {job.name for job in jobs}
-    rows = [row for row in table.read(results) if not (again and row["job"] in names)]
-    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = {row["job"] for row in rows}
-    shop, failed = Workshop(work), 0
+def run(jobs: list[Job], work: Path, results: Path) -> None:
+    """Does the jobs that have no results yet."""
+    shop = Workshop(work)
+    done = {row["job"] for row in table.read(results)}
     with shared_programs():
         shop.prepare()
         for number, job in enumerate(jobs, 1):
@@ -84,13 +86,11 @@ def run(jobs: list[Job], work: Path, results: Path, *, again: bool) -> int:
                     row = {"job": job.name, "group": job.group, "seconds": seconds, **dataclasses.asdict(outcome)}
                     file.write(json.dumps(row).replace(str(work), "…") + "\n")
             bad = [outcome for outcome in outcomes if outcome.wrong or outcome.silent or outcome.data]
-            failed += len(bad)
             print(f"[{number}/{len(jobs)}] {seconds} s {job.name}: {outcomes[-1].happened}", flush=True)
             for outcome in bad:
                 print(f"    WRONG {outcome}", flush=True)
             if not bad:
                 shutil.rmtree(place.folder, ignore_errors=True)
-    return failed
 
 
 if __name__ == "__main__":

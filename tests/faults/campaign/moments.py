@@ -70,7 +70,7 @@ class Started:
         while not begun():
             if self.poll() is not None:
                 return False
-            time.sleep(0.001)
+            time.sleep(0.004)
         time.sleep(rng.uniform(0, AFTER[moment]))
         return self.poll() is None
 

@@ -2,7 +2,7 @@
 
 This file is run as a process: it imports what training needs, and forks for every request on its standard input, one
 JSON object a line, before anything has started a thread. What follows in the new process is the program as it is, but
-for pictures in the report and the samples at a phase's end (see `workshop.make_short`).
+for pictures and routes in the report and the samples at a phase's end.
 """
 
 import json
@@ -119,8 +119,10 @@ def _main() -> None:
     from campaign import workshop
     from train import cli
     from train.reporting import page  # noqa: F401
+    from train.training import ending
 
     workshop.make_short(setattr)
+    ending._write_routes = lambda *args: None
     for name in ("train.main", "train.prepare"):
         importlib.import_module(name)
     asked = _serve()

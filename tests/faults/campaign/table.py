@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).with_name("results.jsonl")
 PAGE = Path(__file__).parents[3] / "docs" / "faults.md"
 HEAD = """# Faults
 
@@ -23,6 +24,16 @@ Row = dict[str, Any]
 
 def read(file: Path) -> list[Row]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def put(new: list[Row], *, whole: bool) -> None:
+    """Results in the place of those of the same jobs, or of all."""
+    jobs = {row["job"] for row in new}
+    old = [] if whole else read(RESULTS)
+    first = next((i for i, row in enumerate(old) if row["job"] in jobs), len(old))
+    kept = [row for row in old if row["job"] not in jobs]
+    rows = [*kept[:first], *new, *kept[first:]]
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def page(rows: list[Row]) -> str:

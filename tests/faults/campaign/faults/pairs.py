@@ -40,7 +40,7 @@ class Pair:
         while not begun():
             if any(child.poll() is not None for child in self.both):
                 return False
-            time.sleep(0.002)
+            time.sleep(0.005)
         time.sleep(rng.uniform(0, AFTER[moment]))
         return all(child.poll() is None for child in self.both)
 

@@ -6,7 +6,8 @@ Running the same command again resumes it.
 import signal
 from collections.abc import Sequence
 
-from train.cli import Parser, parse_config, run_program
+from train.cli import Parser, run_program
+from train.flags import parse_config
 from train.training import processes
 from train.training.dry_run import dry_run
 from train.training.loop import train

@@ -15,9 +15,10 @@ from rich.console import Console
 from mom_jax import attention
 from mom_jax.analysis.chips import chip
 from mom_jax.fields import ConfigError, require
-from train.cli import Parser, parse_config, run_program
+from train.cli import Parser, run_program
 from train.config import Config
 from train.data.prepared import expected_vocabulary
+from train.flags import parse_config
 from train.planning import advice, gpu
 from train.planning.program import compile_program
 from train.planning.roofline import ASSUMPTIONS, estimate

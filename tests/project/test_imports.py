@@ -52,7 +52,7 @@ ROOMS = (
     {"batch", "config", "files"},
     {"data", "reporting", "steps"},
     {"checkpoints", "cli", "planning"},
-    {"analysis"},
+    {"analysis", "flags"},
     {"checkpoint", "training"},
     {"tasks"},
     {"study"},

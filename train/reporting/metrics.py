@@ -80,7 +80,7 @@ class MetricsLog:
             return
         if self._file is None:
             self._file = self._open()
-        record = _plain(record)
+        record = plain(record)
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._write_scalars(record, offset)
         for listener in self.listeners:
@@ -193,14 +193,14 @@ def _no_constant(value: str) -> NoReturn:
     raise ValueError(f"{value} is no number of JSON's")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON has it."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,11 +1,7 @@
-"""Speed and memory of each arm's train step, measured side by side: `measure.json`."""
+"""Speed and memory of each arm's train step, measured side by side."""
 
 import dataclasses
-import json
-import platform
-import statistics
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,17 +14,14 @@ from train.checkpoints.locate import FOLDER, find, last_step
 from train.config import Config, Phase
 from train.data.pipeline import TrainingData
 from train.data.prepared import prepare
-from train.files import write_whole
 from train.steps import timing
 from train.steps.compiled import check_devices, compiled_memory, trace_step
 from train.steps.optimizer import make_optimizer
 from train.steps.placement import place_share
 from train.steps.state import TrainState, abstract_state, init_state
 from train.study.plan import Plan, Run
-from train.study.records import locked
+from train.study.speeds import Speed, write_measure
 from train.training.initial_state import fresh_params
-
-MEASURE = "measure.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,41 +54,8 @@ def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str],
     timing.warm_up(calls)
     say(f"{rounds} rounds of {len(calls)} steps")
     seconds = timing.interleaved(calls, rounds)
-    found = {}
-    for name, step in steps.items():
-        base = plan.study.baseline
-        slower = [a / step.tokens / (b / steps[base].tokens) for a, b in zip(seconds[name], seconds[base], strict=True)]
-        found[name] = {
-            "tokens_per_s": step.tokens / statistics.median(seconds[name]),
-            "speed_ratio": 1 / statistics.median(slower),
-            "speed_ratio_quartiles": timing.quartiles([1 / value for value in slower]),
-            "peak_bytes": step.peak,
-            "temporary_bytes": step.temporaries,
-            "parameters": "of a finished run" if step.trained else "new",
-        }
-    about = {
-        "baseline": plan.study.baseline,
-        "rounds": rounds,
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "machine": platform.processor() or platform.machine(),
-        "jax": jax.__version__,
-    }
-    with locked(plan.folder):
-        record = {**about, "arms": found}
-        write_whole(plan.folder / MEASURE, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
-    """By arm what was measured; nothing where that has not been done."""
-    file = folder / MEASURE
-    if not file.is_file():
-        return {}
-    try:
-        arms: dict[str, dict[str, Any]] = json.loads(file.read_text())["arms"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); delete it and measure again") from None
-    return arms
+    found = {n: Speed(seconds[n], step.tokens, step.peak, step.temporaries, step.trained) for n, step in steps.items()}
+    write_measure(plan, found)
 
 
 def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:

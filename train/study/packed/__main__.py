@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 
 from mom_jax.fields import require
-from train.cli import notify, run_program
+from train.cli import Parser, notify, run_program
 from train.config import Config
 from train.study.definition import load_study
 from train.study.packed.program import Program, planned
@@ -66,7 +66,7 @@ def _pack(flags: argparse.Namespace, config: Config) -> int:
 
 
 def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m train.study.packed",
         description=__doc__,
         allow_abbrev=False,

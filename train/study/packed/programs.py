@@ -52,7 +52,8 @@ def trained(config: Config, phase: Phase, source: ModelConfig | None) -> Trained
 def rates(phase: Phase) -> jax.Array:
     """float32 [steps / CALL, CALL]: the learning rate of each step."""
     schedule = make_schedule(phase.optim, phase.steps)
-    found = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(jnp.arange(phase.steps))
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes its integer counter with floats
+        found = jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(jnp.arange(phase.steps))
     return found.reshape(-1, CALL)
 
 
@@ -91,9 +92,9 @@ def compile_all(wanted: Iterable[Trained], shapes: Shapes, mesh: Mesh) -> dict[T
             alike = dataclasses.replace(row, source=None)
             try:
                 if alike not in shared:
-                    lowered = [_lowered_train(row, shapes, mesh), _lowered_evaluate(row, shapes, mesh)]
-                    shared[alike] = [pool.submit(one.compile) for one in lowered]
-                own[row] = [pool.submit(_lowered_start(row, mesh).compile), *shared[alike]]
+                    traced = [traced_train(row, shapes, mesh), _traced_evaluate(row, shapes, mesh)]
+                    shared[alike] = [pool.submit(one.lower().compile) for one in traced]
+                own[row] = [pool.submit(_traced_start(row, mesh).lower().compile), *shared[alike]]
             except Exception as error:  # whatever a backend makes of what it cannot do
                 own[row] = error
         return {row: _gathered(futures, mesh) for row, futures in own.items()}
@@ -114,7 +115,7 @@ def _optimizer(row: Trained, rate: jax.Array | float = 0.0) -> optax.GradientTra
     return with_schedule(row.optim, lambda step: rate)
 
 
-def _lowered_start(row: Trained, mesh: Mesh) -> Any:
+def _traced_start(row: Trained, mesh: Mesh) -> Any:
     """From scratch, or from the source's parameters, with new ones for what it lacks."""
 
     def start(*inputs: Any) -> TrainState:
@@ -125,10 +126,12 @@ def _lowered_start(row: Trained, mesh: Mesh) -> Any:
         return init_state(params, _optimizer(row))
 
     given = [] if row.source is None else [abstract_params(row.source, mesh)]
-    return jax.jit(start, out_shardings=_placed(row, mesh)).lower(*given, _input((), mesh))
+    return jax.jit(start, out_shardings=_placed(row, mesh)).trace(*given, _input((), mesh))
 
 
-def _lowered_train(row: Trained, shapes: Shapes, mesh: Mesh) -> Any:
+def traced_train(row: Trained, shapes: Shapes, mesh: Mesh) -> Any:
+    """The training steps of a call, traced: nothing is allocated, and the mesh may be one that is not here."""
+
     def train(
         state: TrainState, tokens: jax.Array, rows: jax.Array, rates: jax.Array, seed: jax.Array
     ) -> tuple[TrainState, jax.Array]:
@@ -144,10 +147,10 @@ def _lowered_train(row: Trained, shapes: Shapes, mesh: Mesh) -> Any:
     step = jax.jit(train, donate_argnums=0, out_shardings=(_placed(row, mesh), sharding.replicated(mesh)))
     state = abstract_state(row.model, _optimizer(row), mesh)
     rows, rates = _input((CALL, shapes.batch), mesh), _input((CALL,), mesh, jnp.float32)
-    return step.lower(state, _input(shapes.tokens, mesh, jnp.uint16), rows, rates, _input((), mesh))
+    return step.trace(state, _input(shapes.tokens, mesh, jnp.uint16), rows, rates, _input((), mesh))
 
 
-def _lowered_evaluate(row: Trained, shapes: Shapes, mesh: Mesh) -> Any:
+def _traced_evaluate(row: Trained, shapes: Shapes, mesh: Mesh) -> Any:
     def evaluate(params: dict[Any, Any], tokens: jax.Array, rows: jax.Array, step: jax.Array) -> LossSums:
         def one(rows: jax.Array) -> LossSums:
             batch = {"tokens": tokens[rows].astype(jnp.int32)}
@@ -158,7 +161,7 @@ def _lowered_evaluate(row: Trained, shapes: Shapes, mesh: Mesh) -> Any:
 
     rows = _input((shapes.evaluated, shapes.batch), mesh)
     params, tokens = abstract_params(row.model, mesh), _input(shapes.tokens, mesh, jnp.uint16)
-    return jax.jit(evaluate).lower(params, tokens, rows, _input((), mesh))
+    return jax.jit(evaluate).trace(params, tokens, rows, _input((), mesh))
 
 
 def _placed(row: Trained, mesh: Mesh) -> TrainState:

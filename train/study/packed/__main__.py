@@ -13,7 +13,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -21,7 +21,8 @@ import jax
 from mom_jax.fields import require
 from train.cli import Parser, notify, run_program
 from train.config import Config
-from train.study.definition import load_study
+from train.study.changes import changed
+from train.study.definition import Study, load_study
 from train.study.packed.program import Program, planned
 from train.study.packed.sizing import SIZING
 from train.study.packed.tokens import open_tokens
@@ -36,11 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = load_study(flags.study)
     size = flags.size or next(iter(study.base))
     require((flags.pack is None) != (flags.tokens is None), "flags", ["pack", "tokens"], "one of the two")
+    require(size in study.base, "size", size, f"unknown; there are {', '.join(study.base)}")
     if flags.pack is not None:
-        require(size in study.base, "size", size, f"unknown; there are {', '.join(study.base)}")
         return _pack(flags, study.base[size])
     require(flags.seconds is None or flags.seconds > 0, "seconds", flags.seconds, "must be above 0")
     tokens = open_tokens(Path(flags.tokens).expanduser())
+    kernels = {"model.dispatch": flags.dispatch, "model.attention_kernel": flags.attention_kernel}
+    study = _with_kernels(study, size, {name: value for name, value in kernels.items() if value is not None})
     plan = planned(study, size, Path(flags.out).expanduser(), tokens)
     if flags.fresh:
         forget(plan, list(plan.configs))
@@ -65,6 +68,11 @@ def _pack(flags: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+def _with_kernels(study: Study, size: str, kernels: Mapping[str, str]) -> Study:
+    """With other backends than the study's, for all arms."""
+    return dataclasses.replace(study, base={size: changed(study.base[size], kernels)})
+
+
 def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         "python -m train.study.packed",
@@ -84,6 +92,8 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         help="how long all of it may take: as many steps are trained as fit; by default the study's own",
     )
+    parser.add_argument("--dispatch", help="the backend of routed products, in place of the study's (docs/gpu.md)")
+    parser.add_argument("--attention-kernel", help="the backend of attention, in place of the study's")
     parser.add_argument("--fresh", action="store_true", help="forget what there is of the study, and begin anew")
     return parser.parse_args(arguments)
 

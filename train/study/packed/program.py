@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from mom_jax.fields import ConfigError, require
 from mom_jax.sharding import make_mesh
 from train.config import Config
+from train.reporting.history import Record
 from train.steps import timing
 from train.steps.compiled import check_devices
 from train.study.changes import changed
@@ -33,7 +34,6 @@ Say = Callable[[str], None]
 
 def planned(study: Study, size: str, root: Path, tokens: TokenFile) -> Plan:
     """The study's plan over a file of tokens. Raises ConfigError, naming the arm, for what cannot be trained so."""
-    require(size in study.base, "size", size, f"unknown; there are {', '.join(study.base)}")
     data = {"data.source": f"packed:{tokens.digest[:12]}", "model.vocab_size": tokens.vocab_size}
     plan = make_plan(dataclasses.replace(study, base={size: changed(study.base[size], data)}), size, root)
     names = [phase.name for phase in study.base[size].phases]
@@ -79,6 +79,7 @@ class Program:
         self.programs: dict[Trained, Programs | Exception] = {}
         self.costs: Mapping[str, Cost] = {}
         self.failed: list[str] = []
+        self.starts: dict[str, tuple[Any, Record]] = {}  # first phases by their folder
 
     def run(self) -> int:
         """All that is not finished; returns how many runs are left. Raises ConfigError where the file of tokens or the
@@ -197,23 +198,31 @@ class Program:
             return False
         cost = self.costs[run.arm]
         needed = cost.of(run.config.phases[0].steps)
-        if run.start is not None and kept(Path(run.start.run), run.start.model, self.mesh) is None:
+        if run.start is not None and self._kept(run.start) is None:
             needed += cost.of(run.start.phases[0].steps)
         left = self.deadline - time.monotonic()
         if late := needed > left:
             self.say(f"{run}: would take {needed:.0f} s, {max(left, 0):.0f} s are left")
         return late
 
+    def _kept(self, start: Config) -> tuple[Any, Record] | None:
+        """A finished first phase, read once."""
+        if start.run not in self.starts:
+            found = kept(Path(start.run), start.model_of(start.phases[0].name), self.mesh)
+            if found is None:
+                return None
+            self.starts[start.run] = found
+        return self.starts[start.run]
+
     def _train(self, run: Run, device: Device) -> None:
         first, own = self._trained(run)
         source, first_loss = None, None
         if run.start is not None and first is not None:
-            folder = Path(run.start.run)
-            if (found := kept(folder, first.model, self.mesh)) is None:
+            if (found := self._kept(run.start)) is None:
                 ran = run_phase(run.start, self._of(first), device, None)
-                keep(folder, ran)
-                self.say(f"{folder.name}: {ran.final['loss']} nats/token")
-                found = ran.params, ran.final
+                keep(Path(run.start.run), ran)
+                self.say(f"{Path(run.start.run).name}: {ran.final['loss']} nats/token")
+                found = self.starts[run.start.run] = ran.params, ran.final
             source, final = found
             first_loss = final["loss"]
         ran = run_phase(run.config, self._of(own), device, source)

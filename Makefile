@@ -26,14 +26,14 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all quickstart test test-slow lint clean
+.PHONY: help setup setup-all quickstart test test-slow lint dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: $(INSTALLED) ## makes .venv, or brings it up to date; PYTHON=python3.12 chooses the Python
 
-setup-all: $(COMPLETE) ## ... and adds the extras that some tests compare with: PyTorch, lm-eval, notebooks
+setup-all: $(COMPLETE) ## ... and adds what some tests need: PyTorch, lm-eval, notebooks, and what builds packages
 
 quickstart: setup ## trains the small demonstration
 	@$(RUN) train.main --config configs/quickstart.py
@@ -66,8 +66,13 @@ $(CUDA)/installed: $(INSTALLED)
 		print(*(f"jax-cuda13-{part}==" + m.version("jax") for part in ("plugin", "pjrt")))')
 	@touch $@
 
+dist: $(COMPLETE) ## wheel and sdist in dist/, checked
+	@rm -rf dist *.egg-info
+	@$(RUN) build --outdir dist .
+	@$(RUN) twine check --strict dist/*
+
 clean: ## removes .venv and the caches; keeps runs/
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist *.egg-info
 	find . -path ./runs -prune -o -path ./.git -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Python 3.11 gets the versions of constraints.txt, any other the newest that requirements.txt allows. The last line
@@ -82,6 +87,6 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	@touch $@
 
 $(COMPLETE): $(INSTALLED)
-	@echo 'Installing the extras torch, lmeval and notebooks into .venv.'
-	$(call install,,torch lmeval notebooks)
+	@echo 'Installing the extras torch, lmeval, notebooks and release into .venv.'
+	$(call install,,torch lmeval notebooks release)
 	@touch $@

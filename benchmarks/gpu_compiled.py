@@ -27,7 +27,7 @@ from benchmarks.measuring import reference
 from benchmarks.step import REMATS
 from mom_jax import ModelConfig
 from mom_jax.analysis import cost, hlo
-from mom_jax.generate import programs
+from mom_jax.generation import programs
 from mom_jax.model import with_parameters
 from mom_jax.sharding import make_mesh
 from train.cli import run_program

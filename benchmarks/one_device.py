@@ -17,7 +17,7 @@ import jax
 
 from mom_jax.analysis.chips import chip
 from mom_jax.config import ModelConfig
-from mom_jax.generate import programs
+from mom_jax.generation import programs
 from mom_jax.model import with_parameters
 from mom_jax.platforms import building_for
 from mom_jax.sharding import MeshConfig

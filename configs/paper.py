@@ -29,7 +29,7 @@ from typing import Any, Literal
 from mom_jax.analysis.cost import forward_flops_by_part, forward_flops_per_token, parameter_count
 from mom_jax.config import BalanceConfig, ModelConfig, RouterConfig
 from mom_jax.interop.phases import preserving
-from train.cli import run_program
+from train.cli import called, run_program
 from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, Phase
 
 SizeName = Literal["small", "medium", "large"]
@@ -220,7 +220,7 @@ def _cell(column: str, value: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m configs.paper", description="What the paper's models cost.")
+    parser = argparse.ArgumentParser(called("python -m configs.paper"), description="What the paper's models cost.")
     parser.add_argument("--json", action="store_true", help="exact numbers, on one line")
     options = parser.parse_args(arguments)
     print(json.dumps(table()) if options.json else readable(table()))

@@ -3,8 +3,7 @@
 Command: python -m train.main --config configs/quickstart.py
 """
 
-from mom_jax.config import ModelConfig, RouterConfig
-from mom_jax.sharding import MeshConfig
+from mom_jax.config import MeshConfig, ModelConfig, RouterConfig
 from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, Phase
 
 

@@ -17,9 +17,9 @@ from typing import Annotated
 
 import tyro
 
-from mom_jax.sharding import MeshConfig
+from mom_jax.config import MeshConfig
 from train.cli import import_modules, run_program
-from train.flags import Imports, parse_flags
+from train.parse import Imports, parse_flags
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the programs have in common: errors as one line with exit code 2, and Python files of the user's."""
+"""What the programs have in common: flags, and errors as one line with exit code 2."""
 
 import argparse
 import functools
@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -16,14 +17,15 @@ from typing import Any, NoReturn, TypeVar
 
 from mom_jax.fields import ConfigError
 from train.config import Config
+from train.flags.experiments import find_experiment
 from train.steps.memory import keep_freed_memory
 
 T = TypeVar("T")
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Ends the process with main's exit code; 2 and one line for whatever is wrong with what the program was given, 130
-    for Ctrl-C."""
+    """Ends the process with main's exit code: 2 and one line for whatever is wrong with what the program was given, 130
+    for Ctrl-C, and one line for an error that has an `exit_code` of its own."""
     prepare_process()
     try:
         code = main()
@@ -38,8 +40,8 @@ def run_program(main: Callable[[], int]) -> None:
         said = complaint(error)
         if said is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
-        code = 2
+        print(f"error: {called(said)}", file=sys.stderr)
+        code = getattr(error, "exit_code", 2)
     sys.exit(code)
 
 
@@ -67,7 +69,7 @@ def _but_closed_loops(what: Any) -> None:
 def complaint(error: Exception) -> str | None:
     """What to tell the user of an error that is not the program's: one line, which cannot steer the terminal. None for
     others."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError) or hasattr(error, "exit_code"):
         text = str(error)
     elif isinstance(error, OSError):
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
@@ -81,6 +83,11 @@ def complaint(error: Exception) -> str | None:
         text = f"there is not enough memory for it ({str(error).splitlines()[0]})"
     else:
         return None
+    return in_one_line(text)
+
+
+def in_one_line(text: str) -> str:
+    """A text that may be a stranger's, as one line that cannot steer the terminal."""
     line = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in line)
 
@@ -95,6 +102,14 @@ class Parser(argparse.ArgumentParser):
 def notify(text: str) -> None:
     """To stderr at once: what is no result."""
     print(text, file=sys.stderr, flush=True)
+
+
+def called(text: str) -> str:
+    """A text that names programs, with the names by which the user knows them: `python -m train.evaluate`, or, under
+    the command `mom`, `mom evaluate`."""
+    if not sys.argv[0].startswith("mom "):
+        return text
+    return re.sub(r"python -m (train|configs)\.", "mom ", text.replace("python -m train.main", "mom train"))
 
 
 def import_modules(names: Sequence[str]) -> None:
@@ -138,16 +153,15 @@ def _run(users_code: Callable[[], Any], what: str, file: Path | None) -> Any:
         raise ConfigError(f"{what}, line {line}: {type(error).__name__}: {error}") from error
 
 
-def load_config(path: str) -> Config:
-    """`get_config()` of a Python file. Raises ConfigError where there is none."""
-    return load_from(path, "get_config", Config, field="config")
+def load_config(name: str) -> Config:
+    """`get_config()` of a Python file, or of the configuration of that name. Raises ConfigError where there is none."""
+    return load_from(name, "get_config", Config, field="config")
 
 
 def load_from(path: str, function: str, kind: type[T], *, field: str) -> T:
-    """What a function of a Python file returns, which must be a `kind`. Raises ConfigError naming `field`."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"{field}={path!r}: no such file")
+    """What a function of a Python file, or of one that comes with mom_jax, returns, which must be a `kind`. Raises
+    ConfigError naming `field`."""
+    file = find_experiment(path, function, field)
     module, execute = _from_file(file, "experiment", f"{field}={path!r}")
     full = f"{kind.__module__}.{kind.__name__}"
 
@@ -162,3 +176,15 @@ def load_from(path: str, function: str, kind: type[T], *, field: str) -> T:
     if not isinstance(result, kind):
         raise ConfigError(f"{field}={path!r}: {function}() must return a {full}, not {type(result).__name__}")
     return result
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which of several processes this one is; `train.training.processes.join` reads them."""
+    group = parser.add_argument_group("several processes (one for each host, or for each GPU)")
+    text = "one of several processes, as the environment says: a TPU pod slice, Slurm (automatic under srun), Open MPI"
+    group.add_argument("--distributed", action="store_true", help=text)
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0, instead of --distributed")
+    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are; with --coordinator")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0; with --coordinator")
+    text = "wait so long for all processes to start (default: %(default)s)"
+    group.add_argument("--join-timeout", type=int, default=300, metavar="SECONDS", help=text)

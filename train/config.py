@@ -4,9 +4,9 @@ import dataclasses
 from typing import Literal
 
 from mom_jax.analysis.signs import SignsConfig
-from mom_jax.config import ModelConfig
+from mom_jax.config import MeshConfig, ModelConfig
 from mom_jax.fields import LARGEST, MOST, check_types, require, require_at_most
-from mom_jax.sharding import MeshConfig
+from train.numbers import WatchConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +208,7 @@ class Config:
         evaluate_every: steps between evaluations on the held-out documents; every phase ends with one.
         final_batches: how many batches the last evaluation of a phase reads; 0 reads all that was held out.
         signs: what counts as a sign of failure.
+        watch: what happens to steps whose loss or gradient is no number, or far off.
     """
 
     model: ModelConfig = ModelConfig()
@@ -225,6 +226,7 @@ class Config:
     evaluate_every: int = 500
     final_batches: int = 0
     signs: SignsConfig = SignsConfig()
+    watch: WatchConfig = WatchConfig()
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mom_jax.sharding import MeshConfig
+from mom_jax.config import MeshConfig
 from train.cli import import_modules, load_config, notify, run_program
-from train.flags import Imports, parse_flags
+from train.parse import Imports, parse_flags
 
 
 @dataclasses.dataclass(frozen=True)

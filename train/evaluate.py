@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from train.cli import import_modules, run_program
-from train.flags import Imports, parse_flags
-from train.tasks.glue.evaluation import GlueConfig
-from train.tasks.xsum.evaluation import XsumConfig
+from train.parse import Imports, parse_flags
+from train.tasks.glue.settings import GlueConfig
+from train.tasks.xsum.settings import XsumConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from train.cli import import_modules, notify, run_program
-from train.flags import Imports, parse_flags
+from train.parse import Imports, parse_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import_modules(flags.imports)
 
     from mom_jax.fields import MOST_SEED, ConfigError, is_text, require
-    from mom_jax.generate import Decoder
-    from mom_jax.generate.settings import Settings
+    from mom_jax.generation import Decoder
+    from mom_jax.generation.settings import Settings
     from train.checkpoints.models import load
     from train.tasks.text_generation import continue_texts, encode_prompt, stream_text
 

@@ -1,4 +1,4 @@
-"""Trains a configuration: `python -m train.main --config configs/quickstart.py [--model.top-k 2 ...]`.
+"""Trains a configuration: `python -m train.main --config quickstart [--model.top-k 2 ...]`.
 
 Running the same command again resumes it.
 """
@@ -6,12 +6,8 @@ Running the same command again resumes it.
 import signal
 from collections.abc import Sequence
 
-from train.cli import Parser, run_program
-from train.flags import parse_config
-from train.training import processes
-from train.training.dry_run import dry_run
-from train.training.loop import train
-from train.training.profile import parse_profile
+from train.cli import Parser, add_process_flags, run_program
+from train.parse import parse_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +17,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--debug-checks", action="store_true", help="check values inside every step; slow, for finding faults"
     )
-    processes.add_flags(parser)
+    text = "the same bits every time on GPUs too, where sums are otherwise made in any order; slower there"
+    parser.add_argument("--deterministic", action="store_true", help=text)
+    add_process_flags(parser)
     own, config = parse_config(parser, arguments)
+
+    from train.steps.numbers.determinism import make_deterministic
+    from train.training import processes
+    from train.training.dry_run import dry_run
+    from train.training.loop import train
+    from train.training.profile import parse_profile
+
+    if own.deterministic:
+        make_deterministic()
     profile = parse_profile(own.profile) if own.profile else None
     processes.join(own)
     if own.dry_run:

@@ -12,22 +12,17 @@ from typing import Any
 
 from rich.console import Console
 
-from mom_jax import attention
-from mom_jax.analysis.chips import chip
 from mom_jax.fields import ConfigError, require
 from train.cli import Parser, run_program
 from train.config import Config
-from train.data.prepared import expected_vocabulary
-from train.flags import parse_config
-from train.planning import advice, gpu
-from train.planning.program import compile_program
-from train.planning.roofline import ASSUMPTIONS, estimate
-from train.planning.search import candidates
-from train.planning.topology import devices_of, prepare_environment
+from train.parse import parse_config
 
 
 def compilable(config: Config, topology: str) -> tuple[Config, str]:
     """The configuration with an attention that can be compiled here, and what to say about it."""
+    from mom_jax import attention
+    from train.planning import gpu
+
     model = config.model
     if model.attention_kernel != "auto" or not gpu.is_gpu(topology) or gpu.has_cudnn():
         return config, ""
@@ -45,6 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", type=int, default=5, metavar="N", help="how many of a search; default: 5")
     parser.add_argument("--json", action="store_true", help="one JSON object on the standard output")
     own, config = parse_config(parser, arguments)
+
+    from mom_jax.analysis.chips import chip
+    from train.data.prepared import expected_vocabulary
+    from train.planning import advice
+    from train.planning.program import compile_program
+    from train.planning.roofline import ASSUMPTIONS, estimate
+    from train.planning.search import candidates
+    from train.planning.topology import devices_of, prepare_environment
+
     if config.model.vocab_size == 0:
         config = config.with_vocabulary(expected_vocabulary(config.data))
     names = [phase.name for phase in config.phases]

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from train.cli import load_config, run_program
 from train.config import DataConfig
-from train.flags import parse_flags
+from train.parse import parse_flags
 
 
 @dataclasses.dataclass(frozen=True)

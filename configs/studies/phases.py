@@ -1,5 +1,6 @@
-"""Two phases against one: MoM from a trained vanilla model, and from scratch with as many steps; and how modules
-specialise meanwhile (docs/analysis.md).
+"""Two phases against one: MoM from a trained vanilla model, and from scratch with as many steps.
+
+And how modules specialise meanwhile (docs/analysis.md).
 
 Command: python -m train.study configs/studies/phases.py
 """
@@ -40,13 +41,12 @@ def annealed(config: Config) -> Config:
 
 
 def get_study() -> Study:
-    base = {size: changed(config, {"analysis.every": 100}) for size, config in sizes().items()}
     exploring = {"model.router.noise": 1.0, "model.router.noise_steps": 500}
     by_bias = {"model.balance": BalanceConfig(weight=0.0, bias_rate=0.01)}
     return Study(
         name="phases",
         question="Are two phases needed, and what helps without them?",
-        base=base,
+        base=sizes(steps=200),
         arms=(
             VANILLA,
             Arm("vanilla, one phase", ({"phases.mom.model": "vanilla"}, from_scratch)),

@@ -9,15 +9,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from configs.studies.setting import VANILLA, deep_in_turn, grain, ours, sizes
+from configs.studies.setting import VANILLA, deep_in_turn, ours, parts, sizes
 from mom_jax.config import BalanceConfig, ChoiceConfig
 from train.config import Config
 from train.study import Arm, Study, changed
-
-
-def parts(number: int, taken: int | None = None) -> Callable[[Config], Config]:
-    """Modules of another part of a layer's width."""
-    return lambda config: changed(config, grain(config.model, number, taken))
 
 
 def ffn(**fields: Any) -> Callable[[Config], Config]:

@@ -1,8 +1,8 @@
 """What the studies share: their sizes, and the two recipes.
 
 `small` is for two CPU cores: the quickstart's data and width, one anchor, six layers that become modules, one anchor;
-600 steps of the vanilla model, which all arms share, and 400 steps of each arm. `full` is the paper's small model on
-OpenWebText (configs/mom_small.py), for a pod.
+600 steps of the vanilla model, which all arms share, and 400 steps of each arm, or 200 in studies of many arms. `full`
+is the paper's small model on OpenWebText (configs/mom_small.py), for a pod.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ STEP_BIAS = 2.0  # logits by which our recipe prefers a step's own modules at fi
 VANILLA = Arm("vanilla", {"phases.mom.model": "vanilla", "phases.mom.optim.router_multiplier": 1.0})
 
 
-def sizes() -> dict[str, Config]:
-    """The configurations that arms change, by size."""
+def sizes(steps: int = 400) -> dict[str, Config]:
+    """The configurations that arms change, by size. steps: of the small one's arms after the shared phase."""
     small = changed(
         quickstart.get_config(),
         {
@@ -32,13 +32,12 @@ def sizes() -> dict[str, Config]:
             "model.num_steps": 6,
             "model.top_k": 1,
             "phases.pretrain.steps": 600,
-            "phases.mom.steps": 400,
+            "phases.mom.steps": steps,
             "checkpoint.every": 200,
-            "analysis": AnalysisConfig(every=0),
+            "analysis": AnalysisConfig(every=100),
         },
     )
-    full = changed(mom_small.get_config(), {"model.num_steps": 8})
-    return {"small": small, "full": full}
+    return {"small": small, "full": changed(mom_small.get_config(), {"model.num_steps": 8})}
 
 
 def paper(**fields: Any) -> Callable[[Config], Config]:
@@ -88,9 +87,9 @@ def wide(config: Config) -> Config:
 
 
 def ours(**router: Any) -> Callable[[Config], Config]:
-    """Our recipe (docs/claims.md says why): attention in order, and FFN modules of half a layer's width, of which each
-    step takes two. Scores are sigmoids that weigh as they are, and a trained bias per step prefers the step's own
-    modules: it starts as the vanilla model. With further fields of the `router`."""
+    """Our recipe, as far as configs/studies/recipe.py has found one: attention in order, and FFN modules of half a
+    layer's width, of which each step takes two. Scores are sigmoids that weigh as they are, and a trained bias per step
+    prefers the step's own modules: it starts as the vanilla model. With further fields of the `router`."""
 
     scores: dict[str, Any] = {"kind": "linear", "norm": "layer", "scoring": "sigmoid", "step_bias": STEP_BIAS}
 
@@ -107,6 +106,16 @@ def ours(**router: Any) -> Callable[[Config], Config]:
         )
 
     return change
+
+
+def parts(number: int, taken: int | None = None) -> Callable[[Config], Config]:
+    """FFN modules of another part of a layer's width than our recipe's."""
+    return lambda config: changed(config, grain(config.model, number, taken))
+
+
+def router(**fields: Any) -> dict[str, Any]:
+    """Other fields of the router."""
+    return {f"model.router.{name}": value for name, value in fields.items()}
 
 
 def grain(model: ModelConfig, parts: int, taken: int | None = None) -> dict[str, Any]:

@@ -1,18 +1,13 @@
-"""K, H and N: two maps of loss by our recipe. One at equal parameters: steps by modules that a step takes. One at equal
-FLOPs of the FFNs: steps by the parts that an FFN is cut into, with as many parts a step as keep H·K·width.
+"""K, H and N: two maps of loss by our recipe.
+
+One at equal parameters: steps by modules that a step takes. One at equal FLOPs of the FFNs: steps by the parts that an
+FFN is cut into, with as many parts a step as keep H·K·width.
 
 Command: python -m train.study configs/studies/shape.py
 """
 
-from collections.abc import Callable
-
-from configs.studies.setting import VANILLA, at_depth, grain, ours, sizes
-from train.config import Config
-from train.study import Arm, Study, changed
-
-
-def parts(number: int, taken: int) -> Callable[[Config], Config]:
-    return lambda config: changed(config, grain(config.model, number, taken))
+from configs.studies.setting import VANILLA, at_depth, ours, parts, sizes
+from train.study import Arm, Study
 
 
 def get_study() -> Study:
@@ -32,7 +27,7 @@ def get_study() -> Study:
     return Study(
         name="shape",
         question="How many steps, how many modules a step, and how narrow?",
-        base=sizes(),
+        base=sizes(steps=200),
         seeds=(0, 1),
         arms=(VANILLA, *equal_parameters, *equal_flops),
     )

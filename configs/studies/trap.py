@@ -1,27 +1,20 @@
-"""The trap of K = 1 and the ways out of it: a single chosen module's renormalised weight is always 1, so that the
-language model's loss teaches the routers nothing.
+"""The trap of K = 1 and the ways out of it.
+
+A single chosen module's renormalised weight is always 1, so that the language model's loss teaches the routers nothing.
 
 Command: python -m train.study configs/studies/trap.py
 """
 
-from typing import Any
-
-from configs.studies.setting import VANILLA, paper, sizes
+from configs.studies.setting import VANILLA, paper, router, sizes
 from mom_jax.config import BalanceConfig
-from train.study import Arm, Study, changed
-
-
-def router(**fields: Any) -> dict[str, Any]:
-    """Other fields of the router."""
-    return {f"model.router.{name}": value for name, value in fields.items()}
+from train.study import Arm, Study
 
 
 def get_study() -> Study:
-    base = {size: changed(config, {"analysis.every": 100}) for size, config in sizes().items()}
     return Study(
         name="trap",
         question="What do routers need in order to learn where a token takes one module?",
-        base=base,
+        base=sizes(steps=200),
         arms=(
             VANILLA,
             Arm("renormalised", paper()),

@@ -244,7 +244,7 @@ def _take(array: Any, axis: int, source: Sequence[int]) -> Any:
     if min(source) >= 0:
         return taken
     there = np.asarray(index >= 0, taken.dtype)
-    return taken * there.reshape((-1,) + (1,) * (taken.ndim - 1 - axis))
+    return taken * there.reshape((1,) * axis + (-1,) + (1,) * (taken.ndim - 1 - axis))
 
 
 def _choice(config: ModelConfig, keep: Keep, side: Side, classes: int) -> ChoiceConfig:

@@ -58,17 +58,12 @@ def router_cost(config: ModelConfig, side: Side) -> RouterCost:
             parameters=cost.parameters + h * r, active=cost.active + r, products=cost.products + 2 * heads * h * r
         )
     else:
-        cost = _of_ones_own(config, side)
-    if kind in _KNOWN:
-        # What `make_router` adds; a kind of one's own was counted with it.
-        bias, balance = config.router.step_bias is not None, has_balance_bias(config, side)
-        cost = cost._replace(
-            parameters=cost.parameters + bias * h * c + balance * c, active=cost.active + bias * c + balance * c
-        )
-    return cost
-
-
-_KNOWN = ("linear", "mlp", "gru", "gru_dev", "gru_random", "mingru", "transformer", "hierarchical")
+        return _of_ones_own(config, side)
+    # What `make_router` adds.
+    bias, balance = config.router.step_bias is not None, has_balance_bias(config, side)
+    return cost._replace(
+        parameters=cost.parameters + bias * h * c + balance * c, active=cost.active + bias * c + balance * c
+    )
 
 
 def _plus(

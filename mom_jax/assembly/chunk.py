@@ -108,19 +108,19 @@ class Chunk(nnx.Module):
         def keys(base: jax.Array | None) -> jax.Array | None:
             return None if base is None else jax.random.split(base, config.num_steps)
 
+        exploration = None
+        if config.router.noise and key is not None:
+            exploration = jnp.broadcast_to(config.router.noise_at(step), (config.num_steps,))
         inputs = StepInputs(
             step=jnp.arange(config.num_steps, dtype=jnp.int32),
             prior={s: self._prior(s, step, prior) for s in SIDES},
             noise={"attention": noise and noise.attention, "ffn": noise and noise.ffn},
-            exploration=None,
+            exploration=exploration,
             key=keys(key),
             exchange_key=keys(exchange_key),
             cache=None,
         )
 
-        if config.router.noise and key is not None:
-            deviation = jnp.broadcast_to(config.router.noise_at(step), (config.num_steps,))
-            inputs = inputs._replace(exploration=deviation)
         rivals = None
         if config.has_capacity:
             rivals = jnp.where(valid, 0 if segment_ids is None else segment_ids, -1)

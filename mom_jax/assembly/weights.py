@@ -72,38 +72,38 @@ def _queries(config: ModelConfig, stacked: Projection, decoding: str | None) -> 
 
 def queries_steps(weights: ChunkWeights, config: ModelConfig) -> Projection | None:
     """What makes the queries and keys of each step, stacked by step as a scan reads them."""
-    return None if weights.queries is None else _module(weights.queries, jnp.array(config.schedule("attention")))
+    return None if weights.queries is None else _by_step(config, "attention", weights.queries)
 
 
 def queries_at(weights: ChunkWeights, config: ModelConfig, step: int) -> Projection | None:
     """The same of a step that no scan reads for."""
-    own, module = weights.queries, config.schedule("attention")[step]
-    return own[module] if isinstance(own, list) else None if own is None else _module(own, module)
+    return None if weights.queries is None else _at(config, "attention", weights.queries, step)
 
 
 def ordered_steps(weights: ChunkWeights, config: ModelConfig) -> dict[Side, SublayerWeights]:
-    """The modules of ordered sides, stacked by step as a scan reads them.
-
-    Where step h has module h they are the weights as they are; under another schedule a copy, with as many modules as
-    steps, and the gradients of a module's steps add up.
-    """
-
-    def by_step(side: Side, modules: Any) -> Any:
-        schedule = config.schedule(side)
-        if schedule == tuple(range(config.modules(side))):
-            return modules
-        return _module(modules, jnp.array(schedule))
-
-    return {side: by_step(side, modules) for side, modules in weights.ordered.items()}
+    """The modules of ordered sides, stacked by step as a scan reads them."""
+    return {side: _by_step(config, side, modules) for side, modules in weights.ordered.items()}
 
 
 def ordered_at(weights: ChunkWeights, config: ModelConfig, step: int) -> dict[Side, SublayerWeights]:
     """The modules of ordered sides at a step that no scan reads for."""
+    return {side: _at(config, side, modules, step) for side, modules in weights.ordered.items()}
 
-    def at(modules: Any, index: int) -> SublayerWeights:
-        return modules[index] if isinstance(modules, list) else _module(modules, index)
 
-    return {side: at(modules, config.schedule(side)[step]) for side, modules in weights.ordered.items()}
+def _by_step(config: ModelConfig, side: Side, stacked: Any) -> Any:
+    """What is stacked by module, stacked by step.
+
+    Where step h has module h it is as it is; under another schedule a copy, with as many modules as steps, and the
+    gradients of a module's steps add up.
+    """
+    schedule = config.schedule(side)
+    return stacked if schedule == tuple(range(config.modules(side))) else _module(stacked, jnp.array(schedule))
+
+
+def _at(config: ModelConfig, side: Side, modules: Any, step: int) -> Any:
+    """What a step's own module has of what is stacked by module, or listed."""
+    index = config.schedule(side)[step]
+    return modules[index] if isinstance(modules, list) else _module(modules, index)
 
 
 def _module(stacked: Any, index: Any) -> Any:

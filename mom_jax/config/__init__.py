@@ -5,8 +5,18 @@ N modules in a pool, K modules taken per step, H assembly steps per chunk, S chu
 """
 
 from mom_jax.config.choice import SIDES, ChoiceConfig, Side
+from mom_jax.config.mesh import MeshConfig
 from mom_jax.config.model import ModelConfig
 from mom_jax.config.parts import BalanceConfig, DropoutConfig
 from mom_jax.config.router import RouterConfig
 
-__all__ = ["SIDES", "BalanceConfig", "ChoiceConfig", "DropoutConfig", "ModelConfig", "RouterConfig", "Side"]
+__all__ = [
+    "SIDES",
+    "BalanceConfig",
+    "ChoiceConfig",
+    "DropoutConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "RouterConfig",
+    "Side",
+]

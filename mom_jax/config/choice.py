@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from typing import Literal
-
-import jax
-import jax.numpy as jnp
+from typing import TYPE_CHECKING, Literal
 
 from mom_jax.fields import MOST, check_types, require, require_at_most
+
+if TYPE_CHECKING:
+    import jax
 
 Side = Literal["attention", "ffn"]
 SIDES: tuple[Side, Side] = ("attention", "ffn")
@@ -74,13 +74,15 @@ class ChoiceConfig:
                 good = bool(row) and all(value < math.inf for value in row) and max(row) > -math.inf
                 require(good, f"prior[{h}]", row, "must be logits below infinity that leave some class allowed")
 
-    def remaining(self, step: jax.Array | int, classes: int) -> jax.Array:
+    def remaining(self, step: "jax.Array | int", classes: int) -> "jax.Array":
         """The share of the preferences that is left after `step` training steps, a float32 scalar.
 
         As a distribution the prior becomes a mixture of the preferred class and of all C alike, whose share t grows
         linearly over `anneal_steps`: the preferred class is ahead by log(1 + C·(1 - t)/t), where that is less than
         the preference. A linear fall of the logits would change hardly anything at first and everything at the end.
         """
+        import jax.numpy as jnp  # here: configurations are read without JAX
+
         t = jnp.clip(jnp.asarray(step, jnp.float32) / self.anneal_steps, 0, 1)
         ahead = jnp.log1p(classes * (1 - t) / jnp.maximum(t, 1e-30))
         strongest = max(abs(self.preference), abs(self.skip_preference))

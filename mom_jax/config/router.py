@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from typing import Literal
-
-import jax
-import jax.numpy as jnp
+from typing import TYPE_CHECKING, Literal
 
 from mom_jax.fields import MOST, check_types, require, require_at_most
+
+if TYPE_CHECKING:
+    import jax
 
 # The kinds of routers by name, with their classes, which register themselves (mom_jax/routers/registry.py).
 KINDS: dict[str, type | None] = dict.fromkeys(
@@ -87,8 +87,10 @@ class RouterConfig:
         ranks = not (self.noise and self.all_modules)
         require(ranks, "noise", self.noise, "must be 0 with all_modules=True, where nothing is ranked")
 
-    def noise_at(self, step: jax.Array | int | None) -> jax.Array:
+    def noise_at(self, step: "jax.Array | int | None") -> "jax.Array":
         """The noise's standard deviation after `step` training steps (None: at the beginning), a float32 scalar."""
+        import jax.numpy as jnp  # here: configurations are read without JAX
+
         noise = jnp.float32(self.noise)
         if step is None or not self.noise_steps:
             return noise

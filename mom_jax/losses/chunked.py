@@ -4,7 +4,9 @@ The forward pass of a differentiated call computes the gradients as well, chunk 
 product is made twice, and what stays for the backward pass has the size of the head's input and matrix.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -56,10 +58,8 @@ def label_scores(hidden_BxLxD: jax.Array, kernel_VxD: jax.Array, labels_BxL: jax
     def chunk(part: tuple) -> tuple[jax.Array, jax.Array]:
         return jax.lax.cond((part[1] >= 0).any(), score, skip, part)
 
-    batch, length = labels_BxL.shape
-    parts = jax.lax.map(chunk, split(hidden_BxLxD, labels_BxL, kernel.shape[0]))
-    value, first = (x.reshape(x.shape[0], batch, -1).swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in parts)
-    return value, first
+    value, first = jax.lax.map(chunk, split(hidden_BxLxD, labels_BxL, kernel.shape[0]))
+    return joined(value, labels_BxL.shape), joined(first, labels_BxL.shape)
 
 
 def _check(name: str, hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> None:
@@ -85,10 +85,10 @@ def split(hidden: jax.Array, labels: jax.Array, vocabulary: int) -> tuple[jax.Ar
 
 
 def joined(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Rows [C, T / C, D] of chunks as `split` makes them, in their places [B, L, D]; shape: (B, L)."""
-    batch, length = shape
-    rows = chunks.reshape(chunks.shape[0], batch, -1, chunks.shape[-1]).swapaxes(0, 1)
-    return rows.reshape(batch, -1, chunks.shape[-1])[:, :length]
+    """Rows [C, T / C, ...] of chunks as `split` makes them, in their places [B, L, ...]; shape: (B, L)."""
+    (batch, length), rest = shape, chunks.shape[2:]
+    rows = chunks.reshape(chunks.shape[0], batch, -1, *rest).swapaxes(0, 1)
+    return rows.reshape(batch, -1, *rest)[:, :length]
 
 
 def _chunk(part: tuple[jax.Array, jax.Array], kernel: jax.Array, *, differentiate: bool) -> tuple:
@@ -106,24 +106,48 @@ def _chunk(part: tuple[jax.Array, jax.Array], kernel: jax.Array, *, differentiat
     return nll, d_logits.astype(hidden.dtype)
 
 
-def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple]:
-    operand = kernel.astype(hidden.dtype)
+def with_gradients(
+    loss_of: Callable[[tuple, jax.Array], tuple[jax.Array, jax.Array]],
+    start: jax.Array,
+    parts: tuple[jax.Array, ...],
+    kernel: jax.Array,
+    shape: tuple[int, ...],
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """(sums over the chunks, (d hidden, d kernel)) of a loss of the logits hidden · kernelᵀ.
+
+    loss_of: (a chunk, the kernel in the dtype of the hidden states) -> (its sums, the gradient of what is learnt with
+    respect to its logits). start: zeros like the sums. parts: chunks whose first entry is the hidden states. shape:
+    (B, L).
+    """
+    dtype = parts[0].dtype
+    operand = kernel.astype(dtype)
 
     def chunk(carry: tuple, part: tuple) -> tuple[tuple, jax.Array]:
         total, d_kernel_t = carry
-        nll, d_logits = _chunk(part, operand, differentiate=True)
+        sums, d_logits = loss_of(part, operand)
         d_kernel_t += matmul(transposed(part[0]), d_logits)
-        return (total + nll, d_kernel_t), matmul(d_logits, operand).astype(hidden.dtype)
+        return (total + sums, d_kernel_t), matmul(d_logits, operand).astype(dtype)
 
     # Transposed until the end: what is transposed in each chunk is then the small operand.
-    start = jnp.float32(0), jnp.zeros(kernel.shape[::-1], jnp.float32)
-    (total, d_kernel_t), d_hidden = jax.lax.scan(chunk, start, split(hidden, labels, kernel.shape[0]))
-    return total, (joined(d_hidden, labels.shape), d_kernel_t.T.astype(kernel.dtype))
+    carry = start, jnp.zeros(kernel.shape[::-1], jnp.float32)
+    (total, d_kernel_t), d_hidden = jax.lax.scan(chunk, carry, parts)
+    return total, (joined(d_hidden, shape), d_kernel_t.T.astype(kernel.dtype))
+
+
+def scaled(gradients: tuple[jax.Array, jax.Array], d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The gradients of `with_gradients` times that of what is learnt, in their own dtypes."""
+    d_hidden, d_kernel = gradients
+    return (d_hidden.astype(jnp.float32) * d).astype(d_hidden.dtype), (d_kernel * d).astype(d_kernel.dtype)
+
+
+def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple]:
+    parts = split(hidden, labels, kernel.shape[0])
+    loss_of = functools.partial(_chunk, differentiate=True)
+    return with_gradients(loss_of, jnp.float32(0), parts, kernel, labels.shape)
 
 
 def _backward(residual: tuple, d: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    d_hidden, d_kernel = residual
-    return (d_hidden.astype(jnp.float32) * d).astype(d_hidden.dtype), (d_kernel * d).astype(d_kernel.dtype), None
+    return *scaled(residual, d), None
 
 
 linear_cross_entropy.defvjp(_forward, _backward)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mom_jax.checks import check_array
-from mom_jax.losses.chunked import joined, split
-from mom_jax.products import matmul, matmul_transposed, transposed
+from mom_jax.losses.chunked import scaled, split, with_gradients
+from mom_jax.products import matmul_transposed
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -87,23 +87,18 @@ def _forward(
     weight: float,
     temperature: float,
 ) -> tuple:
-    operand, teacher_operand = kernel.astype(hidden.dtype), teacher_kernel.astype(teacher.dtype)
+    teacher_operand = teacher_kernel.astype(teacher.dtype)
 
-    def chunk(carry: tuple, part: tuple) -> tuple[tuple, jax.Array]:
-        total, d_kernel_t = carry
-        sums, d_logits = _chunk(part, operand, teacher_operand, weight, temperature, differentiate=True)
-        d_kernel_t += matmul(transposed(part[0]), d_logits)
-        return (total + sums, d_kernel_t), matmul(d_logits, operand).astype(hidden.dtype)
+    def loss_of(part: tuple, operand: jax.Array) -> tuple:
+        return _chunk(part, operand, teacher_operand, weight, temperature, differentiate=True)
 
-    start = jnp.zeros(3, jnp.float32), jnp.zeros(kernel.shape[::-1], jnp.float32)
-    (total, d_kernel_t), d_hidden = jax.lax.scan(chunk, start, _parts(hidden, teacher, labels, kernel.shape[0]))
-    return tuple(total), (joined(d_hidden, labels.shape), d_kernel_t.T.astype(kernel.dtype))
+    parts = _parts(hidden, teacher, labels, kernel.shape[0])
+    total, gradients = with_gradients(loss_of, jnp.zeros(3, jnp.float32), parts, kernel, labels.shape)
+    return tuple(total), gradients
 
 
 def _backward(weight: float, temperature: float, residual: tuple, d: tuple) -> tuple:
-    d_hidden, d_kernel = residual
-    d_hidden = (d_hidden.astype(jnp.float32) * d[0]).astype(d_hidden.dtype)
-    return d_hidden, (d_kernel * d[0]).astype(d_kernel.dtype), None, None, None
+    return *scaled(residual, d[0]), None, None, None
 
 
 distilled_cross_entropy.defvjp(_forward, _backward)

@@ -99,7 +99,7 @@ QUICK = ("one choice, its probability",)
 def test_a_pruned_model_is_the_full_one_with_modules_forbidden(name):
     config, keep = CASES[name]
     params = random_params(config)
-    if config.weights == "raw":  # which are as large as the parameters make them
+    if config.weights("ffn") == "raw":  # which are as large as the parameters make them
         params = jax.tree.map(lambda leaf: 0.6 * leaf, params)
     pruned, own = pruning.prune(config, params, keep)
     assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, random_params(pruned))

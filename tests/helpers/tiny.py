@@ -3,6 +3,8 @@
 import random
 from pathlib import Path
 
+import jax
+import numpy as np
 from orbax.checkpoint.args import StandardSave
 from small import random_params
 
@@ -11,6 +13,7 @@ from train.checkpoints.manager import Checkpoints, Meta
 from train.checkpoints.run_config import to_json
 from train.config import AnalysisConfig, CheckpointConfig, Config, DataConfig, OptimConfig, Phase
 from train.data.prepared import prepare
+from train.steps.optimizer.names import path_name
 
 VOCABULARY = 300
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
@@ -86,3 +89,8 @@ def store(config: Config, *phases: str) -> Path:
         checkpoints.wait()
         checkpoints.close()
     return folder
+
+
+def by_name(tree) -> dict[str, np.ndarray]:
+    """The arrays of a tree like the parameters, by their paths."""
+    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

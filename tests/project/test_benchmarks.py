@@ -1,5 +1,6 @@
 """The benchmarks run, at toy sizes, and print what they promise; what they measure is not tested here."""
 
+import dataclasses
 import json
 import math
 
@@ -264,3 +265,16 @@ def test_what_logging_the_analysis_costs(tmp_path):
     compiled = sum(3 * p["record"] for p in phases) / sum(6 * p["step"] for p in phases)
     assert result["share_compiled"] == pytest.approx(compiled)
     assert result["seconds"] == pytest.approx(sum(2 * p["record"] + p["first_record"] for p in phases))
+
+
+def test_what_checksums_cost(tmp_path):
+    import tiny
+
+    from benchmarks import checksums
+
+    config = tiny.config(tmp_path)
+    result = checksums.measure(dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=0)), 2)
+    assert result["bytes"] > 50_000
+    assert 0 < result["seal"] < 60
+    assert result["step"] == result["seal"] / config.checkpoint.every
+    assert result["gib"] == result["seal"] / result["bytes"] * 2**30

@@ -1,21 +1,27 @@
 """Which checkpoint a path means."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
+from train.checkpoints import manifest, steps
 from train.checkpoints.manager import Checkpoints, Meta
 from train.checkpoints.run_config import CONFIG, read_config
 from train.config import Config, DataConfig, Phase
+from train.steps.numbers.finite import check_finite
 
 # In a run's folder; below it are the phases' folders, and below each the steps'.
 FOLDER = "checkpoints"
+
+_said: set[str] = set()  # the checkpoints without checksums of which the user was told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +39,13 @@ class Found:
         return self._open(lambda checkpoints: checkpoints.meta(self.step))
 
     def params(self, config: ModelConfig, mesh: Mesh | None = None) -> dict[Any, Any]:
-        """mesh: where they shall lie, by default on one device."""
-        return self._open(lambda checkpoints: checkpoints.restore_params(self.step, config, mesh or make_mesh()))
+        """mesh: where they shall lie, by default on one device. Raises ConfigError where one is no number."""
+        params = self._open(lambda checkpoints: checkpoints.restore_params(self.step, config, mesh or make_mesh()))
+        return check_finite(params, f"{self}")
 
     def arrays(self, config: ModelConfig) -> dict[Any, Any]:
-        return self._open(lambda checkpoints: checkpoints.restore_arrays(self.step, config))
+        """The same on the host."""
+        return check_finite(self._open(lambda checkpoints: checkpoints.restore_arrays(self.step, config)), f"{self}")
 
     def _open(self, read: Any) -> Any:
         checkpoints = Checkpoints(self.phase, read_only=True)
@@ -55,15 +63,16 @@ class Found:
 def find(path: str | Path, *, field: str, best: bool = False) -> Found:
     """The checkpoint that `path` means: a run's folder (its furthest phase), a phase's, or one step's.
 
-    Of a phase the latest step counts, or with `best` the one with the lowest validation loss. Raises ConfigError naming
-    `field` where there is none.
+    Of a phase the latest step counts, or with `best` the one with the lowest validation loss. All its files are
+    compared with their checksums. Raises ConfigError naming `field` where there is none, or it is damaged: no other is
+    taken in its place, but the one to name instead is said.
     """
     name, path = str(path), Path(path).expanduser().resolve()
     if not path.is_dir():
         raise ConfigError(f"{field}={name!r}: no such folder")
     is_run = (path / CONFIG).is_file()
     if not is_run and path.parent.parent.name == FOLDER and path.name.isdecimal():
-        return Found(path.parents[2], path.parent, int(path.name))
+        return _whole(Found(path.parents[2], path.parent, int(path.name)), field, name, best)
     if not is_run and path.parent.name == FOLDER:
         phases, run = [path], path.parents[1]
     else:
@@ -72,19 +81,27 @@ def find(path: str | Path, *, field: str, best: bool = False) -> Found:
     for phase in phases:
         step = last_step(phase, best=best)
         if step is not None:
-            return Found(run, phase, step)
+            return _whole(Found(run, phase, step), field, name, best)
     raise ConfigError(f"{field}={name!r}: has no checkpoint")
+
+
+def _whole(found: Found, field: str, name: str, best: bool) -> Found:
+    """`found`, unless it is damaged."""
+    wrong = steps.problem(found.phase, found.step)
+    if wrong is not None:
+        others = (step for step in steps.ordered(found.phase, best=best) if step != found.step)
+        good = next((step for step in others if steps.problem(found.phase, step) is None), None)
+        instead = f"; {found.phase / str(good)} is whole" if good is not None else ""
+        raise ConfigError(f"{field}={name!r}: the checkpoint {found} is damaged ({wrong}){instead}")
+    if not manifest.sealed(found.phase / str(found.step)) and str(found) not in _said and jax.process_index() == 0:
+        _said.add(str(found))
+        print(f"{found}: has no checksums, so damage may go unnoticed", file=sys.stderr, flush=True)
+    return found
 
 
 def last_step(phase: Path, *, best: bool = False) -> int | None:
     """The latest (or best) step in a phase's folder; None where there is no checkpoint or no folder."""
-    if not phase.is_dir():
-        return None
-    checkpoints = Checkpoints(phase, read_only=True)
-    try:
-        return checkpoints.best() if best else checkpoints.latest()
-    finally:
-        checkpoints.close()
+    return next(iter(steps.ordered(phase, best=best)), None)
 
 
 def tell_data(found: Found, data: DataConfig, notify: Callable[[str], None]) -> None:

@@ -2,11 +2,14 @@
 
 A run keeps `checkpoints/PHASE/STEP` with the parameters, the optimizer's state, and `meta` (the configuration, the
 phase and the number of examples seen, which is all that the position in the data consists of). Saving is asynchronous;
-a checkpoint is there when its folder has its final name, so a killed run leaves whole ones only."""
+a checkpoint is there when its folder has its final name, so a killed run leaves whole ones only. Then, still beside the
+training, it gets its checksums, and only then the ones before it go that need not stay."""
 
+import contextlib
 import dataclasses
 import logging
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from orbax.checkpoint import checkpoint_managers
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, from_dict
+from train.checkpoints import manifest, steps
 from train.config import Config
+from train.numbers import Remembered
 from train.steps.memory import return_freed_memory
 from train.steps.state import TrainState, abstract_params
 
@@ -42,6 +47,7 @@ class Meta:
     examples_seen: int
     tokenizer: str  # its fingerprint
     teacher: str | None = None  # `PHASE/STEP` in the run that the phase's `distill` names
+    watch: Remembered = Remembered()  # what is known of the numbers up to here
 
     @property
     def model(self) -> ModelConfig:
@@ -53,35 +59,43 @@ class Checkpoints:
     """The checkpoints of one phase: the latest `keep` and the one with the lowest validation loss stay."""
 
     def __init__(self, folder: Path, *, keep: int = 1, read_only: bool = False, handlers: Any = None):
-        policies = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(keep),
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics["loss"],
-                    reverse=True,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        self.folder, self.keep = folder, keep
+        self._read_only, self._handlers = read_only, handlers
+        self._completing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        if not read_only and jax.process_index() == 0:
+            steps.remove_leftovers(folder)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=None if read_only else policies,
-            best_fn=lambda metrics: metrics["loss"],
+            best_fn=lambda metrics: metrics["loss"],  # without which no losses would be stored
             best_mode="min",
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
+            create=not self._read_only,
+            read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only,
         )
-        self.folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+        return ocp.CheckpointManager(self.folder.absolute(), options=options, item_handlers=self._handlers)
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        return next(iter(steps.ordered(self.folder)), None)
 
     def best(self) -> int | None:
         """The step with the lowest validation loss, or the latest where none was evaluated."""
-        best = self._manager.best_step()
-        return self.latest() if best is None else best
+        return next(iter(steps.ordered(self.folder, best=True)), None)
+
+    def steps(self) -> list[int]:
+        """All that are there, in order."""
+        return steps.steps(self.folder)
+
+    def remove(self, step: int) -> None:
+        """Deletes one, so that its step may be saved again; all processes do."""
+        self.wait()
+        if jax.process_index() == 0:
+            steps.remove(self.folder, step)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{self.folder.name}, step {step} removed")
+        self._manager.reload()
 
     def save(self, state: TrainState, meta: Meta, loss: float | None) -> None:
         """Starts to save; `loss` is the validation loss where it was measured at this step."""
@@ -91,10 +105,41 @@ class Checkpoints:
         self.save_items(meta, metrics, params=ocp.args.StandardSave(state.params), optimizer=optimizer)
 
     def save_items(self, meta: Meta, metrics: dict[str, float] | None = None, **items: ocp.args.CheckpointArgs) -> None:
-        """The same for whatever is to be saved beside `meta`."""
+        """The same for whatever is to be saved beside `meta`. Raises what kept the one before from being saved."""
+        self.wait()
         record = {"version": META_VERSION, **dataclasses.asdict(meta)}
         items["meta"] = ocp.args.JsonSave(record)
-        self._manager.save(meta.step, args=ocp.args.Composite(**items), metrics=metrics)
+        if meta.step not in steps.steps(self.folder):  # else it was saved before, and its checksums were not
+            self._manager.save(meta.step, args=ocp.args.Composite(**items), metrics=metrics)
+        self._completing = threading.Thread(target=self._complete, args=(meta.step,), name="checksums", daemon=True)
+        self._completing.start()
+
+    def _complete(self, step: int) -> None:
+        """What follows when orbax has saved a checkpoint: its checksums, and the end of those that it replaces."""
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:  # orbax has waited for the other processes
+                manifest.seal(self.folder / str(step))
+                for old in steps.superfluous(self.folder, self.keep):
+                    steps.remove(self.folder, old)
+        except BaseException as error:  # told to whoever waits
+            self._failure = error
+
+    def seal(self, step: int) -> None:
+        """Gives a checkpoint checksums, beside the training, where it has none."""
+        if not manifest.sealed(self.folder / str(step)) and jax.process_index() == 0:
+            self._completing = threading.Thread(target=manifest.seal, args=(self.folder / str(step),), daemon=True)
+            self._completing.start()
+
+    def failure(self) -> BaseException | None:
+        """What kept the last save from its end, as far as that is known yet."""
+        return None if self._completing is None or self._completing.is_alive() else self._failure
+
+    def reset(self) -> None:
+        """Forgets a save that failed, and deletes what there is of it."""
+        self.close()
+        self._completing = self._failure = None
+        self._manager = self._open()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state at `step`, with the structure, shapes, types and shardings of `like`."""
@@ -134,11 +179,18 @@ class Checkpoints:
         return from_dict(Meta, record)
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when what was saved is on disk with its checksums. Raises what kept it from that."""
+        if self._completing is not None:
+            self._completing.join()
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits too, and raises nothing: `wait` does."""
+        if self._completing is not None:
+            self._completing.join()
+        with contextlib.suppress(Exception):
+            self._manager.close()
 
 
 def _parts(sizes: list[int]) -> Iterator[set[int]]:

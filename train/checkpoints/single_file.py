@@ -68,5 +68,9 @@ def load(path: Path, field: str) -> SingleFile:
     wrong = next((key for key in weights if weights.dtypes.get(key) != "F32"), None)
     if wrong is not None:
         raise ConfigError(f"{name}: {wrong!r} must be of 32-bit floats, not {weights.dtypes.get(wrong)}")
-    params = nest({tuple(int(k) if k.isdecimal() else k for k in key.split(".")): weights[key] for key in weights})
+    try:
+        arrays = {tuple(int(k) if k.isdecimal() else k for k in key.split(".")): weights[key] for key in weights}
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    params = nest(arrays)
     return SingleFile(config, params, header.get(TOKENIZER_KEY, ""))

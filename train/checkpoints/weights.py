@@ -14,6 +14,7 @@ from mom_jax.analysis.cost import parameter_count
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
 from train.files import read_json, within
+from train.steps.numbers.finite import complaint, count
 
 # Of these names a folder has one; a shard index names the files.
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -30,7 +31,8 @@ def _first_line(error: BaseException) -> str:
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Named arrays in files, each read when it is asked for; floats of 16 bits come as float32.
+    """Named arrays in files, each read when it is asked for; floats of 16 bits come as float32. Raises ConfigError for
+    one that has NaN or infinite numbers.
 
     shapes, dtypes (as safetensors has them): of all arrays, by name, known without reading them. files: where they are.
     """
@@ -51,7 +53,12 @@ class Weights(Mapping[str, np.ndarray]):
             array = np.asarray(self._read[name](name))
         except (safetensors.SafetensorError, TypeError, ValueError, RuntimeError, OSError) as error:
             raise ConfigError(f"{self._field}: {name!r} cannot be read ({_first_line(error)})") from None
-        return array.astype(np.float32) if array.dtype.itemsize == 2 and array.dtype.kind in "fV" else array
+        if array.dtype.itemsize == 2 and array.dtype.kind in "fV":
+            array = array.astype(np.float32)
+        bad = count(array) if array.dtype.kind == "f" else 0
+        if bad:
+            raise ConfigError(complaint(name, bad, array.size))
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

@@ -12,7 +12,7 @@ import sentencepiece
 from mom_jax.fields import ConfigError, require
 from train.config import DataConfig
 from train.data import token_files
-from train.data.cache import FORMAT, TokenCache, build_folder, digest
+from train.data.cache import CHECKED, FORMAT, TokenCache, build_folder, digest
 from train.data.documents import SIDES, Source, side_of
 from train.data.encode import Report, encode
 from train.data.sources.kinds import open_source
@@ -75,7 +75,9 @@ def prepare(config: DataConfig, notify: Say = lambda text: None, progress: Repor
     for source in opened:
         folder = _cache(config, source, tokenizer, notify, progress or (lambda what: _lines(what, notify)))
         for side in SIDES:
-            caches[side].append(TokenCache.open(folder, side))
+            cache = TokenCache.open(folder, side)
+            cache.verify(CHECKED)
+            caches[side].append(cache)
     tokenizer = tokenizer or _tokenizer_of(opened[0], caches["train"][0])
     _check_fits(config, opened, caches["train"], tokenizer)
     names = tuple(name for name, _ in parts)
@@ -150,15 +152,33 @@ def _cache(
     if isinstance(source, TokenFiles):
         return token_files.index(_root(config), source, notify)
     assert tokenizer is not None
+    folder, meta = _text_cache(config, source, tokenizer)
+    if not folder.exists():
+        encode(folder, source, tokenizer, config.validation_fraction, meta, progress(f"tokenizing {source.source}"))
+    return folder
+
+
+def _text_cache(config: DataConfig, source: Source, tokenizer: Tokenizer) -> tuple[Path, dict[str, Any]]:
+    """A source's cache: its folder, and what its contents depend on."""
     meta = {
         "format": FORMAT,
         "source": source.facts,
         "split": {"rule": _rule(source), "validation_fraction": config.validation_fraction},
     }
-    folder = _root(config) / f"data-{digest({**meta, 'tokenizer': tokenizer.fingerprint})}"
-    if not folder.exists():
-        encode(folder, source, tokenizer, config.validation_fraction, meta, progress(f"tokenizing {source.source}"))
-    return folder
+    return _root(config) / f"data-{digest({**meta, 'tokenizer': tokenizer.fingerprint})}", meta
+
+
+def cache_folders(config: DataConfig, tokenizer: Tokenizer | None) -> list[Path]:
+    """Where the caches of a configuration's components are, or would be; nothing is made. Raises `ConfigError` for a
+    source that is not there."""
+    folders = []
+    for name, _ in components(config.source):
+        source = _open(name, config.validation_fraction)
+        if isinstance(source, TokenFiles):
+            folders.append(token_files.index_folder(_root(config), source))
+        elif tokenizer is not None:
+            folders.append(_text_cache(config, source, tokenizer)[0])
+    return folders
 
 
 def _rule(source: Source) -> str:

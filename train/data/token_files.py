@@ -85,12 +85,17 @@ def _read_meta(source: str, folder: Path) -> dict[str, Any]:
     return {"dtype": dtype, "vocab_size": vocab_size, "eos_id": eos_id, "tokenizer": tokenizer}
 
 
+def index_folder(root: Path, files: TokenFiles) -> Path:
+    """The folder of the cache that points to the files, whether it is there or not."""
+    return root / f"bin-{digest(files.facts)}"
+
+
 def index(root: Path, files: TokenFiles, notify: Callable[[str], None]) -> Path:
     """Reads the files once, for the places where documents end, and returns the folder of a cache that points to them.
 
     Raises `ConfigError` for an id outside the vocabulary.
     """
-    folder = root / f"bin-{digest(files.facts)}"
+    folder = index_folder(root, files)
 
     def fill(partial: Path) -> None:
         sides: dict[str, Any] = {}

@@ -4,30 +4,34 @@ The file is the record of the run: on resume it is cut back to the checkpoint, s
 TensorBoard's events cannot be cut; there a purge mark hides the repeated steps.
 """
 
+import contextlib
 import errno
 import json
-import math
 import os
 import sys
 import time
 import types
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from mom_jax.fields import ConfigError
-from train.files import open_own, read_bytes, write_whole
+from train.files import open_own, read_bytes, to_json, write_whole
+from train.numbers import for_json
+from train.reporting.patient import PatientFile
 
 FILE = "metrics.jsonl"
 MOST = 2**33  # bytes of a log that is read
+EVENTS = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
 
 
 class MetricsLog:
     """Appends records to `folder/metrics.jsonl` and scalars to `folder/tensorboard/`.
 
-    Every record has `kind` (train, validation, analysis, sign, final), `phase` and `step`, counted from the phase's
-    start. Also a context manager that closes on exit. Nothing is created before the first `write`; without `write`, for
-    processes beside the one that does, nothing at all.
+    Every record has `kind` (train, validation, analysis, sign, watch, final), `phase` and `step`, counted from the
+    phase's start. Also a context manager that closes on exit. Nothing is created before the first `write`; without
+    `write`, for processes beside the one that does, nothing at all.
 
     listeners: are told of every record that is written, as it is read again.
     """
@@ -35,7 +39,7 @@ class MetricsLog:
     def __init__(self, folder: Path, *, write: bool = True) -> None:
         self._folder, self._writes = Path(folder), write
         self._path = self._folder / FILE
-        self._file: TextIO | None = None
+        self._file: PatientFile | None = None
         self._board: Any = None
         self._purge_step: int | None = None
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -72,16 +76,16 @@ class MetricsLog:
         write_whole(self._path, "".join(lines).encode())
 
     def write(self, record: dict[str, Any], *, offset: int = 0) -> None:
-        """Appends `record`. Scalars and arrays of numpy and JAX become plain numbers, NaN and infinity become null.
+        """Appends `record`, as `for_json` makes it.
 
         offset: steps of all earlier phases, so that TensorBoard's steps count across phases.
         """
         if not self._writes:
             return
         if self._file is None:
-            self._file = self._open()
-        record = plain(record)
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file = PatientFile(self._open)
+        record = for_json(record)
+        self._file.write(to_json(record))  # at once, for whoever watches
         self._write_scalars(record, offset)
         for listener in self.listeners:
             listener(record)
@@ -93,16 +97,15 @@ class MetricsLog:
         return [record for record in read(self._path) if record.get("phase") == phase]
 
     def flush(self) -> None:
-        """Makes everything written so far survive a crash of the machine."""
+        """Makes everything written so far survive a crash of the machine. Raises OSError where the log cannot be
+        written; nothing of it is lost, the next call tries again."""
         if self._file is not None:
             self._file.flush()
-            os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
 
     def close(self) -> None:
-        """Flushes and closes; a later `write` opens again."""
-        self.flush()
+        """Writes what can be written and closes; a later `write` opens again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -118,14 +121,13 @@ class MetricsLog:
     ) -> None:
         self.close()
 
-    def _open(self) -> TextIO:
+    def _open(self) -> FileIO:
         self._folder.mkdir(parents=True, exist_ok=True)
         os.close(open_own(self._path, os.O_WRONLY | os.O_APPEND, str(self._folder)))
         # A line that a killed run left half-written must not merge with the first one of this run.
         if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
             self._rewrite(lambda record: True)
-        descriptor = open_own(self._path, os.O_WRONLY | os.O_APPEND, str(self._folder))
-        return open(descriptor, "a", encoding="utf-8", buffering=1)  # a line at a time, for whoever watches
+        return FileIO(open_own(self._path, os.O_WRONLY | os.O_APPEND, str(self._folder)), "ab")
 
     def _write_scalars(self, record: dict[str, Any], offset: int) -> None:
         if not isinstance(record.get("step"), int):
@@ -134,7 +136,9 @@ class MetricsLog:
             # TensorBoard reads event files in the order of their names; without the suffix two within one second
             # would be one, the later overwriting the earlier.
             self._board = _summary_writer()(
-                str(self._folder / "tensorboard"), purge_step=self._purge_step, filename_suffix=f".{time.time_ns()}"
+                f"{EVENTS}:{self._folder / 'tensorboard'}",
+                purge_step=self._purge_step,
+                filename_suffix=f".{time.time_ns()}",
             )
         step = offset + record["step"]
         kind = record.get("kind", "train")
@@ -156,10 +160,37 @@ def _summary_writer() -> Any:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
         from tensorboardX import SummaryWriter
+        from tensorboardX.record_writer import register_writer_factory
     finally:
         if hidden:
             del sys.modules["torch"]
+    register_writer_factory(EVENTS, _Events)
     return SummaryWriter
+
+
+class _Events:
+    """How tensorboardX opens its files. Its own would end the thread that writes, and then wait for it for ever, when a
+    disk is full."""
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        with contextlib.suppress(OSError):
+            os.makedirs(path.removeprefix(f"{EVENTS}:"), exist_ok=True)
+
+    @staticmethod
+    def open(path: str) -> "_EventFile":
+        return _EventFile(path.removeprefix(f"{EVENTS}:"))
+
+
+class _EventFile(PatientFile):
+    """The log has the same numbers: events that cannot be written stop nothing."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(lambda: FileIO(path, "ab"), most=2**24)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -191,19 +222,6 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _no_constant(value: str) -> NoReturn:
     raise ValueError(f"{value} is no number of JSON's")
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _scalars(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:

@@ -14,7 +14,7 @@ from typing import Any
 from mom_jax.analysis.explorer import POLICY, fragment
 from mom_jax.config import SIDES, ModelConfig
 from train.files import write_whole, writing
-from train.reporting import insight, pictures
+from train.reporting import insight, numbers, pictures
 from train.reporting.history import Record, Run, is_number, router_value, smooth, understood
 from train.reporting.routes import beside
 from train.reporting.tables import as_html
@@ -83,15 +83,24 @@ def _summary(run: Run) -> list[Record]:
                 "phase": phase,
                 "steps": max(r["step"] for r in run.of(phase)),
                 "parameters": run.parameters(phase),
-                "train_loss": next(reversed(smooth(run.series(phase, "loss")[1])), None),
+                "train_loss": _train_loss(run, phase),
                 "validation_loss": loss,
                 "perplexity": perplexity,
                 "bits_per_byte": validation.get("bits_per_byte"),
                 "tokens_per_s": statistics.median(speeds) if speeds else None,
                 "data_wait": _data_wait(run, phase),
+                **numbers.counted(run, phase),
             }
         )
     return rows
+
+
+def _train_loss(run: Run, phase: str) -> float | None:
+    """Smoothed, at the phase's last step; None where that has no loss."""
+    last = run.of(phase, "train")[-1:]
+    if not last or not is_number(last[0].get("loss")):
+        return None
+    return smooth(run.series(phase, "loss")[1])[-1]
 
 
 def _data_wait(run: Run, phase: str) -> float | None:
@@ -107,6 +116,7 @@ def _page(run: Run, routes: dict[str, dict[str, Any]]) -> str:
     parts = [
         f"<h1>{html.escape(run.name)}</h1>",
         _describe(run),
+        *numbers.section(run),
         *insight.signs(run),
         _table(_summary(run)),
         *insight.cost(run),
@@ -166,8 +176,14 @@ def _table(rows: list[Record]) -> str:
         ("bits_per_byte", "Bits\nper byte", "{:.4f}"),
         ("tokens_per_s", "Speed\ntokens/s, median", "{:,.0f}"),
         ("data_wait", "Waiting\nfor data", "{:.2%}"),
+        ("without_loss", "Steps\nwithout a loss", "{:,}"),
+        ("skipped", "Updates\nskipped", "{:,}"),
+        ("rewinds", "Rewinds", "{:,}"),
+        ("spikes", "Spikes", "{:,}"),
     ]
-    columns = [column for column in columns if any(row[column[0]] is not None for row in rows)]
+    # What never happened needs no column.
+    nothing = {name: (None, 0) if name in numbers.COUNTS else (None,) for name, _, _ in columns}
+    columns = [column for column in columns if any(row[column[0]] not in nothing[column[0]] for row in rows)]
     header = [title for _, title, _ in columns]
     body = [["–" if row[key] is None else form.format(row[key]) for key, _, form in columns] for row in rows]
     return as_html(header, body)

@@ -16,6 +16,7 @@ from mom_jax.fields import ConfigError, require
 from mom_jax.sharding import batch_sharding, check_mesh
 from train.config import Config, DataConfig, Phase
 from train.steps.memory import gib, memory_of
+from train.steps.numbers.guard import abstract_guard
 from train.steps.optimizer import make_optimizer
 from train.steps.state import abstract_params, abstract_state
 from train.steps.teaching import Teaching
@@ -88,8 +89,8 @@ def trace_step(config: Config, phase: Phase, mesh: Mesh, teacher: ModelConfig | 
     model, optimizer = config.model_of(phase.name), make_optimizer(phase.optim, phase.steps)
     teaching = teaching_of(config, phase, teacher)
     options = model, optimizer, phase.optim.accumulation, config.seed, mesh
-    step = jit_train_step(*options, gather=config.mesh.gather, teaching=teaching)
-    inputs = [abstract_state(model, optimizer, mesh), abstract_batch(config.data, mesh)]
+    step = jit_train_step(*options, gather=config.mesh.gather, watch=config.watch, teaching=teaching)
+    inputs = [abstract_state(model, optimizer, mesh), abstract_batch(config.data, mesh), abstract_guard(mesh)]
     return step.trace(*inputs, *([] if teaching is None else [abstract_params(teaching.model, mesh)]))
 
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mom_jax.fields import ConfigError
 from mom_jax.losses import Losses
+from train.numbers import NumbersError
 from train.steps.train_step import StepReport
 
 
@@ -25,11 +25,11 @@ def _assert_sound(losses: Losses, grad_norm: jax.Array, faults: dict[str, jax.Ar
 
 
 def check_report(report: StepReport, where: str) -> None:
-    """Raises ConfigError about `debug_checks` unless all values of a step are sound. where: which step it is."""
+    """Raises NumbersError about `debug_checks` unless all values of a step are sound. where: which step it is."""
     try:
         _assert_sound(report.losses, report.grad_norm, report.faults)
     except AssertionError as error:
-        raise ConfigError(f"debug_checks: {where}: {describe(report)}") from error
+        raise NumbersError(f"debug_checks: {where}: {describe(report)}") from error
 
 
 def describe(report: StepReport) -> str:

@@ -19,7 +19,9 @@ from mom_jax.losses import Losses, LossSums, finish
 from mom_jax.model import gathered_parameters
 from mom_jax.routing import Routing
 from train.batch import Batch
+from train.numbers import WATCH, WatchConfig
 from train.steps.balance import balanced
+from train.steps.numbers.guard import Guard, Verdict, judge, taken
 from train.steps.placement import BATCH, WHOLE
 from train.steps.state import TrainState, abstract_state, param_specs
 from train.steps.sums import (
@@ -39,7 +41,7 @@ class StepReport:
     """losses: of the whole batch. grad_norm: before clipping. count: labels. routing: sums over the batch. faults: with
     `debug_checks` how often each was seen, int32 by name, [S, H] or a scalar. router_norms: by routed side the norm of
     its routers' gradient, of all chunks together, before clipping. router_updates: the root mean square of the
-    change of their parameters."""
+    change of their parameters. verdict: what became of the update, where there is a guard."""
 
     losses: Losses
     grad_norm: jax.Array
@@ -48,11 +50,13 @@ class StepReport:
     router_norms: dict[Side, jax.Array]
     router_updates: dict[Side, jax.Array]
     faults: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    verdict: Verdict | None = None
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
+    guard: Guard | None = None,
     teacher: dict[Any, Any] | None = None,
     *,
     config: ModelConfig,
@@ -61,11 +65,13 @@ def train_step(
     seed: int | jax.Array,
     mesh: Mesh,
     gather: Literal["chunk", "step"] = "chunk",
+    watch: WatchConfig = WATCH,
     debug_checks: bool = False,
     teaching: Teaching | None = None,
 ) -> tuple[TrainState, StepReport]:
-    """One optimizer step. gather: see `MeshConfig`. debug_checks: also counts what is wrong with the routing and the
-    gradients. teacher: with `teaching` the parameters of its model."""
+    """One optimizer step. guard: judges it, as `watch` says, and refuses the update where it must; without one all are
+    taken. teacher: with `teaching` the parameters of its model. gather: see `MeshConfig`. debug_checks: also counts
+    what is wrong with the routing and the gradients."""
     # Keys are a function of the step: nothing random needs to be saved, and a resumed run draws the same numbers.
     key = jax.random.fold_in(jax.random.key(seed), state.step) if is_random(config) else None
     specs = param_specs(config, mesh)
@@ -102,7 +108,13 @@ def train_step(
     norms = {side: optax.tree.norm(_of_routers(gradients, side)) for side in config.routed_sides}
     changes = {side: _root_mean_square(_of_routers(updates, side)) for side in config.routed_sides}
     report = StepReport(losses, optax.tree.norm(gradients), sums.count, sums.routing, norms, changes, faults)
-    return TrainState(state.step + 1, params, opt_state), report
+    if guard is None:
+        return TrainState(state.step + 1, params, opt_state), report
+    verdict, take, counts = judge(guard, watch, losses, report.grad_norm, params, state.step)
+    params, opt_state = taken(take, (params, opt_state), (state.params, state.opt_state))
+    return TrainState(state.step + counts.astype(jnp.int32), params, opt_state), dataclasses.replace(
+        report, verdict=verdict
+    )
 
 
 def _of_routers(tree: dict[Any, Any], side: Side) -> list[Any]:
@@ -166,11 +178,12 @@ def jit_train_step(
     mesh: Mesh,
     *,
     gather: Literal["chunk", "step"] = "chunk",
+    watch: WatchConfig = WATCH,
     debug_checks: bool = False,
     teaching: Teaching | None = None,
 ) -> Any:
-    """`train_step` compiled for a phase: (state, batch) -> (state, report); with `teaching` also of the teacher's
-    parameters. The state is donated."""
+    """`train_step` compiled for a phase: (state, batch, guard) -> (state, report), the guard as there; with `teaching`
+    the teacher's parameters come last. The state is donated."""
     bound = functools.partial(
         train_step,
         config=config,
@@ -179,6 +192,7 @@ def jit_train_step(
         seed=seed,
         mesh=mesh,
         gather=gather,
+        watch=watch,
         debug_checks=debug_checks,
         teaching=teaching,
     )

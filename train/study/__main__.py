@@ -15,13 +15,14 @@ from pathlib import Path
 import jax
 
 from mom_jax.fields import ConfigError, nearest, require
-from train.cli import Parser, notify, run_program
+from train.cli import Parser, add_process_flags, called, notify, run_program
+from train.flags.completion import complete, complete_names
 from train.study.definition import load_study
 from train.study.listing import listing
 from train.study.measure import measure
 from train.study.plan import Plan, dealt, make_plan
 from train.study.records import check_study, forget, write_study
-from train.study.running import check_sources, run_all
+from train.study.running import check_needs, check_sources, run_all
 from train.study.table import write_table
 from train.training import processes
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.dry_run:
         print(listing(plan, runs))
         return 0
+    check_needs(study)
     check_sources(runs)
     for task in study.after:
         task.settings()  # which says what it lacks before hours of training, not after
@@ -63,7 +65,7 @@ def _train(plan: Plan, arms: Sequence[str], runs: list, *, fresh: bool) -> int:
         write_study(plan)
     processes.wait_for_all("start of the study")
     say = notify if processes.is_first() else (lambda text: None)
-    stopped = run_all(plan, runs, say)
+    stopped = run_all(plan, runs, say, anew=fresh)
     if processes.is_first():
         text = write_table(plan)
         if stopped is None:
@@ -76,8 +78,9 @@ def _train(plan: Plan, arms: Sequence[str], runs: list, *, fresh: bool) -> int:
 
 
 def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("python -m train.study", description=__doc__, allow_abbrev=False)
-    parser.add_argument("study", metavar="FILE", help="a Python file with get_study()")
+    parser = Parser(called("python -m train.study"), description=called(__doc__ or ""), allow_abbrev=False)
+    text = "a Python file with get_study(), or the name of a study that comes with mom_jax"
+    complete_names(parser.add_argument("study", metavar="FILE", help=text), "get_study")
     parser.add_argument("--size", help="small, full, or what else the study has; by default its first")
     parser.add_argument("--out", default="runs/studies", metavar="FOLDER", help="of all studies (%(default)s)")
     parser.add_argument("--only", metavar="PATTERN", help="arms by name, * and ? allowed, with commas between")
@@ -87,7 +90,8 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--measure", action="store_true", help="measure the arms' speed and memory; train nothing")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each arm that --measure times (%(default)s)")
     parser.add_argument("--table", action="store_true", help="make table and pictures again from the results")
-    processes.add_flags(parser)
+    add_process_flags(parser)
+    complete(lambda: parser)
     return parser.parse_args(arguments)
 
 

@@ -35,9 +35,10 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An arm's results, one for each of its seeds, and the loss's difference to the baseline (None for itself)."""
+    """An arm's results, one for each of its seeds, and the loss's difference to its baseline (None for itself)."""
 
     arm: str
+    baseline: str
     results: tuple[Result, ...]
     difference: Paired | None
 
@@ -52,14 +53,14 @@ class Row:
         return self.difference.verdict(higher_is_better=False) if self.difference else ""
 
 
-def rows(results: Sequence[Result], arms: Sequence[str], baseline: str) -> list[Row]:
-    """A row for each arm that has results, in the order of `arms`."""
-    by_arm = {name: tuple(sorted((r for r in results if r["arm"] == name), key=lambda r: r["seed"])) for name in arms}
-    base = _by_seed(by_arm[baseline], "loss")
+def rows(results: Sequence[Result], baselines: Mapping[str, str]) -> list[Row]:
+    """A row for each arm that has results, in the order of `baselines`: by arm the one that it is compared with."""
+    own = {arm: tuple(sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"])) for arm in baselines}
+    losses = {arm: _by_seed(found, "loss") for arm, found in own.items()}
     return [
-        Row(name, own, None if name == baseline else paired(_by_seed(own, "loss"), base))
-        for name, own in by_arm.items()
-        if own
+        Row(arm, baseline, own[arm], None if arm == baseline else paired(losses[arm], losses[baseline]))
+        for arm, baseline in baselines.items()
+        if own[arm]
     ]
 
 

@@ -40,11 +40,13 @@ class Arm:
         change: what it does to the study's configuration: fields by their dotted names (`changes.changed`), a function
             Config -> Config, or several of these, one after the other.
         phases: its own phases, in place of the configuration's, before `change`.
+        baseline: the arm that it is compared with, by default the study's; an arm may be its own, and that of others.
     """
 
     name: str
     change: Change | Sequence[Change] = ()
     phases: tuple[Phase, ...] | None = None
+    baseline: str = ""
 
     @property
     def folder(self) -> str:
@@ -67,7 +69,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Arms that are trained alike, each with the same seeds, and compared with one of them.
+    """Arms that are trained alike, each with the same seeds, and compared with one of them, or each with its own one.
 
     Of a configuration with several phases the first is shared: it is trained once (with the configuration's own seeds)
     for all arms, seeds and studies in which it is the same, and the others start from it. They, or the only phase, are
@@ -79,10 +81,11 @@ class Study:
         question: one sentence.
         base: by the size's name the configuration that the arms change.
         arms: in the order of the table.
-        baseline: the arm that the others are compared with; by default the first.
+        baseline: the arm that the others are compared with, unless they name another; by default the first.
         seeds: of every size, or by the size's name.
         first_phase_seeded: the first phase is trained with each seed too, not once.
         after: what is done with each run's last checkpoint.
+        needs: files or folders without which nothing is trained, with what to do where one is missing.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Study:
     seeds: tuple[int, ...] | Mapping[str, tuple[int, ...]] = (0, 1, 2)
     first_phase_seeded: bool = False
     after: tuple[After, ...] = ()
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name) is not None
@@ -105,6 +109,11 @@ class Study:
         if not self.baseline:
             object.__setattr__(self, "baseline", names[0])
         require(self.baseline in names, "baseline", self.baseline, f"must be an arm; {nearest(self.baseline, names)}")
+        for arm in self.arms:
+            known = not arm.baseline or arm.baseline in names
+            require(
+                known, f"arm {arm.name!r}: baseline", arm.baseline, f"must be an arm; {nearest(arm.baseline, names)}"
+            )
         if isinstance(self.seeds, Mapping):
             require(set(self.seeds) == set(self.base), "seeds", self.seeds, f"must be for {', '.join(self.base)}")
         for size in self.base:
@@ -116,6 +125,11 @@ class Study:
 
     def seeds_of(self, size: str) -> tuple[int, ...]:
         return self.seeds[size] if isinstance(self.seeds, Mapping) else self.seeds
+
+    @property
+    def baselines(self) -> dict[str, str]:
+        """By arm the one that it is compared with; itself for a baseline."""
+        return {arm.name: arm.baseline or self.baseline for arm in self.arms}
 
     def configs(self, size: str) -> dict[str, Config]:
         """Each arm's configuration. Raises ConfigError for an unknown size and an arm that cannot be."""

@@ -9,7 +9,7 @@ from train.reporting.history import is_number
 from train.reporting.tables import markdown
 from train.study.outcome import final_record, steps_done
 from train.study.plan import Plan, Run
-from train.study.records import read_results
+from train.study.records import Result, read_results
 from train.study.running import missing
 from train.study.speeds import read_measure
 
@@ -17,7 +17,7 @@ from train.study.speeds import read_measure
 def listing(plan: Plan, runs: Sequence[Run]) -> str:
     """The runs as a table, the first phases among them, with a sentence about all. Nothing is trained or written."""
     results = read_results(plan.folder)
-    speeds = _speeds(plan)
+    speeds = _speeds(plan, results)
     lines, left, hours, unknown = [], 0, 0.0, 0
     starts = {run.start.run: run.start for run in runs if run.start is not None}
     work: list[tuple[str, str, Config, str]] = []
@@ -54,11 +54,11 @@ def _begun(config: Config) -> str:
     return f"at step {steps}" if steps else "to do"
 
 
-def _speeds(plan: Plan) -> dict[str, float]:
+def _speeds(plan: Plan, results: Sequence[Result]) -> dict[str, float]:
     """Tokens per second by arm, of finished runs, else as measured."""
     speeds = {name: float(own["tokens_per_s"]) for name, own in read_measure(plan.folder).items()}
     finished: dict[str, list[float]] = {}
-    for result in read_results(plan.folder):
+    for result in results:
         if is_number(result.get("seconds")) and result["seconds"] > 0:
             finished.setdefault(result["arm"], []).append(result["own_tokens"] / result["seconds"])
     return speeds | {name: statistics.fmean(values) for name, values in finished.items()}

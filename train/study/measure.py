@@ -1,7 +1,9 @@
 """Speed and memory of each arm's train step, measured side by side."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +18,12 @@ from train.data.pipeline import TrainingData
 from train.data.prepared import prepare
 from train.steps import timing
 from train.steps.compiled import check_devices, compiled_memory, trace_step
+from train.steps.numbers.guard import make_guard
 from train.steps.optimizer import make_optimizer
 from train.steps.placement import place_share
 from train.steps.state import TrainState, abstract_state, init_state
 from train.study.plan import Plan, Run
+from train.study.records import trained_in
 from train.study.speeds import Speed, write_measure
 from train.training.initial_state import fresh_params
 
@@ -37,13 +41,14 @@ class _Step:
 
 
 def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str], None]) -> None:
-    """Times a step of each of the arms and the baseline in turn, `rounds` times over, and writes `measure.json`.
+    """Times a step of each of the arms and their baselines in turn, `rounds` times over, and writes `measure.json`.
 
     The state is that at the end of the last phase, with the parameters of a finished run where there is one: how evenly
     tokens are routed, and how much is skipped, changes a step's time. All arms' states are in memory at once.
     """
     steps: dict[str, _Step] = {}
-    names = [arm.name for arm in plan.study.arms if arm.name in {*arms, plan.study.baseline}]
+    baselines = plan.study.baselines
+    names = [name for name in baselines if name in {*arms, *(baselines[arm] for arm in arms)}]
     for name in names:
         say(f"{name}: compiling")
         try:
@@ -60,7 +65,8 @@ def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str],
 
 def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     runs = [run for run in plan.runs if run.arm == arm]
-    finished = [run for run in runs if _is_finished(run)]
+    folders = {run.seed: trained_in(plan, run) for run in runs}
+    finished = [run for run in runs if _is_finished(run, folders[run.seed])]
     run = (finished or runs)[0]
     phase = run.config.phases[-1]
     mesh = make_mesh(run.config.mesh)
@@ -70,7 +76,8 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     compiled = trace_step(config, phase, mesh).lower().compile()
     memory = compiled_memory(compiled, mesh)
     model = config.model_of(phase.name)
-    params = find(run.folder, field="run").params(model, mesh) if finished else fresh_params(model, run.seed, mesh)
+    checkpoint = find(folders[run.seed], field="run") if finished else None
+    params = fresh_params(model, run.seed, mesh) if checkpoint is None else checkpoint.params(model, mesh)
     batches = TrainingData(prepared, config.data).batches(
         examples_seen=0, process_index=jax.process_index(), process_count=jax.process_count()
     )
@@ -78,11 +85,11 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
         batch = {name: place_share(rows, mesh) for name, rows in next(batches).items()}
     finally:
         batches.close()
-    states = [_state(config, phase, params, mesh)]
+    states, guard = [_state(config, phase, params, mesh)], make_guard((math.inf, math.inf), 0, 0, mesh)
 
     def call() -> None:
         # The state is donated: each step takes the one before.
-        state, report = compiled(states.pop(), batch)
+        state, report = compiled(states.pop(), batch, guard)
         jax.block_until_ready(report)
         states.append(state)
 
@@ -90,9 +97,9 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     return _Step(call, tokens, memory.peak, memory.temporaries, bool(finished))
 
 
-def _is_finished(run: Run) -> bool:
+def _is_finished(run: Run, folder: Path) -> bool:
     phase = run.config.phases[-1]
-    return last_step(run.folder / FOLDER / phase.name) == phase.steps
+    return last_step(folder / FOLDER / phase.name) == phase.steps
 
 
 def _state(config: Config, phase: Phase, params: dict[Any, Any], mesh: Mesh) -> TrainState:

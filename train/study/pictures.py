@@ -13,9 +13,11 @@ from train.study.comparison import Row, interval
 _MARKS = "os^Dv<>Pd*"
 
 
-def losses(found: Sequence[Row], baseline: str) -> bytes:
-    """Final losses, seed by seed with their mean, and differences to the baseline with their confidence intervals."""
+def losses(found: Sequence[Row]) -> bytes:
+    """Final losses, seed by seed with their mean, and differences to their baselines with the confidence intervals."""
     shown = list(reversed(found))
+    baselines = {row.baseline for row in found}
+    which = repr(baselines.pop()) if len(baselines) == 1 else "the arm's baseline"
 
     def draw(figure: Figure, theme: str) -> None:
         ink = THEMES[theme]["ink"]
@@ -36,7 +38,7 @@ def losses(found: Sequence[Row], baseline: str) -> bytes:
         left.set_ylim(-0.5, len(shown) - 0.5)
         left.set_xlabel("loss, nats per token: seeds, mean, 95 % interval")
         right.axvline(0, color=ink, linewidth=0.8)
-        right.set_xlabel(f"difference to {baseline!r}, paired by seed, 95 % interval")
+        right.set_xlabel(f"difference to {which}, paired by seed, 95 % interval")
 
     return rendered(11, 1.2 + 0.32 * len(shown), draw, "light", background="white")
 

@@ -1,19 +1,17 @@
 """What a study keeps: `study.json` (the arms that its results are of) and `results.jsonl` (a line for each run)."""
 
 import contextlib
-import dataclasses
-import fcntl
-import json
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from mom_jax.fields import ConfigError, from_dict
+from mom_jax.fields import ConfigError, from_dict, to_dict
+from train import files
 from train.config import Config
-from train.files import write_whole, writing
+from train.files import read_json, to_json, write_whole, writing
 from train.reporting import metrics
-from train.study.plan import Plan
+from train.study.plan import Plan, Run, fingerprint
 from train.training.run import Busy, differences
 
 STUDY, RESULTS = "study.json", "results.jsonl"
@@ -21,13 +19,17 @@ STUDY, RESULTS = "study.json", "results.jsonl"
 Result = dict[str, Any]
 
 
+def key(result: Result) -> tuple[str, int]:
+    """The arm and the seed, as a `Run` has them."""
+    return result["arm"], result["seed"]
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The study's files for this process alone, as long as it takes to write them."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.locked(folder / ".lock", f"out={str(folder.parent)!r}", wait=True):
             yield
 
 
@@ -40,20 +42,43 @@ def read_results(folder: Path) -> list[Result]:
     for i, result in enumerate(results, 1):
         if not {"arm", "seed", "loss"} <= set(result):
             raise ConfigError(f"{file}, line {i}: is no result of a study")
-    return list({(result["arm"], result["seed"]): result for result in results}.values())
+    return list({key(result): result for result in results}.values())
 
 
 def write_result(plan: Plan, result: Result) -> None:
     """Adds a result, or puts it in the place of the one of the same run; the file is in the order of the plan."""
     with locked(plan.folder):
-        results = {(row["arm"], row["seed"]): row for row in [*read_results(plan.folder), result]}
+        results = {key(row): row for row in [*read_results(plan.folder), result]}
         order = {run.key: i for i, run in enumerate(plan.runs)}
-        _write(plan.folder, sorted(results.values(), key=lambda row: order.get((row["arm"], row["seed"]), len(order))))
+        _write(plan.folder, sorted(results.values(), key=lambda row: order.get(key(row), len(order))))
+
+
+def found_elsewhere(plan: Plan, run: Run) -> Result | None:
+    """The result of the same training in another study below the same folder, as this study's; None without one.
+
+    What that study did after it is left out. Results that are another study's themselves do not count.
+    """
+    same = fingerprint(plan.configs[run.arm])
+    first = [] if run.start is None else [str(Path(run.start.run).relative_to(plan.root))]
+    for file in sorted(plan.root.glob(f"*/{RESULTS}")):
+        if file.parent == plan.folder:
+            continue
+        for row in read_results(file.parent):
+            own = str(row.get("run", "")).startswith(f"{file.parent.name}/")
+            before = [phase["run"] for phase in row.get("first_phase", ())]
+            if own and (row["seed"], row.get("fingerprint"), before) == (run.seed, same, first):
+                return {**row, "arm": run.arm, "after": {}}
+    return None
+
+
+def trained_in(plan: Plan, run: Run) -> Path:
+    """The folder of the run's checkpoints: its own, or that of the study that its result comes from."""
+    result = next((row for row in read_results(plan.folder) if key(row) == run.key), None)
+    return run.folder if result is None or "run" not in result else plan.root / result["run"]
 
 
 def _write(folder: Path, results: list[Result]) -> None:
-    lines = [json.dumps(row, allow_nan=False) + "\n" for row in results]
-    write_whole(folder / RESULTS, "".join(lines).encode())
+    write_whole(folder / RESULTS, b"".join(map(to_json, results)))
 
 
 def check_study(plan: Plan) -> None:
@@ -81,28 +106,26 @@ def write_study(plan: Plan) -> None:
     with locked(plan.folder):
         check_study(plan)
         arms = _read_study(plan.folder).get("arms", {})
-        arms |= {name: dataclasses.asdict(config) for name, config in plan.configs.items()}
+        arms |= {name: to_dict(config) for name, config in plan.configs.items()}
         record = {
             "name": plan.study.name,
             "question": plan.study.question,
             "size": plan.size,
             "baseline": plan.study.baseline,
+            "baselines": plan.study.baselines,
             "seeds": plan.study.seeds_of(plan.size),
             "first_phase_seeded": plan.study.first_phase_seeded,
             "arms": arms,
         }
-        write_whole(plan.folder / STUDY, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(plan.folder / STUDY, to_json(record, indent=1))
 
 
 def _read_study(folder: Path) -> dict[str, Any]:
     file = folder / STUDY
     if not file.is_file():
         return {}
-    try:
-        record = json.loads(file.read_text())
-        return record if {"arms", "first_phase_seeded"} <= set(record) else {}
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error})") from None
+    record = read_json(file, str(file), old=True)
+    return record if isinstance(record, dict) and {"arms", "first_phase_seeded"} <= set(record) else {}
 
 
 def forget(plan: Plan, arms: Collection[str]) -> None:
@@ -115,11 +138,8 @@ def forget(plan: Plan, arms: Collection[str]) -> None:
     with locked(plan.folder), contextlib.ExitStack() as stack:
         folders = [plan.folder / "runs" / arm.folder for arm in plan.study.arms if arm.name in arms]
         for file in (file for folder in folders for file in folder.glob("*/.lock")):
-            lock = stack.enter_context(file.open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Busy(f"run={str(file.parent)!r}: another process is training in this folder") from None
+            if not stack.enter_context(files.locked(file, f"run={str(file.parent)!r}", wait=False)):
+                raise Busy(f"run={str(file.parent)!r}: another process is training in this folder")
         _write(plan.folder, [row for row in read_results(plan.folder) if row["arm"] not in arms])
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)

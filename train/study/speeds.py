@@ -1,7 +1,6 @@
 """What was measured of each arm's train step: `measure.json`."""
 
 import dataclasses
-import json
 import platform
 import statistics
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 
 from mom_jax.fields import ConfigError
-from train.files import write_whole
+from train.files import read_json, to_json, write_whole
 from train.steps import timing
 from train.study.plan import Plan
 from train.study.records import locked
@@ -35,9 +34,10 @@ class Speed:
 
 
 def write_measure(plan: Plan, speeds: Mapping[str, Speed]) -> None:
-    """Writes what was measured of the arms, the baseline among them."""
-    base, found = speeds[plan.study.baseline], {}
+    """Writes what was measured of the arms, their baselines among them."""
+    found = {}
     for name, own in speeds.items():
+        base = speeds[plan.study.baselines[name]]
         slower = [a / own.tokens / (b / base.tokens) for a, b in zip(own.seconds, base.seconds, strict=True)]
         found[name] = {
             "tokens_per_s": own.tokens / statistics.median(own.seconds),
@@ -49,15 +49,14 @@ def write_measure(plan: Plan, speeds: Mapping[str, Speed]) -> None:
         }
     about = {
         "baseline": plan.study.baseline,
-        "rounds": len(base.seconds),
+        "rounds": len(next(iter(speeds.values())).seconds),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "machine": platform.processor() or platform.machine(),
         "jax": jax.__version__,
     }
     with locked(plan.folder):
-        record = {**about, "arms": found}
-        write_whole(plan.folder / MEASURE, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(plan.folder / MEASURE, to_json({**about, "arms": found}, indent=1))
 
 
 def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
@@ -66,7 +65,9 @@ def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     try:
-        arms: dict[str, dict[str, Any]] = json.loads(file.read_text())["arms"]
-    except (ValueError, KeyError, TypeError) as error:
+        arms: dict[str, dict[str, Any]] = read_json(file, str(file))["arms"]
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); delete it and measure again") from None
+    except ConfigError as error:
+        raise ConfigError(f"{error}; delete it and measure again") from None
     return arms

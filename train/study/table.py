@@ -27,15 +27,14 @@ over the baseline's, and the compiled step's peak on a device.
 def write_table(plan: Plan) -> str:
     """Writes `table.md` and the two pictures; returns the text. Without results there are no pictures."""
     results = read_results(plan.folder)
-    names = [arm.name for arm in plan.study.arms]
-    found = rows(results, names, plan.study.baseline)
+    found = rows(results, plan.study.baselines)
     text = _text(plan, found, read_measure(plan.folder))
     with locked(plan.folder):
         write_whole(plan.folder / TABLE, text.encode())
         if found:
             from train.study import pictures  # and matplotlib, which nothing else needs
 
-            write_whole(plan.folder / PLOT, pictures.losses(found, plan.study.baseline))
+            write_whole(plan.folder / PLOT, pictures.losses(found))
             write_whole(plan.folder / CURVES, pictures.curves(found))
     return text
 
@@ -48,14 +47,24 @@ def _text(plan: Plan, found: Sequence[Row], measured: Mapping[str, dict[str, Any
         return "\n".join([*parts, "No run is finished yet.\n"])
     tokens = {result["evaluated_tokens"] for row in found for result in row.results}
     held_out = " or ".join(f"{count:,}" for count in sorted(tokens))
-    parts.append(f"Seeds {seeds}; losses over {held_out} held-out tokens; baseline: {study.baseline}.\n")
+    parts.append(f"Seeds {seeds}; losses over {held_out} held-out tokens; {_baselines(plan)}.\n")
     header = ["arm", "seeds", "loss", "difference", "95 % interval", "verdict", "parameters", "active", "MFLOPs/token"]
     header += ["tokens", *(["tokens/s", "speed", "memory, MB"] if measured else [])]
     parts.append(markdown(header, [_cells(row, measured) for row in found]))
     if any(r["routers"] for row in found for r in row.results):
         parts.append(_routers(found))
-    parts += [_after(found, study.baseline, task.name) for task in study.after]
+    # Another file of the study may have more to do after the same runs.
+    tasks = dict.fromkeys(task for row in found for r in row.results for task in r.get("after", {}))
+    parts += [_after(found, task) for task in tasks]
     return "\n".join([*(part for part in parts if part), _NOTES])
+
+
+def _baselines(plan: Plan) -> str:
+    used = list(dict.fromkeys(plan.study.baselines.values()))
+    if len(used) == 1:
+        return f"baseline: {used[0]}"
+    arms = (", ".join(repr(arm) for arm, base in plan.study.baselines.items() if base == own != arm) for own in used)
+    return "baselines: " + "; ".join(f"{own!r} of {others}" for own, others in zip(used, arms, strict=True) if others)
 
 
 def _cells(row: Row, measured: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -103,19 +112,20 @@ def _routers(found: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
-def _after(found: Sequence[Row], baseline: str, task: str) -> str:
+def _after(found: Sequence[Row], task: str) -> str:
     """The metrics of what was done after the runs, in %, higher being better."""
     tasks = [r.get("after", {}).get(task, {}).get("metrics", {}) for row in found for r in row.results]
     names = list(dict.fromkeys(name for metrics in tasks for name in metrics))
     if not names:
         return ""
-    base = next((row.results for row in found if row.arm == baseline), ())
+    by_arm = {row.arm: row.results for row in found}
     lines = []
     for row in found:
         cells = [row.arm]
         for name in names:
             values = metric_by_seed(row.results, task, name)
-            compared = None if row.arm == baseline else paired(values, metric_by_seed(base, task, name))
+            base = metric_by_seed(by_arm.get(row.baseline, ()), task, name)
+            compared = None if row.arm == row.baseline else paired(values, base)
             verdict = compared.verdict(higher_is_better=True) if compared else ""
             cells += [_spread(list(values.values()), 2), *_difference(compared, 2), verdict or "-"]
         lines.append(cells)

@@ -10,9 +10,11 @@ import numpy as np
 from mom_jax.fields import ConfigError, check_types, require
 from mom_jax.sharding import make_mesh
 from train.checkpoints.models import encoding_tokenizer, open_model
+from train.files import read_bytes
 from train.tasks import metrics
 from train.tasks.batches import Example
-from train.tasks.finetune import FineTuneConfig, finetune, predict, with_head
+from train.tasks.finetune import finetune, predict, with_head
+from train.tasks.settings import FineTuneConfig
 
 Labels = Literal["number", "sign", "class"]
 
@@ -91,7 +93,8 @@ class Labelled:
         tokenizer = encoding_tokenizer(str(run), opened, None)
         length, room = self.tuning.length, opened.config.context_length
         require(length <= room, "tuning.length", length, f"must be at most the model's {room}")
-        lines, classes = self.lines(), self._classes()
+        lines = self.lines()
+        classes = self._classes(lines)
         rows = tokenizer.encode_batch([line.text for line in lines])
         separator = tokenizer.encode("\n")
         examples: dict[bool, list[Example]] = {False: [], True: []}
@@ -112,22 +115,17 @@ class Labelled:
         return {"Pearson": metrics.pearson(labels, outputs[:, 0]), "Spearman": metrics.spearman(labels, outputs[:, 0])}
 
     def _content(self) -> bytes:
-        try:
-            return Path(self.file).expanduser().read_bytes()
-        except OSError as error:
-            raise ConfigError(f"file={self.file!r}: cannot be read ({error.strerror})") from None
+        return read_bytes(Path(self.file).expanduser(), f"file={self.file!r}")
 
     def _held_out(self, key: str) -> bool:
         digest = hashlib.sha256(key.partition(self.group)[0].encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.fraction * 2**64
 
-    def _classes(self) -> tuple[str, ...]:
+    def _classes(self, lines: list[Line]) -> tuple[str, ...]:
         """In order; none where labels are numbers."""
         if self.labels == "number":
             return ()
-        return (
-            ("negative", "positive") if self.labels == "sign" else tuple(sorted({line.label for line in self.lines()}))
-        )
+        return ("negative", "positive") if self.labels == "sign" else tuple(sorted({line.label for line in lines}))
 
     def _label(self, label: str, classes: tuple[str, ...]) -> int | float:
         if self.labels == "number":

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train.files import write_whole, writing
+from train.files import to_json, write_whole, writing
+from train.numbers import for_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +24,16 @@ class Results:
     def finish(self, output: Path, *, as_json: bool) -> None:
         """Writes `TASK.json`, `TASK.md` and, of documents, `TASK_documents.jsonl` into `output`; prints the text or, as
         JSON, the record (a list where there are several). Raises ConfigError where files cannot be written."""
+        records = for_json(self.records)
         with writing(output):
             output.mkdir(parents=True, exist_ok=True)
-            write_whole(output / f"{self.task}.json", (json.dumps(self.records, indent=1) + "\n").encode())
+            write_whole(output / f"{self.task}.json", to_json(records, indent=1))
             write_whole(output / f"{self.task}.md", (self.table.rstrip() + "\n").encode())
             if self.documents:
-                lines = "".join(json.dumps(document) + "\n" for document in self.documents)
-                write_whole(output / f"{self.task}_documents.jsonl", lines.encode())
+                lines = b"".join(to_json(for_json(document)) for document in self.documents)
+                write_whole(output / f"{self.task}_documents.jsonl", lines)
             else:  # those of an evaluation before would not be these tables'
                 (output / f"{self.task}_documents.jsonl").unlink(missing_ok=True)
-        records = self.records if len(self.records) > 1 else self.records[0]
-        print(json.dumps(records) if as_json else self.text.rstrip())
+        shown = records if len(records) > 1 else records[0]
+        print(json.dumps(shown, allow_nan=False) if as_json else self.text.rstrip())
         print(f"written: {output / self.task}.json and .md", file=sys.stderr)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mom_jax.fields import ConfigError, require
-from mom_jax.generate import Decoder
+from mom_jax.generation import Decoder
 from train.data.tokenizers import Tokenizer
 
 Say = Callable[[str], None]

@@ -8,7 +8,7 @@ import jax
 from mom_jax.analysis.explorer import explorer_data
 from mom_jax.analysis.routes import capture
 from mom_jax.config import ModelConfig
-from mom_jax.generate import generate
+from mom_jax.generation import generate
 from mom_jax.model import with_parameters
 from train.config import Phase
 from train.data.pipeline import validation_batches
@@ -18,6 +18,7 @@ from train.steps.placement import whole_params
 from train.steps.state import TrainState
 from train.training import processes
 from train.training.context import Context
+from train.training.keeping.saving import Saver
 from train.training.signs import SignWatch
 from train.training.validation import exchange_test
 
@@ -25,10 +26,11 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
 ROUTES_TOKENS = 2048  # of the text whose routes the report explores
 
 
-def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch) -> None:
+def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch, saver: Saver) -> None:
     """The phase's last word: a longer evaluation, the exchange test, the routes of a fixed text, a sample."""
     model = context.config.model_of(phase.name)
     evaluation = context.validate(phase, state, context.config.final_batches)
+    evaluation.check(f"{phase.name}: after its last step")
     record = {"kind": "final", "phase": phase.name, "step": phase.steps, **evaluation.record()}
     context.notify(
         f"{phase.name}: validation loss {evaluation.loss:.4f} nats/token, perplexity {evaluation.perplexity:.2f} "
@@ -48,7 +50,7 @@ def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch) 
         context.notify(f"{phase.name}: a sample, after {prompt!r}\n{text}")
     signs.judge(phase.steps, context.notify, last=record)
     context.log.write(record, offset=context.offsets[phase.name])
-    context.log.flush()
+    saver.insist(context.log.flush)
     processes.wait_for_all(f"end of {phase.name}")  # for the sample; orbax would not wait as long
 
 

@@ -24,6 +24,8 @@ from train.checkpoints.locate import FOLDER, check_tokenizer, find, last_step, s
 from train.checkpoints.manager import Checkpoints
 from train.checkpoints.run_config import read_config
 from train.config import Config, Phase
+from train.numbers import Remembered
+from train.steps.numbers.finite import check_finite
 from train.steps.optimizer import check_patterns
 from train.steps.optimizer.names import path_name
 from train.steps.state import TrainState, abstract_params, abstract_state, init_state
@@ -31,11 +33,13 @@ from train.steps.state import TrainState, abstract_params, abstract_state, init_
 
 @dataclasses.dataclass(frozen=True)
 class InitialState:
-    """examples_seen: how many examples of the data were used before. messages: for the user."""
+    """examples_seen: how many examples of the data were used before. messages: for the user. remembered: what is known
+    of the numbers up to here."""
 
     state: TrainState
     examples_seen: int
     messages: list[str]
+    remembered: Remembered = Remembered()
 
 
 def fresh_params(config: ModelConfig, seed: int, mesh: Mesh) -> dict[Any, Any]:
@@ -75,7 +79,7 @@ def initial_state(
 
     tokenizer: the fingerprint that a checkpoint must have been trained with.
 
-    Raises ConfigError for a checkpoint of another model or another tokenizer.
+    Raises ConfigError for a checkpoint of another model or another tokenizer, or with numbers that are none.
     """
     model = config.model_of(phase.name)
     latest = own.latest()
@@ -83,7 +87,9 @@ def initial_state(
         meta = own.meta(latest)
         check_tokenizer(tokenizer, meta, f"data.source={config.data.source!r}")
         state = own.restore(latest, abstract_state(model, optimizer, mesh))
-        return InitialState(state, meta.examples_seen, [f"resuming at step {latest}"])
+        check_finite(state, f"{own.folder / str(latest)}")
+        own.seal(latest)  # of an older version, or of a run that was killed just before it would have been
+        return InitialState(state, meta.examples_seen, [f"resuming at step {latest}"], meta.watch)
     if config.resume is not None:
         folder = Path(config.resume).expanduser() / FOLDER / phase.name
         if last_step(folder) is not None:
@@ -153,7 +159,8 @@ def _resumed(
         state = checkpoints.restore(meta.step, like)
     finally:
         checkpoints.close()
-    return InitialState(state, meta.examples_seen, [f"resuming from {found}"])
+    check_finite(state, f"{found}")
+    return InitialState(state, meta.examples_seen, [f"resuming from {found}"], meta.watch)
 
 
 def _initialised(

@@ -1,13 +1,15 @@
 """The training loop: every phase of a configuration, one after the other, resumed wherever it was left."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
+import optax
 from rich.console import Console
 
 from mom_jax.fields import require
 from train.checkpoints.locate import FOLDER, last_step
-from train.checkpoints.teacher import teacher_of
+from train.checkpoints.teacher import Teacher, teacher_of
 from train.config import Config, Phase
 from train.reporting import metrics
 from train.steps.optimizer import make_optimizer
@@ -16,6 +18,9 @@ from train.training import processes
 from train.training.context import Context
 from train.training.ending import finish
 from train.training.initial_state import initial_state
+from train.training.keeping.damage import missing_steps, set_damaged_aside
+from train.training.numbers.refused import go_back, gone_back, stop, told_before
+from train.training.numbers.watcher import Watcher
 from train.training.phase import PhaseLoop
 from train.training.preparation import make_ready
 from train.training.profile import Profile, stop_profile
@@ -31,7 +36,8 @@ def train(
     debug_checks: checks the values of every step, which costs time and ends the run where one is not sound.
 
     Returns None when all is done, or the number of the signal that stopped it; everything is saved then.
-    Raises ConfigError for what cannot be.
+    Raises ConfigError for what cannot be, NumbersError where a loss or a gradient is no number and the run is to stop,
+    SavingFailedError where checkpoints cannot be written any more.
     """
     first = processes.is_first()
     console = console or Console(stderr=True, quiet=not first)
@@ -47,6 +53,8 @@ def train(
             if first:
                 stack.enter_context(claimed(config))
                 prepared.tokenizer.save(run)
+                for line in set_damaged_aside(config):
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
         with processes.Stop() as stop, metrics.MetricsLog(run, write=first) as log:
             context = Context(config, prepared, log, console, stop, profile, mesh, debug_checks)
             finished = _rewind(context)
@@ -81,6 +89,8 @@ def _rewind(context: Context) -> set[str]:
     context.log.truncate(names, phase.name, latest or 0, offset=context.offsets[phase.name])
     file = context.run / metrics.FILE
     records = metrics.read(file) if file.exists() else []
+    for line in missing_steps(context.config, records, phase.name, latest or 0):
+        context.notify(line)
     done = {record["phase"] for record in records if record.get("kind") == "final"}
     # One process cuts the file; what the others read of it may be older.
     known = processes.of_first([name in done for name in names])
@@ -89,30 +99,70 @@ def _rewind(context: Context) -> set[str]:
 
 def _run_phase(context: Context, phase: Phase) -> None:
     """Trains one phase to its end, or until a signal comes."""
+    model, config = context.config.model_of(phase.name), context.config
+    optimizer, teacher = make_optimizer(phase.optim, phase.steps), _teacher(context, phase)
+    step_function = jit_train_step(
+        *(model, optimizer, phase.optim.accumulation, config.seed, context.mesh),
+        gather=config.mesh.gather,
+        watch=config.watch,
+        debug_checks=context.debug_checks,
+        teaching=None if teacher is None else teacher.teaching,
+    )
+    while _goes_back(context, phase, optimizer, step_function, teacher):
+        pass
+
+
+def _teacher(context: Context, phase: Phase) -> Teacher | None:
+    """The teacher of a phase, which stays the same however often training goes back."""
+    if phase.distill is None:
+        return None
     checkpoints = context.checkpoints(phase)
     try:
-        model = context.config.model_of(phase.name)
-        optimizer = make_optimizer(phase.optim, phase.steps)
         fingerprint = context.prepared.tokenizer.fingerprint
-        start = initial_state(context.config, phase, optimizer, checkpoints, fingerprint, context.mesh)
-        for message in start.messages:
-            context.notify(f"{phase.name}: {message}")
         teacher = teacher_of(context.config, phase, checkpoints, fingerprint, context.mesh)
-        if teacher is not None:
-            context.notify(f"{phase.name}: {teacher.message}")
-        options = model, optimizer, phase.optim.accumulation, context.config.seed, context.mesh
-        gather = context.config.mesh.gather
-        teaching = None if teacher is None else teacher.teaching
-        step_function = jit_train_step(*options, gather=gather, debug_checks=context.debug_checks, teaching=teaching)
-        with SignWatch(context.config, phase, context.log, context.offsets[phase.name]) as signs:
-            loop = PhaseLoop(context, phase, checkpoints, step_function, signs, teacher)
-            if checkpoints.latest() is None and int(start.state.step) > 0:
-                # From `resume`: from here on the run stands by itself.
-                loop.save(start.state, int(start.state.step), start.examples_seen, None)
-            signs.begin(int(start.state.step), context.notify)
-            state = loop.train(start.state, start.examples_seen)
-            checkpoints.wait()
-            if int(state.step) == phase.steps:
-                finish(context, phase, state, signs)
     finally:
         checkpoints.close()
+    if teacher is not None:
+        context.notify(f"{phase.name}: {teacher.message}")
+    return teacher
+
+
+def _goes_back(
+    context: Context,
+    phase: Phase,
+    optimizer: optax.GradientTransformation,
+    step_function: Callable,
+    teacher: Teacher | None,
+) -> bool:
+    """Trains on from the last checkpoint; whether training went back to an earlier one, and is to go on from there."""
+    checkpoints = context.checkpoints(phase)
+    try:
+        fingerprint = context.prepared.tokenizer.fingerprint
+        start = initial_state(context.config, phase, optimizer, checkpoints, fingerprint, context.mesh)
+        start = gone_back(context, phase, start)
+        first = int(start.state.step)
+        for message in (*start.messages, told_before(context.run, phase.name, first)):
+            if message is not None:
+                context.notify(f"{phase.name}: {message}")
+        watcher = Watcher(context.config.watch, context.mesh, first, start.remembered)
+        with SignWatch(context.config, phase, context.log, context.offsets[phase.name]) as signs:
+            loop = PhaseLoop(context, phase, checkpoints, step_function, signs, watcher, teacher)
+            if checkpoints.latest() is None and first > 0:
+                # From `resume`: from here on the run stands by itself.
+                loop.save(start.state, first, start.examples_seen, None)
+            signs.begin(first, context.notify)
+            state = loop.train(start.state, start.examples_seen)
+            stopping = context.stop.signal is not None
+            loop.saver.settle(state, stopping=stopping)
+            if loop.refused is not None:
+                if loop.refused.trouble.policy == "rewind":
+                    go_back(context, phase, loop.saver, loop.refused, watcher.known)
+                    return True
+                loop.save_before(state)
+                loop.saver.settle(state, stopping=stopping)
+                raise stop(context, phase, loop.saver, loop.refused)
+            if int(state.step) == phase.steps:
+                finish(context, phase, state, signs, loop.saver)
+    finally:
+        checkpoints.close()
+    return False

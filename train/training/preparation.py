@@ -9,6 +9,7 @@ from train.config import Config
 from train.data.prepared import Prepared, prepare
 from train.steps.compiled import check_devices
 from train.training.initial_state import check_sources
+from train.training.keeping.space import check_space
 from train.training.run import check_unchanged
 
 
@@ -18,9 +19,14 @@ def make_ready(config: Config, console: Console) -> tuple[Config, Mesh, Prepared
     mesh = make_mesh(config.mesh)
     check_devices(config, mesh)
     check_unchanged(config)
-    prepared = prepare(config.data, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+
+    def notify(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    prepared = prepare(config.data, notify)
     config = config.with_vocabulary(prepared.tokenizer.vocab_size)
     check_sources(config, prepared.tokenizer.fingerprint)
     for phase in config.phases:
         check_teacher(config, phase, prepared.tokenizer.fingerprint)
+    check_space(config, mesh, notify)
     return config, mesh, prepared

@@ -29,18 +29,6 @@ from train.config import Config
 HEARTBEAT_SECONDS = 30
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which of several processes this one is."""
-    group = parser.add_argument_group("several processes (one for each host, or for each GPU)")
-    text = "one of several processes, as the environment says: a TPU pod slice, Slurm (automatic under srun), Open MPI"
-    group.add_argument("--distributed", action="store_true", help=text)
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0, instead of --distributed")
-    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are; with --coordinator")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0; with --coordinator")
-    text = "wait so long for all processes to start (default: %(default)s)"
-    group.add_argument("--join-timeout", type=int, default=300, metavar="SECONDS", help=text)
-
-
 def join(flags: argparse.Namespace) -> None:
     """Finds the other processes, if there are any. Raises ConfigError for flags that cannot be."""
     explicit = {name: getattr(flags, name) for name in ("coordinator", "processes", "process")}
@@ -123,6 +111,14 @@ def of_first(values: list[bool]) -> list[bool]:
     if jax.process_count() == 1:
         return values
     return [bool(value) for value in multihost_utils.broadcast_one_to_all(np.array(values, np.bool_))]
+
+
+def integers_of_first(values: list[int]) -> list[int]:
+    """The first process's values, from -2**62 to 2**62, everywhere."""
+    if jax.process_count() == 1:
+        return values
+    halves = np.array([divmod(value, 2**31) for value in values], np.int32)
+    return [int(high) * 2**31 + int(low) for high, low in multihost_utils.broadcast_one_to_all(halves)]
 
 
 @contextlib.contextmanager

@@ -18,14 +18,15 @@ from train.batch import Batch
 from train.config import DataConfig
 from train.data.pipeline import validation_batches
 from train.data.prepared import Prepared
+from train.numbers import NumbersError
 from train.steps.evaluation_step import evaluation_step
 
 EXCHANGE_SEEDS = (0, 1, 2)
 
 
 def exp(value: float) -> float:
-    """e to the power of it, infinite where that overflows."""
-    return math.exp(value) if value < 700 else math.inf
+    """e to the power of it, infinite where that overflows, and NaN of NaN."""
+    return math.inf if value >= 700 else math.exp(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Evaluation:
     loss: float
     tokens: int
     routers: dict[str, dict[str, Any]]
+
+    def check(self, where: str) -> "Evaluation":
+        """Itself. Raises NumbersError about `where` if the loss is no number."""
+        if not math.isfinite(self.loss):
+            raise NumbersError(f"{where}: the validation loss is {self.loss}, over {self.tokens:,} tokens")
+        return self
 
     @property
     def perplexity(self) -> float:

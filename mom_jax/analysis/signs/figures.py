@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from mom_jax.config import ModelConfig, Side
-from mom_jax.routers import prior_table
 
 # By name; what cannot be known is missing.
 Figures = dict[str, float]
@@ -27,6 +26,8 @@ def _scaled(value: float, low: float, high: float) -> float:
 @functools.cache
 def allowed_classes(config: ModelConfig, side: Side) -> np.ndarray:
     """How many classes each step's prior leaves, [H]."""
+    from mom_jax.routers import prior_table  # here: SignsConfig is read without JAX
+
     prior = prior_table(config, side)
     if prior is None:
         return np.full(config.num_steps, config.classes(side))

@@ -228,4 +228,6 @@ TABLE = [
     ("report", "config.json is deep", "{w}/run-deep"),
     ("report", "routes that are none", "{w}/run-routes"),
     ("report", "an unknown flag", "{w}/run --colour red"),
+    ("verify", "no such folder", "{w}/nothing"),
+    ("verify", "neither a run nor a cache", "{w}/empty"),
 ]

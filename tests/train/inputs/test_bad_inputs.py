@@ -67,7 +67,7 @@ def test_every_bad_input_is_one_line_and_writes_nothing(folder, capsys, monkeypa
     wrong = []
     before = files(folder)
     for name, what, flags in bad_flags.TABLE:
-        program = importlib.import_module(f"train.{name}").main
+        program = importlib.import_module(f"train.{'verify.__main__' if name == 'verify' else name}").main
         arguments = [part.replace("{w}", str(folder)) for part in flags.split()]
         code, _, err = call(capsys, program, *arguments)
         said = [line for line in err.splitlines() if line.startswith("error: ")]

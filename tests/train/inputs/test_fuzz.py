@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, from_dict, shown, to_dict
 from mom_jax.interop import gpt2, official
-from train.checkpoints import formats, single_file
+from train.checkpoints import formats, manifest, single_file
 from train.checkpoints.manager import Meta
 from train.checkpoints.run_config import read_config
 from train.checkpoints.weights import open_weights
@@ -98,6 +98,7 @@ WRITTEN = {"tokens": 1, "documents": 1, "crc32": 1, "ends_crc32": 1}
 JOURNAL = {"part": 0, "name": "p", "pieces": 1, "train": WRITTEN, "validation": WRITTEN}
 ROUTERS = {side: {"usage": [[0.5, 0.5]], "entropy": [0.5], "skip": 0.1} for side in ("attention", "ffn")}
 RECORD = {"kind": "train", "phase": "mom", "step": 3, "loss": 2.0, "seconds": 0.1, "data_wait": 0.0, "routers": ROUTERS}
+MANIFEST = {"version": 1, "checksum": "crc32", "files": {"meta/metadata": [2, 2745614147], "params/x": [0, 0]}}
 FEATURES = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict"}
 FEATURES["featuresDict"] = {
     "features": {"text": {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"}}
@@ -132,6 +133,13 @@ def a_cache(folder, content):
         cache = TokenCache.open(folder, side)
         cache.checked(cache.tokens)
         assert len(cache.starts) == cache.num_documents + 1
+
+
+def a_manifest(folder, content):
+    put(folder, "3/meta/metadata", b"{}")
+    put(folder, "3/params/x", b"")
+    put(folder, f"3/{manifest.MANIFEST}", content)
+    assert len(str(manifest.problem(folder / "3"))) < 4000
 
 
 def some_ends(folder, content):
@@ -200,6 +208,7 @@ PARSERS = {
     ),
     "result": (jsons({"version": 1}), lambda folder, text: results.read(put(folder, "result.json", text))),
     "cache": (jsons(CACHE), a_cache),
+    "manifest": (jsons(MANIFEST), a_manifest),
     "ends": (damaged(np.array([3, 6], np.int64).tobytes()), some_ends),
     "token files": (jsons(BIN), token_files),
     "features": (jsons(FEATURES), lambda folder, text: _check_features("tfds:x", put(folder, "features.json", text))),

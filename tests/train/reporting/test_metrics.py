@@ -73,7 +73,16 @@ def test_arrays_become_numbers_and_unknown_values_null(tmp_path):
         raise AssertionError(f"not JSON: {constant}")
 
     first = json.loads(path.read_text().splitlines()[0], parse_constant=refuse)
-    want = {"loss": None, "total": None, "grad_norm": 0.5, "usage": [[0.25, None]], "count": 3, "entropy": [1.0, None]}
+    want = {
+        "loss": None,
+        "loss_reason": "nan",
+        "total": None,
+        "total_reason": "inf",
+        "grad_norm": 0.5,
+        "usage": [[0.25, None]],
+        "count": 3,
+        "entropy": [1.0, None],
+    }
     assert first == record("mom", 1, **want)
     assert points(path) == [("mom", 1), ("mom", 2)]
 

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import html.parser
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
 from train.config import Config, Phase
 from train.report import main
-from train.reporting import pictures
+from train.reporting import numbers, pictures
+from train.reporting.history import Run
 from train.reporting.metrics import MetricsLog
 from train.reporting.page import summary, write_report
 
@@ -141,6 +143,7 @@ def test_summary_of_the_phases(tmp_path):
         "bits_per_byte": 1.5,
         "tokens_per_s": 1000.0,
         "data_wait": pytest.approx((0.5 * 10 + 0.1 * 49) / 59),
+        **dict.fromkeys(("without_loss", "skipped", "rewinds", "spikes"), 0),
     }
     assert mom["data_wait"] is None
     assert (mom["validation_loss"], mom["perplexity"], mom["bits_per_byte"]) == (2.5, 12.25, 1.5)
@@ -152,6 +155,21 @@ def test_train_loss_is_the_mean_of_the_last_steps(tmp_path):
             log.write({"kind": "train", "phase": "p", "step": step, "loss": float(step)})
     # A fiftieth of 400 steps is 8, of which the last step has the 4 before it.
     assert summary(tmp_path)[0]["train_loss"] == 398.0
+
+
+def test_numbers_that_are_none_are_shown(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        for step, loss in enumerate((3.0, 2.0, math.nan, math.nan), start=1):
+            log.write({"kind": "train", "phase": "p", "step": step, "loss": loss})
+        watched = {"kind": "watch", "phase": "p", "step": 3, "fault": "not finite", "policy": "skip", "reason": "<nan>"}
+        log.write(watched | {"loss": math.nan, "grad_norm": 1.0, "skipped": 1, "rewinds": 0, "in_a_row": 1})
+    [row] = summary(tmp_path)
+    assert (row["train_loss"], row["without_loss"], row["skipped"], row["rewinds"], row["spikes"]) == (None, 2, 1, 0, 0)
+    _, _, *items, _ = numbers.section(Run(tmp_path))
+    assert items == [
+        "<li><b>p</b>: 2 of 4 steps have no loss</li>",
+        "<li>phase p, step 3: &lt;nan&gt;; the update was skipped</li>",
+    ]
 
 
 def test_losses_of_all_phases_on_one_axis(tmp_path, figures):
@@ -205,7 +223,7 @@ def test_a_run_with_little_to_show(tmp_path, figures):
         log.write({"kind": "train", "phase": "p", "step": 3, "routers": {"ffn": {"entropy": [None]}}})
         log.write({"kind": "final", "phase": "p", "step": 3, "loss": None, "exchanged": {"normal": [1.0]}})
     text = write_report(tmp_path).read_text()
-    assert Page(text).texts["td"] == ["p", "3"]
+    assert Page(text).texts["td"] == ["p", "3", "3"]
     assert "Exchange test" not in text
     assert "Configuration" not in text
     assert len(figures) == 6

@@ -18,7 +18,7 @@ from train.study import Arm, Study, changed, running
 from train.study.__main__ import main
 from train.study.comparison import paired, rows
 from train.study.plan import dealt, fingerprint, make_plan
-from train.study.records import forget, read_results, write_result, write_study
+from train.study.records import forget, found_elsewhere, read_results, trained_in, write_result, write_study
 from train.study.table import write_table
 from train.training.run import Busy, claimed
 
@@ -98,6 +98,7 @@ def test_arms():
     [
         ({"name": "a b"}, "name='a b'"),
         ({"baseline": "vanila"}, "did you mean 'vanilla'?"),
+        ({"arms": (Arm("x"), Arm("y", baseline="z"))}, "arm 'y': baseline='z': must be an arm"),
         ({"seeds": ()}, "seeds=()"),
         ({"seeds": (1, 1)}, "must be different"),
         ({"seeds": {"full": (0,)}}, "must be for small"),
@@ -107,7 +108,7 @@ def test_arms():
 )
 def test_studies_that_cannot_be(fields, problem):
     with pytest.raises(ConfigError) as error:
-        study(**{"arms": study().arms, **fields}) if "arms" not in fields else study(Arm("x"), **fields)
+        Study(**{"name": "trial", "question": "Which?", "base": {"small": BASE}, "arms": study().arms, **fields})
     assert problem in str(error.value)
 
 
@@ -184,12 +185,49 @@ def test_verdicts_come_from_the_interval():
         "one": [3.0],
     }
     results = [result(arm, seed, loss) for arm, own in losses.items() for seed, loss in enumerate(own)]
-    found = {row.arm: row for row in rows(results, [*losses, "absent"], "base")}
+    found = {row.arm: row for row in rows(results, dict.fromkeys([*losses, "absent"], "base"))}
     verdicts = {arm: row.verdict for arm, row in found.items()}
     expected = ["", "better", "worse", "not separated", "diverged", ""]
     assert verdicts == dict(zip(losses, expected, strict=True))
     # Of metrics more is better.
     assert found["lower"].difference.verdict(higher_is_better=True) == "worse"
+
+
+def test_arms_have_baselines_of_their_own(tmp_path):
+    arms = (
+        Arm("vanilla, fr", baseline="vanilla, fr"),
+        Arm("K=1, fr", baseline="vanilla, fr"),
+        Arm("vanilla, de"),
+        Arm("K=1, de"),
+    )
+    losses = {"vanilla, fr": (4.0, 5.0), "K=1, fr": (4.5, 5.25), "vanilla, de": (2.0, 2.5), "K=1, de": (1.5, 1.75)}
+    plan = make_plan(study(*arms, baseline="vanilla, de", seeds=(0, 1)), "small", tmp_path)
+    for arm, own in losses.items():
+        for seed, loss in enumerate(own):
+            done = {"rating": {"settings": {}, "metrics": {"accuracy": 10 * loss}}}
+            write_result(plan, result(arm, seed, loss, after=done))
+    differences = {
+        row.arm: row.difference and row.difference.mean for row in rows(read_results(plan.folder), plan.study.baselines)
+    }
+    assert differences == {"vanilla, fr": None, "K=1, fr": 0.375, "vanilla, de": None, "K=1, de": -0.625}
+    text = write_table(plan)
+    assert "baselines: 'vanilla, fr' of 'K=1, fr'; 'vanilla, de' of 'K=1, de'." in text
+    # What was done after the runs is in the table of any study of that name, and compared alike.
+    task = " ".join(text[text.index("| rating") :].split())
+    assert "| 48.75 ± 5.30 | +3.75 |" in task
+    assert "| 16.25 ± 1.77 | -6.25 |" in task
+
+
+def test_nothing_is_trained_without_what_a_study_needs(tmp_path, capsys):
+    file = write_file(tmp_path)
+    needs = f"arms, needs={{{str(tmp_path / 'texts')!r}: 'run: make texts'}}, "
+    file.write_text(file.read_text().replace("arms, seeds", f"{needs}seeds"))
+    code, _, error = call(capsys, main, file, "--out", tmp_path / "out")
+    assert (code, error) == (2, f"error: {tmp_path}/texts: is not there, and study 'trial' needs it; run: make texts\n")
+    assert not (tmp_path / "out").exists()
+    code, output, _ = call(capsys, main, file, "--out", tmp_path / "out", "--dry-run")
+    assert code == 0
+    assert "to do" in output
 
 
 def test_results_and_tables(tmp_path):
@@ -221,6 +259,24 @@ def test_results_and_tables(tmp_path):
     measured = {"vanilla": {"tokens_per_s": 2000.0, "speed_ratio": 1.0, "peak_bytes": 5_000_000}}
     (plan.folder / "measure.json").write_text(json.dumps({"arms": measured}))
     assert "2,000" in write_table(plan)
+
+
+def test_the_study_s_files_are_plain(tmp_path):
+    """What a prior forbids is no number of JSON's; and a link in place of the lock leads nowhere."""
+    never = ((0.0, 0.0, 0.0, float("-inf"), 0.0),) * 8
+    arms = (Arm("vanilla"), Arm("forbidden", {"model.ffn": ChoiceConfig(prior=never)}))
+    plan = make_plan(study(*arms), "small", tmp_path)
+    write_study(plan)
+    write_study(plan)  # what is read is the same study
+    text = (plan.folder / "study.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)
+    own = tmp_path / "letter.txt"
+    own.write_text("dear all")
+    (plan.folder / ".lock").unlink()
+    (plan.folder / ".lock").symlink_to(own)
+    with pytest.raises(ConfigError, match=r"\.lock' must be a plain file"):
+        write_study(plan)
+    assert own.read_text() == "dear all"
 
 
 def test_a_changed_study_is_refused(tmp_path):
@@ -305,6 +361,44 @@ def test_what_is_busy_is_waited_for_and_what_follows_is_done_once(tmp_path, monk
     assert len(trained) == 5
     assert len(other.study.after[0].done) == 4
     assert "50.50 ± 0.71" in write_table(other)
+
+
+def test_a_run_that_another_study_has_trained_is_not_trained_again(tmp_path, monkeypatch):
+    first = make_plan(study(seeds=(0,), after=(Counted(1),)), "small", tmp_path)
+    for run in first.runs:
+        fields = {"fingerprint": fingerprint(first.configs[run.arm]), "run": str(run.folder.relative_to(tmp_path))}
+        start = {"run": str(Path(run.start.run).relative_to(tmp_path)), "loss": 4.5}
+        write_result(first, result(*run.key, 4.0, first_phase=[start], after={"task": {}}, **fields))
+    trained, task = [], Counted(1)
+    arms = (Arm("one", {"model.top_k": 1}), Arm("two", {"model.top_k": 2}))
+    second = make_plan(study(*arms, name="other", after=(task,), seeds=(0, 1)), "small", tmp_path)
+    monkeypatch.setattr(running, "train", lambda config: trained.append(Path(config.run)))
+    monkeypatch.setattr(running, "final_record", lambda config: {} if Path(config.run) in trained else None)
+    monkeypatch.setattr(running, "result_of", lambda run, whole, root: result(run.arm, run.seed, 5.0))
+    said = []
+    assert running.run_all(second, second.runs, said.append) is None
+    assert {row["arm"]: row["loss"] for row in read_results(second.folder) if row["seed"] == 0} == {
+        "one": 4.0,
+        "two": 5.0,
+    }
+    assert "one, seed 0: the run trial-small/runs/K=1/seed-0 is the same" in said
+    assert not second.runs[0].folder.exists()
+    assert trained_in(second, second.runs[0]) == first.runs[1].folder
+    assert trained_in(second, second.runs[1]) == second.runs[1].folder
+    assert len(task.done) == 4  # what the other study did after it does not count
+
+    # What a study has from another is no third one's.
+    third = make_plan(study(*arms, name="third", seeds=(0,)), "small", tmp_path)
+    assert found_elsewhere(third, third.runs[0]) is not None
+    results = (first.folder / "results.jsonl").read_bytes()
+    (first.folder / "results.jsonl").unlink()
+    assert found_elsewhere(third, third.runs[0]) is None
+
+    (first.folder / "results.jsonl").write_bytes(results)
+    trained.clear()
+    forget(second, ["one"])
+    assert running.run_all(second, second.runs[:1], said.append, anew=True) is None  # as with `--fresh`
+    assert second.runs[0].folder in trained
 
 
 def write_file(folder, text="", seeds=(0, 1)):

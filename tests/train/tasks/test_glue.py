@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from mom_jax.fields import ConfigError
 from train.tasks import finetune
 from train.tasks.glue import evaluation
-from train.tasks.glue.evaluation import GlueConfig
+from train.tasks.glue.settings import GlueConfig
 from train.tasks.glue.tasks import AVERAGED, NAMES, TASKS
 
 TRIAL = GlueConfig(seeds=(0, 1), epochs=1, batch_size=16, length=32, download=True)

@@ -7,8 +7,8 @@ import task_models
 from glue_files import BAD, GOOD, NEUTRAL
 
 from mom_jax.fields import ConfigError
-from train.tasks.finetune import FineTuneConfig
 from train.tasks.labelled import Labelled
+from train.tasks.settings import FineTuneConfig
 
 
 def write(folder, rows, name="texts.txt"):

@@ -16,8 +16,9 @@ from train.steps.state import init_state
 from train.steps.sums import classification_sums, head_outputs
 from train.steps.train_step import train_step
 from train.tasks.batches import Example, bucket, by_length, make_batch, training_batches
-from train.tasks.finetune import FineTuneConfig, linear_schedule, predict, with_head
+from train.tasks.finetune import linear_schedule, predict, with_head
 from train.tasks.glue.examples import join
+from train.tasks.settings import FineTuneConfig
 
 CLASSES = small.change(small.SMALL, context_length=64, num_classes=3, z_loss=0.1)
 

@@ -19,7 +19,7 @@ from train.checkpoints.models import open_model
 from train.data.sources.builders import xsum as builder
 from train.tasks.xsum import evaluation
 from train.tasks.xsum.articles import Format
-from train.tasks.xsum.evaluation import XsumConfig
+from train.tasks.xsum.settings import XsumConfig
 
 TRIAL = XsumConfig(
     epochs=24,

@@ -60,7 +60,7 @@ def test_a_step_with_a_teacher_is_the_plain_formula(over, accumulation):
     batch = {"tokens": random_ids(4, 7), "mask": jnp.asarray(mask)}
     bound = {"config": config, "optimizer": optimizer, "accumulation": accumulation, "seed": 0, "mesh": make_mesh()}
     step = quick(functools.partial(train_step, **bound, teaching=TEACHING))
-    state, report = step(init_state(params, optimizer), batch, teacher)
+    state, report = step(init_state(params, optimizer), batch, None, teacher)
     plain = quick(jax.value_and_grad(functools.partial(oracle, config=config, teacher=teacher), has_aux=True))
     (total, (loss, kl)), gradients = plain(params, batch)
     got = report.losses.total, report.losses.loss, report.losses.distill

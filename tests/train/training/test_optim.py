@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tiny import by_name
 
 import mom_jax as mom
 from mom_jax.fields import ConfigError
@@ -36,10 +37,6 @@ CONSTANT = {"schedule": "constant", "learning_rate": 0.1}
 def _optax_mixes_types():
     with jax.numpy_dtype_promotion("standard"):
         yield
-
-
-def by_name(tree):
-    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def gradients(scale=1e-3, seed=1):

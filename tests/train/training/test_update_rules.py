@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from tiny import by_name
 
 import mom_jax as mom
 from mom_jax.fields import ConfigError
@@ -41,10 +42,6 @@ RULES = {
     "muon": OptimConfig(**PLAIN, optimizer="muon"),
     "waiting": OptimConfig(**PLAIN, freeze_until=(("chunks/0/ffn/*", 2), ("embed/*", 1))),
 }
-
-
-def by_name(tree):
-    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def gradients(seed):

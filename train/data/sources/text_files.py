@@ -43,7 +43,7 @@ _LINE, _RATIO, _ROOM = 2**28, 200, 2**28
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
 _COMPRESSED = tuple(_OPENERS)
 _JSONL = (".jsonl", ".ndjson", ".json")
-_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
 
 
 def open_text(source: str, validation_fraction: float) -> Source:
@@ -159,7 +159,7 @@ class _Reader:
         rest, done = "", start
         with self.opened(path) as raw:
             raw.seek(start)
-            stream = _decompressed(path, raw)
+            stream = decompressed(path, raw)
             while True:
                 block = self._read(stream, path, _PIECE if stop is None else min(_PIECE, stop - done))
                 pending = len(decoder.getstate()[0])
@@ -179,7 +179,7 @@ class _Reader:
     def _lines(self, name: str, path: Path) -> Iterator[Document]:
         """The documents of a JSONL file: an object a line, its text under "text"; empty lines are left out."""
         with self.opened(path) as raw:
-            stream, number = _decompressed(path, raw), 0
+            stream, number = decompressed(path, raw), 0
             while line := self._read(stream, path):
                 number += 1
                 if len(line) > _LINE:
@@ -201,7 +201,7 @@ class _Reader:
         """At most `size` bytes, or a line."""
         try:
             block = stream.readline(_LINE + 1) if size is None else stream.read(size)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise self._error(f"{path} is damaged or cut off ({error}); replace it") from None
         except OSError as error:
             raise self._error(f"cannot read {path} ({error.strerror or error})") from None
@@ -211,6 +211,6 @@ class _Reader:
         return block
 
 
-def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
+def decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
     opener: Any = _OPENERS.get(path.suffix.lower())
     return raw if opener is None else opener(raw)

@@ -17,8 +17,8 @@ from mom_jax.analysis import routing
 from mom_jax.config import ModelConfig
 from train.config import Config
 from train.files import whole_file, write_whole
+from train.numbers import for_json
 from train.reporting.history import Record
-from train.reporting.metrics import plain
 from train.steps.optimizer.names import path_name
 from train.steps.state import TrainState, abstract_params
 from train.study.packed.programs import CALL, Programs, rates
@@ -96,7 +96,8 @@ def evaluated(
     ]
     total = jax.tree.map(lambda *parts: sum(parts), *sums)
     loss = float(total.nll) / max(float(total.count), 1)
-    found: Record = plain({"loss": loss, "tokens": int(total.count), "routers": routing.summary(total.routing, model)})
+    summary = routing.summary(total.routing, model)
+    found: Record = for_json({"loss": loss, "tokens": int(total.count), "routers": summary})
     return found
 
 

@@ -1,6 +1,5 @@
 """GLUE: fine-tunes models on its tasks and compares them: tables, and test predictions for gluebenchmark.com."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -15,31 +14,12 @@ from train.cli import notify
 from train.data.sources.tfds_builder import download_tfds, prepared_builder
 from train.files import write_whole, writing
 from train.tasks import metrics, results
-from train.tasks.finetune import FineTuneConfig, finetune, predict, with_head
+from train.tasks.finetune import finetune, predict, with_head
 from train.tasks.glue import summary
 from train.tasks.glue.examples import Split, read_split
+from train.tasks.glue.settings import GlueConfig
 from train.tasks.glue.tasks import DIAGNOSTICS, TASKS, Task, choose
 from train.tasks.models import Model, inspect
-
-
-@dataclasses.dataclass(frozen=True)
-class GlueConfig(FineTuneConfig):
-    """How GLUE is done: all tasks alike, without a search. The model after the last epoch is evaluated on the
-    validation split, once.
-
-    Attributes:
-        separator: the text between the two sentences of a pair.
-    """
-
-    separator: str = "\n"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(len(self.separator) > 0, "separator", self.separator, "must not be empty")
-
-    def settings(self) -> dict[str, Any]:
-        """What a result depends on, the seed aside."""
-        return {**self.recipe(), "evaluation_limit": self.evaluation_limit}
 
 
 def evaluate(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, require
-from mom_jax.generate import Decoder
+from mom_jax.generation import Decoder
 from mom_jax.model import with_parameters
 from train.data.tokenizers import Tokenizer
 from train.tasks.lm_eval.settings import Settings

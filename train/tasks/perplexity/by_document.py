@@ -32,6 +32,7 @@ from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, check_types, require
 from train.data.texts import Text
 from train.data.tokenizers import Tokenizer
+from train.numbers import NumbersError
 from train.reporting.tables import markdown
 from train.tasks.perplexity.scores import Scorer, Window
 from train.training.validation import exp
@@ -94,7 +95,11 @@ class Perplexity:
     stride: int
 
     def record(self) -> dict[str, Any]:
-        """The figures that this module's docstring defines, and what they are made of."""
+        """The figures that this module's docstring defines, and what they are made of. Raises NumbersError for a
+        document whose loss is no number."""
+        for document in self.documents:
+            if not math.isfinite(document.nll):
+                raise NumbersError(f"document {document.name!r}: its loss is {document.nll}")
         nll = math.fsum(document.nll for document in self.documents)
         tokens, size, words = (
             sum(getattr(document, name) for document in self.documents) for name in ("tokens", "bytes", "words")

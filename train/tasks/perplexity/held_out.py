@@ -27,6 +27,7 @@ def evaluate(
     check_tokenizer(prepared.tokenizer.fingerprint, meta, f"data.tokenizer={data.tokenizer!r}")
     params = found.params(model)
     evaluation = validate(params, model, prepared, data, step=meta.step, limit=limit)
+    evaluation.check(f"{found}")
     record = {"checkpoint": str(found), "phase": meta.phase, "step": meta.step, **evaluation.record()}
     if exchange and evaluation.routers:
         record["exchanged"] = exchange_test(params, model, prepared, data, step=meta.step)

@@ -1,18 +1,17 @@
 """XSUM: fine-tunes models to write an article's one-sentence summary, and compares what they write by ROUGE."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, require
-from mom_jax.generate import Decoder
+from mom_jax.generation import Decoder
 from mom_jax.model import with_parameters
 from mom_jax.sharding import make_mesh
 from train.checkpoints import single_file
@@ -23,60 +22,13 @@ from train.reporting.progress import Progress
 from train.reporting.tables import markdown, spread
 from train.tasks import metrics, results
 from train.tasks.batches import Example, by_length
-from train.tasks.finetune import FineTuneConfig, finetune
+from train.tasks.finetune import finetune
 from train.tasks.models import Model, inspect
 from train.tasks.xsum.articles import SOURCE, Article, Format, articles, training_examples
+from train.tasks.xsum.settings import GENERATION, XsumConfig
 
 NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 _WEIGHTS, _RECIPE, _HEAD = "model.safetensors", "recipe.json", 400
-# What a result depends on beside the fine-tuned model: it is generated again where these change.
-_GENERATION = ("split", "evaluation_limit", "beams", "length_penalty")
-
-
-@dataclasses.dataclass(frozen=True)
-class XsumConfig(FineTuneConfig):
-    """How XSUM is done: the loss is on the summary only; the model after the last epoch writes the summaries, drawing
-    nothing.
-
-    Attributes:
-        length: tokens of document, separator and summary together; what is too long of a document is cut off its end.
-        separator: the text between document and summary.
-        summary_length: tokens of a summary at most, its end included.
-        beams: of the search for a summary; 1 takes the most probable token at each place.
-        length_penalty: of a search with beams: a summary's log probability is divided by its length to this power.
-        split: the articles to sum up.
-        generation_batch: summaries that are written at once.
-        samples: articles whose summaries are shown.
-    """
-
-    seeds: tuple[int, ...] = (0,)
-    length: int = 512
-    separator: str = "\nTL;DR: "
-    summary_length: int = 64
-    beams: int = 1
-    length_penalty: float = 1.0
-    split: Literal["test", "validation"] = "test"
-    generation_batch: int = 32
-    samples: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(len(self.separator) > 0, "separator", self.separator, "must not be empty")
-        allowed = f"must be at least 2 and below length={self.length}"
-        require(2 <= self.summary_length < self.length, "summary_length", self.summary_length, allowed)
-        require(self.beams >= 1, "beams", self.beams, "must be at least 1")
-        possible = abs(self.length_penalty) <= 100  # no number is not
-        require(possible, "length_penalty", self.length_penalty, "must lie between -100 and 100")
-        require(self.generation_batch >= 1, "generation_batch", self.generation_batch, "must be at least 1")
-        require(self.samples >= 0, "samples", self.samples, "must be at least 0")
-
-    def recipe(self) -> dict[str, Any]:
-        left_out = {*_GENERATION, "generation_batch", "samples"}
-        return {name: value for name, value in super().recipe().items() if name not in left_out}
-
-    def settings(self) -> dict[str, Any]:
-        """What a result depends on, the seed aside."""
-        return self.recipe() | {name: getattr(self, name) for name in _GENERATION}
 
 
 def evaluate(checkpoints: Sequence[str], config: XsumConfig, output: Path, *, best: bool = False) -> None:
@@ -144,7 +96,7 @@ def _is_done(model: Model, seed: int, config: XsumConfig, output: Path) -> bool:
     if tuned is not None:
         results.check_same(model_folder(output, model, seed), tuned["recipe"], config.recipe(), "xsum")
     if record is not None:
-        have = {name: value for name, value in record["settings"].items() if name not in _GENERATION}
+        have = {name: value for name, value in record["settings"].items() if name not in GENERATION}
         results.check_same(file, have, config.recipe(), "xsum")
     done = record is not None and record["settings"] == json.loads(json.dumps(config.settings()))
     if done:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mom_jax.generate.settings import Settings, bucket
+from mom_jax.generation.settings import Settings, bucket
 
 FEW = 1024  # candidates that are looked at first where all tokens may be drawn
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from mom_jax.generate.sampling import penalise
-from mom_jax.generate.settings import Settings
+from mom_jax.generation.sampling import penalise
+from mom_jax.generation.settings import Settings
 
 NEVER = np.float32(-1e9)  # the score of what cannot be chosen
 

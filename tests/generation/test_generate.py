@@ -10,8 +10,8 @@ from flax import nnx
 from small import quick
 
 import mom_jax as mom
-from mom_jax.generate import programs, sampling
-from mom_jax.generate.settings import Settings, bucket
+from mom_jax.generation import programs, sampling
+from mom_jax.generation.settings import Settings, bucket
 from mom_jax.model import parameters
 
 CONFIG = mom.ModelConfig(

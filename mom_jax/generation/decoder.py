@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mom_jax.generate import programs, sampling
-from mom_jax.generate.beam import Search
-from mom_jax.generate.settings import SMALLEST_WIDTH, Settings, bucket, check_prompts
+from mom_jax.generation import programs, sampling
+from mom_jax.generation.beam import Search
+from mom_jax.generation.settings import SMALLEST_WIDTH, Settings, bucket, check_prompts
 from mom_jax.model import Cache, MoM, parameters
 
 Stop = Callable[[list[int]], bool]

@@ -1,5 +1,5 @@
 """Text generation: prefill the cache with the prompts, then one compiled step per token, driven from Python."""
 
-from mom_jax.generate.decoder import Decoder, generate
+from mom_jax.generation.decoder import Decoder, generate
 
 __all__ = ["Decoder", "generate"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import mom_jax as mom
-from mom_jax.generate import sampling
-from mom_jax.generate.settings import Settings
+from mom_jax.generation import sampling
+from mom_jax.generation.settings import Settings
 from mom_jax.interop.gpt2 import config_from_gpt2, params_from_gpt2
 
 FOLDER = Path(__file__).parents[1] / "goldens"

@@ -1,0 +1,1 @@
+"""Texts that studies need besides the standard library's sources, under `data/`."""

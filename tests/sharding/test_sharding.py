@@ -108,7 +108,7 @@ def test_a_step_on_packed_windows_is_that_on_one_device(name, shapes, accumulati
 @pytest.mark.parametrize(
     ("name", "shapes", "accumulation"),
     [
-        ("vanilla", [(1, 4, 2, 1)], 2),
+        pytest.param("vanilla", [(1, 4, 2, 1)], 2, marks=pytest.mark.slow),
         pytest.param("uneven", [(1, 2, 2, 2)], 2, marks=pytest.mark.slow),
         pytest.param("k3", [(2, 4, 1, 1), (1, 4, 2, 1)], 1, marks=pytest.mark.slow),
         pytest.param("untied", [(1, 2, 4, 1)], 2, marks=pytest.mark.slow),
@@ -257,9 +257,8 @@ def loop_collectives(fields, shape, inside):
     ]
 
 
-@pytest.mark.parametrize(
-    "fields", [{"top_k": 1}, pytest.param({"top_k": 3, "dispatch": "ragged"}, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{"top_k": 1}, {"top_k": 3, "dispatch": "ragged"}])
 def test_pools_are_gathered_outside_of_the_loop(fields):
     matrix = 2 * 64 * 64  # the smallest of a pool's, of 2 modules
     found = on_eight(loop_collectives, fields, (1, 2, 2, 1), False)

@@ -23,7 +23,7 @@ from mom_jax.interop.phases import from_vanilla
 from mom_jax.routers import prior_table
 from train.cli import load_config
 from train.config import Config
-from train.flags import parse_config
+from train.parse import parse_config
 from train.steps.state import abstract_params
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,6 @@ import io
 import logging
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from mom_jax.fields import ConfigError
+from train import interrupts
 from train.config import Config
 from train.flags.completion import complete, complete_names, parser_of, with_fields
 from train.flags.experiments import find_experiment
@@ -61,7 +61,7 @@ def prepare_process() -> None:
     for name in ("asyncio", "absl"):
         logging.getLogger(name).addFilter(_without_trace)
     sys.unraisablehook = _but_closed_loops
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # see train/__init__.py
+    interrupts.listen()
 
 
 def _without_trace(record: logging.LogRecord) -> bool:

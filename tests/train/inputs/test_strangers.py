@@ -7,8 +7,6 @@ import gzip
 import io
 import json
 import os
-import signal
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -16,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-from programs import ROOT, environment
 from safetensors import SafetensorError
 
 from mom_jax.config import ChoiceConfig, ModelConfig
@@ -282,17 +279,3 @@ def test_the_data_that_a_checkpoint_names_is_told():
     assert told == []
     tell_data(found, DataConfig(source="text:/home/*", cache="/home"), told.append)
     assert told == ["run/checkpoints/mom/6 names the data: source='text:/home/*', cache='/home'"]
-
-
-def test_ctrl_c_before_the_program_begins():
-    command = [sys.executable, "-X", "importtime", "-m", "train.report", "none"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.endswith("| train\n"):  # it has been imported: from here on there is one answer
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stderr.read()
-    assert process.returncode == 130
-    assert rest.endswith("interrupted\n")
-    assert "Traceback" not in rest

@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
 from mom_jax.fields import ConfigError
+from train import interrupts
 from train.config import Config
 from train.flags.experiments import find_experiment
 from train.steps.memory import keep_freed_memory
@@ -52,7 +52,7 @@ def prepare_process() -> None:
     for name in ("asyncio", "absl"):
         logging.getLogger(name).addFilter(_without_trace)
     sys.unraisablehook = _but_closed_loops
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # see train/__init__.py
+    interrupts.listen()
 
 
 def _without_trace(record: logging.LogRecord) -> bool:

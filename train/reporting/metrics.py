@@ -23,7 +23,8 @@ from train.reporting.patient import PatientFile
 
 FILE = "metrics.jsonl"
 MOST = 2**33  # bytes of a log that is read
-EVENTS = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
+EVENTS = "tensorboard"  # in a run's folder
+_PATIENT = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
 
 
 class MetricsLog:
@@ -136,7 +137,7 @@ class MetricsLog:
             # TensorBoard reads event files in the order of their names; without the suffix two within one second
             # would be one, the later overwriting the earlier.
             self._board = _summary_writer()(
-                f"{EVENTS}:{self._folder / 'tensorboard'}",
+                f"{_PATIENT}:{self._folder / EVENTS}",
                 purge_step=self._purge_step,
                 filename_suffix=f".{time.time_ns()}",
             )
@@ -164,7 +165,7 @@ def _summary_writer() -> Any:
     finally:
         if hidden:
             del sys.modules["torch"]
-    register_writer_factory(EVENTS, _Events)
+    register_writer_factory(_PATIENT, _Events)
     return SummaryWriter
 
 
@@ -175,11 +176,11 @@ class _Events:
     @staticmethod
     def directory_check(path: str) -> None:
         with contextlib.suppress(OSError):
-            os.makedirs(path.removeprefix(f"{EVENTS}:"), exist_ok=True)
+            os.makedirs(path.removeprefix(f"{_PATIENT}:"), exist_ok=True)
 
     @staticmethod
     def open(path: str) -> "_EventFile":
-        return _EventFile(path.removeprefix(f"{EVENTS}:"))
+        return _EventFile(path.removeprefix(f"{_PATIENT}:"))
 
 
 class _EventFile(PatientFile):

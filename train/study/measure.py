@@ -12,16 +12,18 @@ from jax.sharding import Mesh
 
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
-from train.checkpoints.locate import FOLDER, find, last_step
+from train.checkpoints.locate import FOLDER, find, last_step, source_of
+from train.checkpoints.teacher import teacher_of
 from train.config import Config, Phase
 from train.data.pipeline import TrainingData
 from train.data.prepared import prepare
 from train.steps import timing
-from train.steps.compiled import check_devices, compiled_memory, trace_step
+from train.steps.compiled import check_devices, compiled_memory, teaching_of, trace_step
 from train.steps.numbers.guard import make_guard
 from train.steps.optimizer import make_optimizer
 from train.steps.placement import place_share
 from train.steps.state import TrainState, abstract_state, init_state
+from train.steps.teaching import Taught
 from train.study.plan import Plan, Run
 from train.study.records import trained_in
 from train.study.speeds import Speed, write_measure
@@ -73,7 +75,9 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     prepared = prepare(run.config.data, say)
     config = run.config.with_vocabulary(prepared.tokenizer.vocab_size)
     check_devices(config, mesh)
-    compiled = trace_step(config, phase, mesh).lower().compile()
+    teacher = _teacher(run, config, folders[run.seed], prepared.tokenizer.fingerprint, mesh)
+    theirs = None if teacher is None else teacher.teaching.model
+    compiled = trace_step(config, phase, mesh, theirs).lower().compile()
     memory = compiled_memory(compiled, mesh)
     model = config.model_of(phase.name)
     checkpoint = find(folders[run.seed], field="run") if finished else None
@@ -86,15 +90,36 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     finally:
         batches.close()
     states, guard = [_state(config, phase, params, mesh)], make_guard((math.inf, math.inf), 0, 0, mesh)
+    taught = () if teacher is None else (teacher.params,)
 
     def call() -> None:
         # The state is donated: each step takes the one before.
-        state, report = compiled(states.pop(), batch, guard)
+        state, report = compiled(states.pop(), batch, guard, *taught)
         jax.block_until_ready(report)
         states.append(state)
 
     tokens = config.data.batch_size * config.data.length
     return _Step(call, tokens, memory.peak, memory.temporaries, bool(finished))
+
+
+def _teacher(run: Run, config: Config, folder: Path, tokenizer: str, mesh: Mesh) -> Taught | None:
+    """What the arm's last phase is taught by: a checkpoint, or new parameters where the arm itself trains the teacher
+    and has not yet. folder: where the run lies."""
+    phase, model = config.phases[-1], None
+    if phase.distill is None:
+        return None
+    config = dataclasses.replace(config, run=str(folder))
+    trained = source_of(config, phase, phase.distill)
+    if phase.distill == "previous":
+        model = config.model_of(config.phases[-2].name)
+    elif run.start is not None and phase.distill == run.start.run:
+        start, [row] = run.start.with_vocabulary(config.model.vocab_size), run.start.phases
+        trained, model = f"{start.run}/{FOLDER}/{row.name}", start.model_of(row.name)
+    if model is None or last_step(Path(trained).expanduser()) is not None:
+        found = teacher_of(config, phase, None, tokenizer, mesh)
+        return None if found is None else Taught(found.teaching, found.params)
+    teaching = teaching_of(config, phase, model)
+    return None if teaching is None else Taught(teaching, fresh_params(teaching.model, run.seed, mesh))
 
 
 def _is_finished(run: Run, folder: Path) -> bool:

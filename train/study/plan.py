@@ -82,6 +82,8 @@ def _run(study: Study, arm: str, config: Config, seed: int, folder: Path, root: 
         start = _first_phase(config, seed if study.first_phase_seeded else None, root)
         if rest[0].init_from == "previous":
             rest[0] = dataclasses.replace(rest[0], init_from=start.run)
+        if rest[0].distill == "previous":
+            rest[0] = dataclasses.replace(rest[0], distill=start.run)
     phases = tuple(rest) or (first,)
     return Run(arm, seed, dataclasses.replace(config, data=data, phases=phases, run=str(folder), seed=seed), start)
 

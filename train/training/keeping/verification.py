@@ -7,7 +7,7 @@ from typing import Literal
 
 from mom_jax.fields import ConfigError
 from train.checkpoints import manifest, steps
-from train.checkpoints.locate import FOLDER, Found
+from train.checkpoints.locate import FOLDER, Found, named_data
 from train.checkpoints.manager import Meta
 from train.checkpoints.run_config import CONFIG, read_config
 from train.config import Config
@@ -47,7 +47,8 @@ def _run(run: Path) -> Iterator[Finding]:
     config: Config | None = None
     try:
         config = read_config(run, "run")
-        yield Finding(CONFIG, "good", f"a run of {len(config.phases)} phases")
+        named = named_data(config.data)  # said before anything there is read
+        yield Finding(CONFIG, "good", f"a run of {len(config.phases)} phases{f' on {named}' if named else ''}")
     except ConfigError as error:
         yield Finding(CONFIG, "damaged", str(error))
     if config is None:

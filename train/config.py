@@ -28,6 +28,8 @@ class DataConfig:
         validation_fraction: the share of documents held out, chosen by the hash of their names, where the source has no
             split of its own.
         validation_batches: how many fixed batches an evaluation during training reads; 0 reads them all.
+        on_bad: what becomes of documents that are broken, such as a line that is no JSON or not UTF-8: `fail` ends the
+            preparation at the first one; `skip` leaves them out and counts them.
         cache: the folder of tokenizers and token caches, shared by all runs.
     """
 
@@ -40,6 +42,7 @@ class DataConfig:
     seed: int = 0
     validation_fraction: float = 0.05
     validation_batches: int = 16
+    on_bad: Literal["fail", "skip"] = "fail"
     cache: str = "~/.cache/mom_jax"
 
     def __post_init__(self) -> None:

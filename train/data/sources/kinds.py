@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mom_jax.fields import nearest, require
-from train.data.documents import Source
+from train.data.documents import OnBad, Source
 from train.data.sources import text_files
 
 # Neither tests nor what an installation adds: build-time settings differ between machines with the same Python.
@@ -15,10 +15,11 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", 
 _PER_INSTALLATION = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize")
 
 
-def open_source(source: str, validation_fraction: float = 0.0) -> Source:
+def open_source(source: str, validation_fraction: float = 0.0, on_bad: OnBad = "fail") -> Source:
     """Opens `builtin:stdlib`, `text:GLOB` (`**` is any depth, `~` the home folder) or `tfds:NAME/CONFIG`.
 
-    validation_fraction: the end of a single text file that becomes a document of its own, to be held out.
+    validation_fraction: the end of a single text file that becomes a document of its own, to be held out. on_bad: what
+    becomes of broken documents.
 
     Raises `ConfigError` naming `data.source` for an unknown source or one without files.
     """
@@ -32,7 +33,7 @@ def open_source(source: str, validation_fraction: float = 0.0) -> Source:
     require(bool(colon), "data.source", source, f"unknown; {nearest(source, ['builtin:stdlib', 'text:GLOB'])}")
     require(scheme in known, "data.source", source, f"unknown kind; {nearest(scheme, known)}")
     require(scheme in kinds, "data.source", source, "is no source of documents")
-    return kinds[scheme]()
+    return kinds[scheme]().with_on_bad(on_bad)
 
 
 def _tfds(source: str) -> Source:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mom_jax.fields import ConfigError, require
-from train.data.documents import Document, Part, Side, Source
+from train.data.documents import NO_TEXT, NOT_UTF8, Broken, Document, Item, Part, Side, Source
 from train.data.splitting import safe_cut
 
 if sys.version_info >= (3, 14):
@@ -43,6 +43,7 @@ _LINE, _RATIO, _ROOM = 2**28, 200, 2**28
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
 _COMPRESSED = tuple(_OPENERS)
 _JSONL = (".jsonl", ".ndjson", ".json")
+_DAMAGED, _MUST = "damaged", 'must be a JSON object with a text under "text"'
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
 
 
@@ -100,6 +101,14 @@ def _two_sides(source: str, name: str, path: Path, fraction: float) -> Source:
     return Source(source, tuple(parts), {"source": source, "cut": cut, **reader.fingerprint([(name, path)], size)})
 
 
+class _Unreadable(Exception):
+    """Of a file's content from some place on. kind, why: `Broken`'s."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind, self.why = kind, why
+
+
 class _Reader:
     """Reads files and complains of them in the name of their source."""
 
@@ -142,19 +151,27 @@ class _Reader:
         name = files[0][0] if len(files) == 1 else f"{files[0][0]} to {files[-1][0]}"
         return Part(name, size, lambda: self._files(files))
 
-    def _files(self, files: tuple[tuple[str, Path], ...]) -> Iterator[Document]:
+    def _files(self, files: tuple[tuple[str, Path], ...]) -> Iterator[Item]:
         before = 0
         for name, path in files:
             size, plain = self.size(path), path.name.lower()
             for ending in _COMPRESSED:
                 plain = plain.removesuffix(ending)
             read = self._lines if plain.endswith(_JSONL) else self.text
-            for document in read(name, path):
-                yield document._replace(position=before + document.position)
+            for item in read(name, path):
+                yield item._replace(position=before + item.position)
             before += size
 
-    def text(self, name: str, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+    def text(self, name: str, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """The text of a file, or of its bytes from `start` to `stop`, in pieces."""
+        try:
+            yield from self._pieces(name, path, start, stop)
+        except _Unreadable as error:
+            yield Broken(
+                name, error.kind, str(self._error(error.why)), self.size(path) if stop is None else stop - start
+            )
+
+    def _pieces(self, name: str, path: Path, start: int, stop: int | None) -> Iterator[Item]:
         decoder = codecs.getincrementaldecoder("utf-8")()
         rest, done = "", start
         with self.opened(path) as raw:
@@ -166,7 +183,8 @@ class _Reader:
                 try:
                     rest += decoder.decode(block, final=not block)
                 except UnicodeDecodeError as error:
-                    raise self._error(f"{path} is not UTF-8 (byte {done - pending + error.start})") from None
+                    where = f"{path} is not UTF-8 (byte {done - pending + error.start})"
+                    raise _Unreadable(NOT_UTF8, where) from None
                 done += len(block)
                 if not block:
                     break
@@ -176,39 +194,54 @@ class _Reader:
                     rest = rest[cut:]
             yield Document(name, rest, position=raw.tell() - start)
 
-    def _lines(self, name: str, path: Path) -> Iterator[Document]:
+    def _lines(self, name: str, path: Path) -> Iterator[Item]:
         """The documents of a JSONL file: an object a line, its text under "text"; empty lines are left out."""
         with self.opened(path) as raw:
             stream, number = decompressed(path, raw), 0
-            while line := self._read(stream, path):
+            while True:
                 number += 1
-                if len(line) > _LINE:
-                    raise self._error(f"{path}, line {number}: has more than {_LINE:,} bytes")
-                if not line.strip():
-                    continue
                 try:
-                    record = json.loads(line)
-                    text = record["text"]
-                    text.encode()  # JSON can hold halves of surrogate pairs, which no text has
-                except UnicodeDecodeError as error:
-                    raise self._error(f"{path}, line {number} is not UTF-8 (byte {error.start} of it)") from None
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    must = 'must be a JSON object with a text under "text"'
-                    raise self._error(f"{path}, line {number}: {must}") from None
-                yield Document(f"{name}:{number}", text, position=raw.tell())
+                    line = self._read(stream, path)
+                    if not line:
+                        break
+                    if not line.strip():
+                        continue
+                    if len(line) > _LINE:
+                        while line and not line.endswith(b"\n"):
+                            line = self._read(stream, path)
+                        raise _Unreadable("too long", f"{path}, line {number}: has more than {_LINE:,} bytes")
+                    yield Document(f"{name}:{number}", _text_of(line, path, number), position=raw.tell())
+                except _Unreadable as error:
+                    yield Broken(f"{name}:{number}", error.kind, str(self._error(error.why)), raw.tell())
+                    if error.kind == _DAMAGED:
+                        break
 
     def _read(self, stream: IO[bytes], path: Path, size: int | None = None) -> bytes:
         """At most `size` bytes, or a line."""
         try:
             block = stream.readline(_LINE + 1) if size is None else stream.read(size)
         except DAMAGED as error:
-            raise self._error(f"{path} is damaged or cut off ({error}); replace it") from None
+            raise _Unreadable(_DAMAGED, f"{path} is damaged or cut off ({error}); replace it") from None
         except OSError as error:
             raise self._error(f"cannot read {path} ({error.strerror or error})") from None
         unpacked = 0 if isinstance(stream, io.BufferedReader) else stream.tell()
         if unpacked > _ROOM and unpacked > _ROOM + _RATIO * self.size(path):
-            raise self._error(f"{path} unpacks to more than {_RATIO} times its size: it is no text")
+            raise _Unreadable(_DAMAGED, f"{path} unpacks to more than {_RATIO} times its size: it is no text")
         return block
+
+
+def _text_of(line: bytes, path: Path, number: int) -> str:
+    """The text of a line of JSONL."""
+    try:
+        text = json.loads(line)["text"]
+        text.encode()  # JSON can hold halves of surrogate pairs, which no text has
+    except UnicodeDecodeError as error:
+        raise _Unreadable(NOT_UTF8, f"{path}, line {number} is not UTF-8 (byte {error.start} of it)") from None
+    except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
+        raise _Unreadable(NO_TEXT, f"{path}, line {number}: {_MUST}") from None
+    except (ValueError, RecursionError):
+        raise _Unreadable("no JSON", f"{path}, line {number}: {_MUST}") from None
+    return text
 
 
 def decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.fields import ConfigError, nearest, require
-from train.data.documents import SIDES, Document, Part, Source
+from train.data.documents import NOT_UTF8, SIDES, Broken, Document, Item, Part, Source
 from train.data.sources.tfds_builder import FORMAT, one_line, prepare_command, prepared_builder, refusal, text_keys
 
 EXAMPLES_PER_PART = 10_000
@@ -91,10 +91,15 @@ def _text_key(source: str, features: Any) -> str:
     raise refusal(source, f"has several text features; choose one: {choices}")
 
 
-def _read(source: str, split: str, examples: Any, key: str, start: int, stop: int) -> Iterator[Document]:
+def _read(source: str, split: str, examples: Any, key: str, start: int, stop: int) -> Iterator[Item]:
     for index, example in _fetch(source, split, examples, (key,), start, stop):
-        text = decoded(source, split, index, key, example[key])
-        yield Document(f"{split}/{index}", text, position=index + 1 - start)
+        name, position = f"{split}/{index}", index + 1 - start
+        try:
+            text = decoded(source, split, index, key, example[key])
+        except ConfigError as error:
+            yield Broken(name, NOT_UTF8, str(error), position)
+        else:
+            yield Document(name, text, position=position)
 
 
 def _fetch(

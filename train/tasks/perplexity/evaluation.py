@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mom_jax.fields import require
 from train.checkpoints.locate import find, tell_data
 from train.cli import notify
+from train.data.documents import OnBad
 from train.data.texts import documents_of
 from train.tasks.output import Results
 from train.tasks.perplexity import by_document, held_out
@@ -49,12 +50,13 @@ def of_documents(
     for scored in scored_models(checkpoints, tokenizer=tokenizer, best=best):
         checkpoint, model = scored.checkpoint, scored.model
         own, fraction = source, validation_fraction if side == "validation" else None
+        on_bad: OnBad = "fail"
         if own is None:
             found = find(checkpoint, field="checkpoint", best=best)
             data = found.meta().config.data
             tell_data(found, data, notify)
-            own, fraction = data.source, data.validation_fraction
-        texts = documents_of(own, held_out=fraction, limit=limit)
+            own, fraction, on_bad = data.source, data.validation_fraction, data.on_bad
+        texts = documents_of(own, held_out=fraction, limit=limit, on_bad=on_bad)
         scorer = Scorer(model.config, model.params, batch_size)
         result = by_document.perplexity(scorer, scored.tokenizer, texts, config, progress=_Lines(checkpoint))
         facts = {"checkpoint": checkpoint, "description": model.description, "source": own}

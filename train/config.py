@@ -15,8 +15,10 @@ class DataConfig:
 
     Attributes:
         source: `builtin:stdlib` (the sources of Python's standard library); `text:GLOB` (text and JSONL files, also
-            .gz, .xz and .zst); `tfds:NAME/CONFIG` (a prepared TensorFlow Datasets data set); `bin:FOLDER` (token files
-            train.bin and val.bin, as nanoGPT writes them); or `mix:0.7=SOURCE,0.3=SOURCE` (by shares of the examples).
+            .gz, .xz and .zst); `parquet:GLOB#COLUMN` (Parquet files); `tfds:NAME/CONFIG` (a prepared TensorFlow
+            Datasets data set); `hf:NAME/CONFIG` (a data set of Hugging Face's, streamed by `train.prepare`);
+            `bin:FOLDER` (token files train.bin and val.bin, as nanoGPT writes them); or
+            `mix:0.7=SOURCE,0.3=SOURCE` (by shares of the examples).
         tokenizer: `sentencepiece` trains one on the source's training documents (for token files: takes the one beside
             them, if any); otherwise the path of a `.model` file, or of GPT-2's tokenizer.json or vocab.json.
         vocab_size: of the tokenizer that is trained.

@@ -1,15 +1,18 @@
 """Prepares data for training: `python -m train.prepare SOURCE [--tokenizer sentencepiece] [--vocab-size 8192] ...`.
 
-Downloads what is remote (TensorFlow Datasets), trains the tokenizer if it is to be trained, and tokenizes with all
-cores into the cache that training reads. Interrupted, the same command goes on where it was; when all is there, it does
-nothing. The flags must be those of the configuration's `data`: with --config FILE they are taken from there.
+Downloads what is remote (of Hugging Face: while it tokenizes), trains the tokenizer if it is to be trained, and
+tokenizes with all cores into the cache that training reads. Interrupted, the same command goes on where it was; when
+all is there, it does nothing. The flags must be those of the configuration's `data`: with --config FILE they are taken
+from there.
 """
 
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -72,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from train.data.sources.tfds_builder import download_tfds
 
             download_tfds(name, notify)
+        if name.startswith("hf:"):
+            from train.data.sources.hf import find_hf
+
+            find_hf(name, Path(os.path.expanduser(data.cache)), notify)
     with _bars(console) as bar:
         prepared = prepare(data, notify, bar)
     records = []

@@ -87,7 +87,7 @@ def prepare(config: DataConfig, notify: Say = lambda text: None, progress: Repor
 def _open(name: str, config: DataConfig) -> Source | TokenFiles:
     if name.startswith("bin:"):
         return token_files.open_token_files(name)
-    return open_source(name, config.validation_fraction, config.on_bad)
+    return open_source(name, config.validation_fraction, config.on_bad, config.cache)
 
 
 def _tokenizer(

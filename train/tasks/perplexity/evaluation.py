@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from mom_jax.fields import require
 from train.checkpoints.locate import find, tell_data
 from train.cli import notify
-from train.data.documents import OnBad
 from train.data.texts import documents_of
 from train.tasks.output import Results
 from train.tasks.perplexity import by_document, held_out
@@ -50,13 +50,14 @@ def of_documents(
     for scored in scored_models(checkpoints, tokenizer=tokenizer, best=best):
         checkpoint, model = scored.checkpoint, scored.model
         own, fraction = source, validation_fraction if side == "validation" else None
-        on_bad: OnBad = "fail"
+        reading: dict[str, Any] = {}
         if own is None:
             found = find(checkpoint, field="checkpoint", best=best)
             data = found.meta().config.data
             tell_data(found, data, notify)
-            own, fraction, on_bad = data.source, data.validation_fraction, data.on_bad
-        texts = documents_of(own, held_out=fraction, limit=limit, on_bad=on_bad)
+            own, fraction = data.source, data.validation_fraction
+            reading = {"on_bad": data.on_bad, "cache": data.cache}
+        texts = documents_of(own, held_out=fraction, limit=limit, **reading)
         scorer = Scorer(model.config, model.params, batch_size)
         result = by_document.perplexity(scorer, scored.tokenizer, texts, config, progress=_Lines(checkpoint))
         facts = {"checkpoint": checkpoint, "description": model.description, "source": own}

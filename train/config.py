@@ -7,6 +7,7 @@ from mom_jax.analysis.signs import SignsConfig
 from mom_jax.config import MeshConfig, ModelConfig
 from mom_jax.fields import LARGEST, MOST, check_types, require, require_at_most
 from train.numbers import WatchConfig
+from train.tracking import WandbConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +215,7 @@ class Config:
         final_batches: how many batches the last evaluation of a phase reads; 0 reads all that was held out.
         signs: what counts as a sign of failure.
         watch: what happens to steps whose loss or gradient is no number, or far off.
+        wandb: whether the log goes to Weights & Biases too.
     """
 
     model: ModelConfig = ModelConfig()
@@ -232,6 +234,7 @@ class Config:
     final_batches: int = 0
     signs: SignsConfig = SignsConfig()
     watch: WatchConfig = WatchConfig()
+    wandb: WandbConfig = WandbConfig()
 
     def __post_init__(self) -> None:
         check_types(self)

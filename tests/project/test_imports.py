@@ -49,7 +49,7 @@ WITHIN = {
 
 # Folders and modules of train, from the ground floor up; each imports from the floors below. Programs are on top.
 ROOMS = (
-    {"numbers"},
+    {"numbers", "tracking"},
     {"batch", "config", "files", "flags", "interrupts"},
     {"data", "reporting", "steps"},
     {"checkpoints", "cli", "planning"},

@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
+
 ROOT = Path(__file__).parents[2]
 SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
 WORKER = (Path(__file__).parent / "worker.js").read_text()
@@ -39,7 +41,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
         if target.is_relative_to(docs) or not target.is_relative_to(ROOT):
             return found[0]
         if not target.exists():
-            raise FileNotFoundError(f"{page.file.src_uri}: links to {found[2]}, which is not there")
+            raise PluginError(f"{page.file.src_uri}: links to {found[2]}, which is not there")
         kind = "tree" if target.is_dir() else "blob"
         end = f"#{anchor}" if anchor else ""
         return f"{found[1]}{address()}/{kind}/main/{target.relative_to(ROOT).as_posix()}{end}{found[3]}"
@@ -56,8 +58,8 @@ def on_post_template(output_content: str, *, template_name: str, **_: Any) -> st
 
 
 def without_others(output: str, name: str) -> str:
-    """A page's HTML without the script from elsewhere. Raises ValueError where there is another one."""
+    """A page's HTML without the script from elsewhere. Raises PluginError where there is another one."""
     output = output.replace(SHIM, f"<script>{WORKER}</script>")
     if found := re.search(r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*""", output):
-        raise ValueError(f"{name}: loads from elsewhere: {found[0]}")
+        raise PluginError(f"{name}: loads from elsewhere: {found[0]}")
     return output

@@ -6,22 +6,20 @@ needs where pages are read from a disk, is replaced by ours.
 """
 
 import re
-import tomllib
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from address import address
+
 ROOT = Path(__file__).parents[2]
 SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
 WORKER = (Path(__file__).parent / "worker.js").read_text()
 LINK = re.compile(r"(\]\()((?:\.\./)+[^)\s]*)(\))")
-
-
-def address() -> str:
-    """The repository's address."""
-    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
-    return str(urls["Source"])
 
 
 def on_config(config: Any) -> Any:

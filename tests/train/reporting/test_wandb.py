@@ -69,7 +69,10 @@ def stored(folder):
 
 
 def write(folder, records, said=None, **fields):
-    with MetricsLog(folder) as log, WandbLog(config(folder, **fields), log, OFFSETS, ([] if said is None else said).append):
+    with (
+        MetricsLog(folder) as log,
+        WandbLog(config(folder, **fields), log, OFFSETS, ([] if said is None else said).append),
+    ):
         for item in records:
             log.write(item, offset=OFFSETS[item["phase"]])
 

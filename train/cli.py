@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
 from mom_jax.fields import ConfigError
-from train import interrupts
 from train.config import Config
 from train.flags.experiments import find_experiment
+from train.process import interrupts
 from train.steps.memory import keep_freed_memory
 
 T = TypeVar("T")

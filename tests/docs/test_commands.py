@@ -14,7 +14,7 @@ import pytest
 from pages import OURS, PAGES, ROOT, commands, tokens
 
 from mom_jax_programs.command import COMMANDS
-from train import analyse, cli, convert, evaluate, generate, prepare
+from train import analyse, cli, convert, evaluate, generate, parse, prepare
 from train.config import Config
 from train.flags.completion import parser_of, with_fields
 from train.verify import __main__ as verify
@@ -58,10 +58,10 @@ def read_flags(words, patch):
         whole(parser, given)
         raise Parsed
 
-    cli_flags = cli.parse_flags
+    cli_flags = parse.parse_flags
     patch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
-    patch.setattr(cli, "import_modules", lambda names: None)
-    patch.setattr(cli, "parse_flags", only_flags)
+    patch.setattr(parse, "import_modules", lambda names: None)
+    patch.setattr(parse, "parse_flags", only_flags)
     if hasattr(module, "parse_flags"):
         patch.setattr(module, "parse_flags", only_flags)
     patch.setattr(sys, "argv", [name, *arguments])

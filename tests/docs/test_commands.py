@@ -126,7 +126,7 @@ def test_flags_in_sentences_exist():
         path for folder in ("train", "benchmarks", "notebooks", "configs") for path in (ROOT / folder).rglob("*.py")
     ]
     # Programs that make their parsers themselves name their flags in quotation marks.
-    known |= set(re.findall(r'"(--[a-z][a-z-]*)"', "\n".join(path.read_text() for path in files)))
+    known |= set(re.findall(r'"(--[a-z][a-z0-9-]*)"', "\n".join(path.read_text() for path in files)))
     assert "--model.top-k" in known
     assert "--model.topk" not in known
     for page in set(PAGES) - {"docs/bad_inputs.md"}:  # where they are wrong on purpose

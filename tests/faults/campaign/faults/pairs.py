@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from campaign.moments import AFTER, _begun, _temporary
+from campaign.moments import AFTER, begun, unfinished
 from campaign.nursery import Child, Nursery
 from campaign.outcomes import Job, Outcome, Said
 from campaign.workshop import PHASES, STEPS, End, Place, end_of, resumed_at, steps_done
@@ -32,7 +32,7 @@ class Pair:
             server.bind(("127.0.0.1", 0))
             port = server.getsockname()[1]
         meeting = ("--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--mesh.fsdp", 2, "--checkpoint.keep", 1)
-        self.had = _temporary(place.run)
+        self.had = unfinished(place.run)
         flags = [place.shop.one_phase if flag == place.shop.experiment else flag for flag in place.flags()]
         self.both = [
             nursery.start("train.main", (*flags, *meeting, "--process", i), place.folder, f"process{i}")
@@ -40,8 +40,8 @@ class Pair:
         ]
 
     def reach(self, moment: str, rng: random.Random) -> bool:
-        begun = _begun(moment, self.place, self.had, rng.randint(1, STEPS - 1))
-        while not begun():
+        came = begun(moment, self.place, self.had, rng.randint(1, STEPS - 1))
+        while not came():
             if any(child.poll() is not None for child in self.both):
                 return False
             time.sleep(0.005)

@@ -36,7 +36,7 @@ def _two_preparations(nursery: Callable[[], Nursery]) -> Callable[[Place], list[
     def do(place: Place) -> list[Outcome]:
         outcome = Outcome("two preparations of one cache", "started together")
         place.cache = place.folder / "cache"
-        flags = ("--config", place.shop.experiment, "--data.cache", place.cache)
+        flags = ("--config", place.shop.experiment, "--cache", place.cache)
         both = [nursery().start("train.prepare", flags, place.folder, f"prepare{i}") for i in range(2)]
         for child in both:
             code = child.wait()
@@ -73,7 +73,7 @@ def _no_locks(number: int) -> Callable[[Place], list[Outcome]]:
             ("train", place.train),
             (
                 "prepare",
-                lambda: call(prepare.main, "--config", place.shop.experiment, "--data.cache", place.folder / "new"),
+                lambda: call(prepare.main, "--config", place.shop.experiment, "--cache", place.folder / "new"),
             ),
         ):
             with mock.patch.object(fcntl, "flock", flock):

@@ -15,12 +15,12 @@ from campaign.outcomes import Job, Outcome, Said
 from campaign.workshop import PHASES, STEPS, End, Place, end_of, resumed_at, steps_done
 
 GROUP = "One of two processes"
-MOMENTS = ("compiling", "in a step", "saving", "before the checksums", "in a step")
-RUNS = 3  # of which one of the two is killed at each of these moments
+MOMENTS = ("compiling", "in a step", "saving", "before the checksums")
+RUNS = 4  # of which one of the two is killed at each of these moments
 ONE = PHASES[:1]  # phase, whose programs compile more quickly; processes divide a second one no differently
 SECONDS = 1000.0  # at most, for a whole run
-# Seconds in which the other one has to end by itself.
-PATIENCE = 120.0
+# Seconds in which the other one has to end by itself; so long it waits for one that does not start.
+PATIENCE, JOINING = 150.0, 60
 
 
 class Pair:
@@ -31,7 +31,18 @@ class Pair:
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             port = server.getsockname()[1]
-        meeting = ("--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--mesh.fsdp", 2, "--checkpoint.keep", 1)
+        meeting = (
+            "--coordinator",
+            f"127.0.0.1:{port}",
+            "--processes",
+            2,
+            "--join-timeout",
+            JOINING,
+            "--mesh.fsdp",
+            2,
+            "--checkpoint.keep",
+            1,
+        )
         self.had = unfinished(place.run)
         flags = [place.shop.one_phase if flag == place.shop.experiment else flag for flag in place.flags()]
         self.both = [

@@ -6,6 +6,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 RECENT := $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
 INSTALLED := .venv/installed-$(VERSION)
 COMPLETE := .venv/complete-$(VERSION)
+DOCUMENTED := .venv/documented-$(VERSION)
 RUN := .venv/bin/python -m
 # Compiling takes most of the tests' time, on one core: two files at a time.
 WORKERS := -n 2 --dist loadfile
@@ -26,14 +27,14 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all quickstart test test-slow lint dist clean
+.PHONY: help setup setup-all quickstart test test-slow lint docs dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: $(INSTALLED) ## makes .venv, or brings it up to date; PYTHON=python3.12 chooses the Python
 
-setup-all: $(COMPLETE) ## ... and adds what some tests need: PyTorch, lm-eval, notebooks, and what builds packages
+setup-all: $(COMPLETE) ## ... and adds what some tests need: PyTorch, lm-eval, Hugging Face's datasets, Weights & Biases, notebooks, and what builds packages
 
 quickstart: setup ## trains the small demonstration
 	@$(RUN) train.main --config configs/quickstart.py
@@ -66,6 +67,10 @@ $(CUDA)/installed: $(INSTALLED)
 		print(*(f"jax-cuda13-{part}==" + m.version("jax") for part in ("plugin", "pjrt")))')
 	@touch $@
 
+docs: $(DOCUMENTED) ## the documentation site in build/site, with every link checked
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs --quiet build --strict
+	@echo 'build/site/index.html'
+
 dist: $(COMPLETE) ## wheel and sdist in dist/, checked
 	@rm -rf dist *.egg-info
 	@$(RUN) build --outdir dist .
@@ -87,6 +92,11 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	@touch $@
 
 $(COMPLETE): $(INSTALLED)
-	@echo 'Installing the extras torch, lmeval, notebooks and release into .venv.'
-	$(call install,,torch lmeval notebooks release)
+	@echo 'Installing the extras torch, lmeval, hf, wandb, notebooks and release into .venv.'
+	$(call install,,torch lmeval hf wandb notebooks release)
+	@touch $@
+
+$(DOCUMENTED): $(INSTALLED)
+	@echo 'Installing the extra docs into .venv.'
+	$(call install,,docs)
 	@touch $@

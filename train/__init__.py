@@ -7,6 +7,6 @@ import sys
 # needs takes seconds, and an exception would be raised in the middle of a library, which may take it for its own.
 _python, _mom = sys.argv[:1] == ["-m"], "".join(sys.argv[:1]).startswith("mom ")
 if _mom or (_python and any(word.startswith("train.") for word in sys.orig_argv)):
-    from train.interrupts import end
+    from train.process.interrupts import end
 
     signal.signal(signal.SIGINT, end)

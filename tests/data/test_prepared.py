@@ -222,7 +222,7 @@ def test_a_tokenizer_is_trained_on_a_sample_of_all_parts(tmp_path, monkeypatch):
     """Of a large source only so much text is read that it fits into memory, some of every part."""
     from train.data.sources import text_files
 
-    monkeypatch.setattr(text_files, "_PART", 1)
+    monkeypatch.setattr(text_files, "PART", 1)
     monkeypatch.setattr(preparing, "TRAINING_TEXT", 4000)
     for i in range(8):
         (tmp_path / f"{i}.txt").write_text(f"word{i} " * 10_000)

@@ -58,6 +58,11 @@ class TokenCache:
         return len(self.ends)
 
     @property
+    def left_out(self) -> dict[str, int] | None:
+        """How many documents of the whole source were broken and left out, by what is wrong; None where none may be."""
+        return self.meta.get("left_out")
+
+    @property
     def starts(self) -> np.ndarray:
         """int64 [documents + 1]: where each document begins and, last, where the tokens end.
 
@@ -124,6 +129,9 @@ def _side(facts: Any, side: Side) -> dict[str, Any]:
             raise ValueError(f"{META} has no number {name!r}")
     if type(meta.get("eos_id")) is not int or not isinstance(meta.get("file"), str) or "\0" in meta["file"]:
         raise ValueError(f"{META} has no 'eos_id' or 'file'")
+    left_out = meta.get("left_out", {})
+    if not isinstance(left_out, dict) or not all(type(count) is int for count in left_out.values()):
+        raise ValueError(f"{META} has a 'left_out' that counts nothing")
     if meta.get("dtype") not in DTYPES or not isinstance(meta.get("tokenizer"), str | None):
         raise ValueError(f"{META} must have a 'dtype' of {' or '.join(DTYPES)}, and a 'tokenizer'")
     return meta
@@ -131,6 +139,15 @@ def _side(facts: Any, side: Side) -> dict[str, Any]:
 
 def _damaged(path: Path, why: str) -> ConfigError:
     return ConfigError(f"data.cache: {str(path)!r} {why}; delete its folder to have it made again")
+
+
+def describe_left_out(left_out: dict[str, int]) -> str:
+    """`3 broken documents were left out (2 not UTF-8, 1 without a text)`, `no broken document was left out`."""
+    total = sum(left_out.values())
+    if total == 0:
+        return "no broken document was left out"
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
+    return f"{total:,} broken document{'s were' if total > 1 else ' was'} left out ({kinds})"
 
 
 def digest(facts: dict[str, Any]) -> str:

@@ -1,9 +1,7 @@
-"""Speed and memory of each arm's train step, measured side by side: `measure.json`."""
+"""Speed and memory of each arm's train step, measured side by side."""
 
 import dataclasses
 import math
-import platform
-import statistics
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from train.checkpoints.teacher import teacher_of
 from train.config import Config, Phase
 from train.data.pipeline import TrainingData
 from train.data.prepared import prepare
-from train.files import read_json, to_json, write_whole
 from train.steps import timing
 from train.steps.compiled import check_devices, compiled_memory, teaching_of, trace_step
 from train.steps.numbers.guard import make_guard
@@ -28,10 +25,9 @@ from train.steps.placement import place_share
 from train.steps.state import TrainState, abstract_state, init_state
 from train.steps.teaching import Taught
 from train.study.plan import Plan, Run
-from train.study.records import locked, trained_in
+from train.study.records import trained_in
+from train.study.speeds import Speed, write_measure
 from train.training.initial_state import fresh_params
-
-MEASURE = "measure.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,42 +61,8 @@ def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str],
     timing.warm_up(calls)
     say(f"{rounds} rounds of {len(calls)} steps")
     seconds = timing.interleaved(calls, rounds)
-    found = {}
-    for name, step in steps.items():
-        base = baselines[name]
-        speeds = [step.tokens / steps[base].tokens * ratio for ratio in timing.ratios(seconds, base, name)]
-        found[name] = {
-            "tokens_per_s": step.tokens / statistics.median(seconds[name]),
-            "speed_ratio": statistics.median(speeds),
-            "speed_ratio_quartiles": timing.quartiles(speeds),
-            "peak_bytes": step.peak,
-            "temporary_bytes": step.temporaries,
-            "parameters": "of a finished run" if step.trained else "new",
-        }
-    about = {
-        "baseline": plan.study.baseline,
-        "rounds": rounds,
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "machine": platform.processor() or platform.machine(),
-        "jax": jax.__version__,
-    }
-    with locked(plan.folder):
-        write_whole(plan.folder / MEASURE, to_json({**about, "arms": found}, indent=1))
-
-
-def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
-    """By arm what was measured; nothing where that has not been done."""
-    file = folder / MEASURE
-    if not file.is_file():
-        return {}
-    try:
-        arms: dict[str, dict[str, Any]] = read_json(file, str(file))["arms"]
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); delete it and measure again") from None
-    except ConfigError as error:
-        raise ConfigError(f"{error}; delete it and measure again") from None
-    return arms
+    found = {n: Speed(seconds[n], step.tokens, step.peak, step.temporaries, step.trained) for n, step in steps.items()}
+    write_measure(plan, found)
 
 
 def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:

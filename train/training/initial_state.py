@@ -177,18 +177,24 @@ def _initialised(
     check_tokenizer(tokenizer, meta, name)
     params = found.params(meta.model, mesh)
     messages = [f"starting from {found}"]
-    if _same_model(meta.model, model):
-        taken = params
-    else:
 
-        def take(vanilla: dict[Any, Any], fresh: dict[Any, Any]) -> dict[Any, Any]:
-            taken, dropped = from_vanilla(meta.model, vanilla, model, fresh)
-            messages.extend(dropped)
-            return taken
+    def take(params: dict[Any, Any], fresh: dict[Any, Any]) -> dict[Any, Any]:
+        taken, dropped = taken_over(meta.model, params, model, fresh)
+        messages.extend(dropped)
+        return taken
 
-        taken = _jit_placed(take, abstract_params(model, mesh))(params, fresh)
+    same = _same_model(meta.model, model)
+    taken = params if same else _jit_placed(take, abstract_params(model, mesh))(params, fresh)
     # The data goes on where the phase before left it; another run's position means nothing here.
     return taken, meta.examples_seen if phase.init_from == "previous" else 0, messages
+
+
+def taken_over(
+    theirs: ModelConfig, params: dict[Any, Any], ours: ModelConfig, fresh: dict[Any, Any]
+) -> tuple[dict[Any, Any], list[str]]:
+    """(the parameters with which `ours` begins, messages) from those of `theirs`, which is the same model or its
+    vanilla counterpart. fresh: new parameters of `ours`, for what the other lacks."""
+    return (params, []) if _same_model(theirs, ours) else from_vanilla(theirs, params, ours, fresh)
 
 
 def _same_model(theirs: ModelConfig, ours: ModelConfig) -> bool:

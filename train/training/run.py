@@ -18,7 +18,18 @@ from train.training.profile import FOLDER as PROFILE
 
 # What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.
 FREE = (
-    *("mesh", "run", "evaluate_every", "final_batches", "checkpoint", "analysis", "signs", "watch", "data.cache"),
+    *(
+        "mesh",
+        "run",
+        "evaluate_every",
+        "final_batches",
+        "checkpoint",
+        "analysis",
+        "signs",
+        "watch",
+        "wandb",
+        "data.cache",
+    ),
     *("model.remat", "model.dispatch", "model.attention_kernel"),
 )
 

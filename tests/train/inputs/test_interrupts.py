@@ -87,7 +87,7 @@ def test_the_name_mom_is_known_from_the_first_moment_too():
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
 def test_what_a_thread_raises_is_raised_where_it_is_waited_for(error):
-    from train.interrupts import apart
+    from train.process.interrupts import apart
 
     def fail():
         raise error

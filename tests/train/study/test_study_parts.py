@@ -476,9 +476,9 @@ def test_wrong_files(tmp_path, capsys):
 
 
 def test_the_studies_of_this_repository_can_be_planned(tmp_path, capsys):
-    for file in sorted((ROOT / "configs" / "studies").glob("[!_]*.py")):
-        if "def get_study" not in file.read_text():
-            continue
+    files = [file for file in (ROOT / "configs" / "studies").glob("*.py") if "def get_study()" in file.read_text()]
+    assert len(files) > 3
+    for file in sorted(files):
         code, output, error = call(capsys, main, file, "--out", tmp_path, "--dry-run")
         assert (code, error) == (0, "")
         assert "to do" in output

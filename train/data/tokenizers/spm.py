@@ -16,9 +16,9 @@ import numpy as np
 import sentencepiece
 
 from mom_jax.fields import ConfigError, require
-from train import interrupts
 from train.data.splitting import pieces
 from train.files import write_whole
+from train.process import interrupts
 
 # Trained into every model; part of the cache's digest, so that changing one retires the old tokenizers.
 SETTINGS: dict[str, Any] = {

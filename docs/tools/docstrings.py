@@ -1,7 +1,7 @@
 """Docstrings as the site shows them, an extension of griffe (mkdocs.yml).
 
 Ours name arguments in lines of their own, `mask: [B, L], true for real tokens`, whose continuation is indented.
-Markdown would run such lines together: here they become a list.
+Markdown would run such lines together: here they become a list. Lines that begin with `>>>` become code.
 """
 
 import re
@@ -10,6 +10,21 @@ from typing import Any
 from griffe import Extension, Object
 
 ARGUMENT = re.compile(r"^([a-z]\w*(?:, [a-z]\w*)*): (?=\S)")
+
+
+def fenced(text: str) -> str:
+    """The docstring with examples, lines `>>> code`, as blocks of code."""
+    lines: list[str] = []
+    within = False
+    for line in [*text.splitlines(), ""]:
+        example = line.startswith((">>> ", "... ")) and (within or line.startswith(">>> "))
+        if example and not within:
+            lines.append("```python")
+        if within and not example:
+            lines.append("```")
+        lines.append(line[4:] if example else line)
+        within = example
+    return "\n".join(lines).rstrip("\n")
 
 
 def listed(text: str) -> str:
@@ -37,4 +52,4 @@ class Listed(Extension):
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = listed(obj.docstring.value)
+            obj.docstring.value = fenced(listed(obj.docstring.value))

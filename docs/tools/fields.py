@@ -33,8 +33,8 @@ field is a flag, with `-` for `_`: `--model.router.temperature 0.5`, `--phases.1
 counted from 0). `mom train --config quickstart --help` lists all of them with the values that they have there. A value
 that cannot be is refused in [one line](../bad_inputs.md), with exit code 2.
 
-"Allowed" is what the field says to a wrong value while all others have their defaults; some depend on others, and then
-the message says on which.
+Where something is *allowed*, that is what the field says to a wrong value while all others have their defaults; some
+depend on others, and then the message says on which.
 """
 # What is likely to be wrong for a field of this type.
 PROBES: dict[Any, tuple[Any, ...]] = {int: (-1, 0), float: (-1.0, 0.0, 1.0, 1.5), str: ("",), bool: ()}
@@ -90,6 +90,11 @@ def limits(cls: type, name: str, hint: Any) -> str:
     return "; ".join(said)
 
 
+def meaning(cls: type, name: str, hint: Any, text: str) -> str:
+    allowed = limits(cls, name, hint)
+    return linked(text) + (f" *Allowed: {allowed}.*" if allowed else "")
+
+
 def default(field: "dataclasses.Field[Any]") -> str:
     value = field.default
     if value is dataclasses.MISSING:
@@ -110,14 +115,13 @@ def section(path: str, cls: type) -> str:
     """The fields of one dataclass as Markdown."""
     text, meanings = described(cls)
     hints = typing.get_type_hints(cls)
-    rows = ["| field | type | default | meaning | allowed |", "|---|---|---|---|---|"]
+    rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(cls):
         cells = (
             f"`{field.name}`",
             written(hints[field.name]),
             default(field),
-            linked(meanings.get(field.name, "")),
-            limits(cls, field.name, hints[field.name]),
+            meaning(cls, field.name, hints[field.name], meanings.get(field.name, "")),
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     flag = f"Flags: `--{path}.FIELD`" if path else "Flags: `--FIELD`"

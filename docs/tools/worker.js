@@ -4,6 +4,7 @@ if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {
       super();
+      const whole = new URL(url, location.href);
       const frame = document.createElement("iframe");
       frame.hidden = true;
       document.documentElement.append(frame);
@@ -11,7 +12,7 @@ if (location.protocol === "file:") {
       const load = (source) =>
         new Promise((done, failed) => {
           const script = inner.document.createElement("script");
-          script.src = new URL(source, url);
+          script.src = new URL(source, whole);
           script.onload = done;
           script.onerror = () => failed(new Error(`${source} cannot be loaded`));
           inner.document.head.append(script);
@@ -23,7 +24,7 @@ if (location.protocol === "file:") {
       };
       inner.importScripts = (...sources) =>
         sources.reduce((before, source) => before.then(() => load(source)), Promise.resolve());
-      this.ready = load(url);
+      this.ready = load(whole);
     }
     postMessage(data) {
       this.ready.then(() => this.inner.dispatchEvent(new this.inner.MessageEvent("message", { data })));

@@ -26,8 +26,8 @@ def test_the_page_is_up_to_date():
 def test_limits_are_what_fields_say():
     page = fields.page()
     row = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| `")}
-    assert row["`validation_fraction`"].rstrip(" |").endswith("between 0 and 1")
-    assert row["`learning_rate`"].rstrip(" |").endswith("positive")
+    assert row["`validation_fraction`"].rstrip(" |").endswith("*Allowed: between 0 and 1.*")
+    assert row["`learning_rate`"].rstrip(" |").endswith("*Allowed: positive.*")
     assert "`gelu_new`, `gelu`, `relu` | `'gelu_new'`" in row["`activation`"]
 
 

@@ -38,6 +38,7 @@ class WandbLog:
     def __init__(self, config: Config, log: MetricsLog, offsets: dict[str, int], notify: Callable[[str], None]) -> None:
         self._config, self._log, self._offsets, self._notify = config, log, offsets, notify
         self._run: Any = None
+        self._failed = False
 
     def __enter__(self) -> "WandbLog":
         if self._config.wandb.mode != "off":
@@ -54,6 +55,16 @@ class WandbLog:
             with self._failing("the last numbers may be missing there"):
                 self._run.finish(exit_code=0 if kind is None else 1)
             self._run = None
+        if self._failed:
+            self._forget()
+
+    @staticmethod
+    def _forget() -> None:
+        """Lets go of the library's process: if that is dead, the library would else complain of it as ours ends."""
+        with contextlib.suppress(Exception):
+            import wandb
+
+            wandb.teardown()
 
     def _start(self) -> None:
         online = self._config.wandb.mode == "online"
@@ -100,6 +111,7 @@ class WandbLog:
         try:
             yield
         except Exception as error:
+            self._failed = True
             why = " ".join(str(error).split())[:300]
             self._notify(f"Weights & Biases has failed ({type(error).__name__}: {why}); {then}")
 

@@ -1,6 +1,6 @@
 """What watching the numbers costs: the train step with and without its guard.
 
-    python -m benchmarks.watching                # steps of configs/quickstart_paper.py, both phases
+    python -m benchmarks.reliability.watching                # steps of configs/quickstart_paper.py, both phases
 
 In one process, in turn, each on a state of its own. The watched side does all that the loop does: it makes the guard
 of each step, and looks at the verdict and the numbers of the step before while the step runs. `--small` is only to see
@@ -76,7 +76,7 @@ def _phase(config: Config, phase: Phase, prepared: Prepared, rounds: int) -> dic
 
 
 def main() -> None:
-    parser = timing.parser("watching", __doc__, rounds=41)
+    parser = timing.parser("reliability.watching", __doc__, rounds=41)
     parser.add_argument("--spike", default="skip", choices=("off", "log", "skip"), help="what spikes do (skip)")
     parser.add_argument("--phase", help="only the phase of this name")
     flags = parser.parse_args()

@@ -40,8 +40,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Collects the figures instead of drawing them: each twice, for the light and the dark theme. A browser's test draws
-    them."""
+    """Collects the figures, each for light and for dark, instead of drawing them; the browser's test draws them."""
     found = []
 
     class Canvas:

@@ -34,7 +34,7 @@ help: ## this list
 
 setup: $(INSTALLED) ## makes .venv, or brings it up to date; PYTHON=python3.12 chooses the Python
 
-setup-all: $(COMPLETE) ## ... and adds what some tests need: PyTorch, lm-eval, notebooks, and what builds packages
+setup-all: $(COMPLETE) ## ... and adds what some tests need: PyTorch, lm-eval, Hugging Face's datasets, Weights & Biases, notebooks, and what builds packages
 
 quickstart: setup ## trains the small demonstration
 	@$(RUN) train.main --config configs/quickstart.py
@@ -92,8 +92,8 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	@touch $@
 
 $(COMPLETE): $(INSTALLED)
-	@echo 'Installing the extras torch, lmeval, notebooks and release into .venv.'
-	$(call install,,torch lmeval notebooks release)
+	@echo 'Installing the extras torch, lmeval, hf, wandb, notebooks and release into .venv.'
+	$(call install,,torch lmeval hf wandb notebooks release)
 	@touch $@
 
 $(DOCUMENTED): $(INSTALLED)

@@ -7,6 +7,7 @@ from mom_jax.analysis.signs import SignsConfig
 from mom_jax.config import MeshConfig, ModelConfig
 from mom_jax.fields import LARGEST, MOST, check_types, require, require_at_most
 from train.numbers import WatchConfig
+from train.tracking import WandbConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +16,10 @@ class DataConfig:
 
     Attributes:
         source: `builtin:stdlib` (the sources of Python's standard library); `text:GLOB` (text and JSONL files, also
-            .gz, .xz and .zst); `tfds:NAME/CONFIG` (a prepared TensorFlow Datasets data set); `bin:FOLDER` (token files
-            train.bin and val.bin, as nanoGPT writes them); or `mix:0.7=SOURCE,0.3=SOURCE` (by shares of the examples).
+            .gz, .xz and .zst); `parquet:GLOB#COLUMN` (Parquet files); `tfds:NAME/CONFIG` (a prepared TensorFlow
+            Datasets data set); `hf:NAME/CONFIG` (a data set of Hugging Face's, streamed by `train.prepare`);
+            `bin:FOLDER` (token files train.bin and val.bin, as nanoGPT writes them); or
+            `mix:0.7=SOURCE,0.3=SOURCE` (by shares of the examples).
         tokenizer: `sentencepiece` trains one on the source's training documents (for token files: takes the one beside
             them, if any); otherwise the path of a `.model` file, or of GPT-2's tokenizer.json or vocab.json.
         vocab_size: of the tokenizer that is trained.
@@ -28,6 +31,8 @@ class DataConfig:
         validation_fraction: the share of documents held out, chosen by the hash of their names, where the source has no
             split of its own.
         validation_batches: how many fixed batches an evaluation during training reads; 0 reads them all.
+        on_bad: what becomes of documents that are broken, such as a line that is no JSON or not UTF-8: `fail` ends the
+            preparation at the first one; `skip` leaves them out and counts them.
         cache: the folder of tokenizers and token caches, shared by all runs.
     """
 
@@ -40,6 +45,7 @@ class DataConfig:
     seed: int = 0
     validation_fraction: float = 0.05
     validation_batches: int = 16
+    on_bad: Literal["fail", "skip"] = "fail"
     cache: str = "~/.cache/mom_jax"
 
     def __post_init__(self) -> None:
@@ -226,6 +232,7 @@ class Config:
         final_batches: how many batches the last evaluation of a phase reads; 0 reads all that was held out.
         signs: what counts as a sign of failure.
         watch: what happens to steps whose loss or gradient is no number, or far off.
+        wandb: whether the log goes to Weights & Biases too.
     """
 
     model: ModelConfig = ModelConfig()
@@ -244,6 +251,7 @@ class Config:
     final_batches: int = 0
     signs: SignsConfig = SignsConfig()
     watch: WatchConfig = WatchConfig()
+    wandb: WandbConfig = WandbConfig()
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -1,23 +1,27 @@
 """Prepares data for training: `python -m train.prepare SOURCE [--tokenizer sentencepiece] [--vocab-size 8192] ...`.
 
-Downloads what is remote (TensorFlow Datasets), trains the tokenizer if it is to be trained, and tokenizes with all
-cores into the cache that training reads. Interrupted, the same command goes on where it was; when all is there, it does
-nothing. The flags must be those of the configuration's `data`: with --config FILE they are taken from there.
+Downloads what is remote (of Hugging Face: while it tokenizes), trains the tokenizer if it is to be trained, and
+tokenizes with all cores into the cache that training reads. Interrupted, the same command goes on where it was; when
+all is there, it does nothing. The flags must be those of the configuration's `data`: with --config FILE they are taken
+from there.
 """
 
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from train.cli import load_config, parse_flags, run_program
+from train.cli import load_config, run_program
 from train.config import DataConfig
+from train.parse import parse_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Arguments:
         tokenizer: `sentencepiece` trains one; otherwise a .model file, a tokenizer.json or a vocab.json.
         vocab_size: of the tokenizer that is trained.
         validation_fraction: the share of documents held out, where the source has no split of its own.
+        on_bad: `fail` ends at the first broken document; `skip` leaves them out and says how many.
         cache: the folder of tokenizers and token caches.
         verify: read all tokens again and compare their checksums.
         json: print one JSON object instead of sentences.
@@ -40,6 +45,7 @@ class Arguments:
     tokenizer: str | None = None
     vocab_size: int | None = None
     validation_fraction: float | None = None
+    on_bad: Literal["fail", "skip"] | None = None
     cache: str | None = None
     verify: bool = False
     json: bool = False
@@ -49,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse_flags(Arguments, arguments, prog="python -m train.prepare", description=__doc__)
 
     from mom_jax.fields import ConfigError
+    from train.data.cache import describe_left_out
     from train.data.prepared import components, prepare
 
     data = load_config(flags.config).data if flags.config else DataConfig()
@@ -69,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from train.data.sources.tfds_builder import download_tfds
 
             download_tfds(name, notify)
+        if name.startswith("hf:"):
+            from train.data.sources.hf import find_hf
+
+            find_hf(name, Path(os.path.expanduser(data.cache)), notify)
     with _bars(console) as bar:
         prepared = prepare(data, notify, bar)
     records = []
@@ -78,13 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if flags.verify:
                 cache.verify()
             record[side] = {"tokens": cache.num_tokens, "documents": cache.num_documents}
+        left_out = sides[0].left_out
+        if left_out is not None:
+            record["left_out"] = left_out
         records.append(record)
         if not flags.json:
             counts = (
                 f"{side} {record[side]['tokens']:,} tokens in {record[side]['documents']:,} documents"
                 for side in ("train", "validation")
             )
-            print(f"{name}: {'; '.join(counts)}{'; checksums are right' if flags.verify else ''}")
+            broken = "" if left_out is None else f"; {describe_left_out(left_out)}"
+            print(f"{name}: {'; '.join(counts)}{broken}{'; checksums are right' if flags.verify else ''}")
     if flags.json:
         print(json.dumps({"tokenizer": prepared.tokenizer.fingerprint, "sources": records}))
     return 0

@@ -158,6 +158,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     return {word.strip() for word in done.stdout.splitlines() if word.strip()}
 
 
+@pytest.mark.slow
 def test_bash_completes(mom, tmp_path, capsys):
     script = call(capsys, completion.main, "bash")[1]
     (tmp_path / "qualified.py").touch()

@@ -49,11 +49,11 @@ WITHIN = {
 
 # Folders and modules of train, from the ground floor up; each imports from the floors below. Programs are on top.
 ROOMS = (
-    {"numbers"},
-    {"batch", "config", "files", "flags"},
+    {"numbers", "tracking"},
+    {"batch", "config", "files", "flags", "process"},
     {"data", "reporting", "steps"},
     {"checkpoints", "cli", "planning"},
-    {"analysis"},
+    {"analysis", "parse"},
     {"checkpoint", "training"},
     {"tasks"},
     {"study"},

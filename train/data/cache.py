@@ -9,6 +9,7 @@ never used, and deleting the folder is always safe.
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -55,6 +56,11 @@ class TokenCache:
     @property
     def num_documents(self) -> int:
         return len(self.ends)
+
+    @property
+    def left_out(self) -> dict[str, int] | None:
+        """How many documents of the whole source were broken and left out, by what is wrong; None where none may be."""
+        return self.meta.get("left_out")
 
     @property
     def starts(self) -> np.ndarray:
@@ -123,6 +129,9 @@ def _side(facts: Any, side: Side) -> dict[str, Any]:
             raise ValueError(f"{META} has no number {name!r}")
     if type(meta.get("eos_id")) is not int or not isinstance(meta.get("file"), str) or "\0" in meta["file"]:
         raise ValueError(f"{META} has no 'eos_id' or 'file'")
+    left_out = meta.get("left_out", {})
+    if not isinstance(left_out, dict) or not all(type(count) is int for count in left_out.values()):
+        raise ValueError(f"{META} has a 'left_out' that counts nothing")
     if meta.get("dtype") not in DTYPES or not isinstance(meta.get("tokenizer"), str | None):
         raise ValueError(f"{META} must have a 'dtype' of {' or '.join(DTYPES)}, and a 'tokenizer'")
     return meta
@@ -130,6 +139,15 @@ def _side(facts: Any, side: Side) -> dict[str, Any]:
 
 def _damaged(path: Path, why: str) -> ConfigError:
     return ConfigError(f"data.cache: {str(path)!r} {why}; delete its folder to have it made again")
+
+
+def describe_left_out(left_out: dict[str, int]) -> str:
+    """`3 broken documents were left out (2 not UTF-8, 1 without a text)`, `no broken document was left out`."""
+    total = sum(left_out.values())
+    if total == 0:
+        return "no broken document was left out"
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
+    return f"{total:,} broken document{'s were' if total > 1 else ' was'} left out ({kinds})"
 
 
 def digest(facts: dict[str, Any]) -> str:
@@ -142,21 +160,28 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
-def build_folder(folder: Path, fill: Callable[[Path], None], *, keep: Callable[[Path], bool] | None = None) -> None:
+def build_folder(
+    folder: Path,
+    fill: Callable[[Path], None],
+    notify: Callable[[str], None] = lambda text: None,
+    *,
+    keep: Callable[[Path], bool] | None = None,
+) -> None:
     """Makes `folder` with the files that `fill` writes, all or nothing; leaves it alone if it exists.
 
     keep: whether what `fill` has written is worth keeping where it did not end; the next call's `fill` finds it.
 
-    Of processes that want the same folder one builds and the others wait. The system drops a dead process's lock, so
-    whoever holds it knows that a partial folder lying there is nobody's. Raises `ConfigError` where files cannot be
-    written.
+    Of processes that want the same folder one builds and the others `notify` that they wait. The system drops a dead
+    process's lock, so whoever holds it knows that a partial folder lying there is nobody's. Raises `ConfigError` where
+    files cannot be written.
     """
     with _writing(folder.parent):
         new = [place for place in (folder.parent, *folder.parent.parents) if not place.exists()]
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock, name = folder.with_name(f".{folder.name}.lock"), f"data.cache={str(folder.parent)!r}"
         try:
-            with locked(lock, name, wait=True, temporary=True):
+            wait = functools.partial(notify, f"waiting: another process is making {folder}")
+            with locked(lock, name, wait=True, temporary=True, waiting=wait):
                 if not folder.exists():
                     _build(folder, fill, keep)
         except BaseException:
@@ -168,6 +193,8 @@ def build_folder(folder: Path, fill: Callable[[Path], None], *, keep: Callable[[
 
 def _build(folder: Path, fill: Callable[[Path], None], keep: Callable[[Path], bool] | None) -> None:
     partial = partial_folder(folder)
+    if partial.is_symlink():  # nobody's: it was not made here
+        partial.unlink()
     if keep is None or not (partial.is_dir() and keep(partial)):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()

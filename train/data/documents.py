@@ -1,14 +1,19 @@
-"""What a source is made of: parts, which are read one by one, and the documents in them."""
+"""What a source is made of: parts, which are read one by one, and the documents in them, some of them broken."""
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
+from mom_jax.fields import ConfigError
+
 Side = Literal["train", "validation"]
+OnBad = Literal["fail", "skip"]
 # What stands for the id of the token that ends a document where no token does.
 NO_EOS = -1
 SIDES: tuple[Side, ...] = ("train", "validation")
+# Kinds of what is broken that several sources know.
+NOT_UTF8, NO_TEXT = "not UTF-8", "without a text"
 
 
 class Document(NamedTuple):
@@ -25,18 +30,33 @@ class Document(NamedTuple):
     position: int = 0
 
 
+class Broken(NamedTuple):
+    """What stands where a document should be, or after the first pieces of one, which then is none either.
+
+    name, position: as a document's. kind: what is wrong, in words that are counted. why: one line that says where.
+    """
+
+    name: str
+    kind: str
+    why: str
+    position: int = 0
+
+
+Item = Document | Broken
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """Documents that are read together, always in the same order.
 
     name: unique in its source. size: bytes, or documents; only for showing progress. read: a new iterator over all
-    documents; raises `ConfigError` for what cannot be read. side: of all its documents, where the source has a split of
-    its own.
+    documents, with what is broken in its place; raises `ConfigError` for what cannot be read. side: of all its
+    documents, where the source has a split of its own.
     """
 
     name: str
     size: int
-    read: Callable[[], Iterator[Document]]
+    read: Callable[[], Iterator[Item]]
     side: Side | None = None
 
 
@@ -44,17 +64,31 @@ class Part:
 class Source:
     """What is behind a `data.source`, always in the same order.
 
-    source: the text that it was opened with. facts: what identifies the documents, ready for JSON.
+    source: the text that it was opened with. facts: what identifies the documents, ready for JSON. on_bad: what
+    becomes of broken documents.
     """
 
     source: str
     parts: tuple[Part, ...]
     facts: dict[str, Any]
+    on_bad: OnBad = "fail"
+
+    def with_on_bad(self, on_bad: OnBad) -> "Source":
+        """The same with this `on_bad`, which then is among the facts: it changes what there is."""
+        facts = self.facts if on_bad == "fail" else {**self.facts, "on_bad": on_bad}
+        return dataclasses.replace(self, on_bad=on_bad, facts=facts)
+
+    def read(self, part: Part) -> Iterator[Item]:
+        """What one of the parts has. Raises `ConfigError` where something is broken, unless that is to be skipped."""
+        for item in part.read():
+            if isinstance(item, Broken) and self.on_bad == "fail":
+                raise ConfigError(f"{item.why} (data.on_bad='skip' leaves out what is broken)")
+            yield item
 
     def documents(self) -> Iterator[Document]:
         """All documents of all parts."""
         for part in self.parts:
-            yield from part.read()
+            yield from (item for item in self.read(part) if isinstance(item, Document))
 
 
 def side_of(own: Side | None, name: str, fraction: float) -> Side:

@@ -14,7 +14,7 @@ import numpy as np
 from mom_jax.fields import require
 from train.batch import Rows
 from train.config import DataConfig
-from train.data.cache import TokenCache
+from train.data.cache import TokenCache, describe_left_out
 from train.data.packing import Packing, pack
 from train.data.prepared import Prepared
 
@@ -102,6 +102,7 @@ class TrainingData:
     def __init__(self, prepared: Prepared, data: DataConfig) -> None:
         self._data, self.names, self.weights = data, prepared.names, prepared.weights
         self.sources = [examples(cache, data) for cache in prepared.train]
+        self._left_out = [cache.left_out for cache in prepared.train]
         # Grain adds the epoch to the seed: neighbouring seeds are spread first, or seed 1 would follow seed 0 by an
         # epoch. NumPy promises that these values never change; grain makes no such promise for its own default seeds.
         seeds = np.random.SeedSequence(data.seed).generate_state(len(self.sources))
@@ -113,7 +114,11 @@ class TrainingData:
 
     def describe(self) -> list[str]:
         """A line for each source."""
-        return [f"{name}: {source.describe()}" for name, source in zip(self.names, self.sources, strict=True)]
+        lines = [f"{name}: {source.describe()}" for name, source in zip(self.names, self.sources, strict=True)]
+        return [
+            line if not left_out else f"{line}; {describe_left_out(left_out)}"
+            for line, left_out in zip(lines, self._left_out, strict=True)
+        ]
 
     def epochs(self, examples_seen: int) -> dict[str, float]:
         """How often each source has been gone through after so many examples."""

@@ -13,7 +13,7 @@ from mom_jax.fields import ConfigError, require
 from train.config import DataConfig
 from train.data import token_files
 from train.data.cache import CHECKED, FORMAT, TokenCache, build_folder, digest
-from train.data.documents import SIDES, Source, side_of
+from train.data.documents import SIDES, Broken, Source, side_of
 from train.data.encode import Report, encode
 from train.data.sources.kinds import open_source
 from train.data.token_files import TokenFiles
@@ -68,7 +68,7 @@ def prepare(config: DataConfig, notify: Say = lambda text: None, progress: Repor
     cache that cannot be written.
     """
     parts = components(config.source)
-    opened = [_open(name, config.validation_fraction) for name, _ in parts]
+    opened = [_open(name, config) for name, _ in parts]
     weights = tuple(weight for _, weight in parts)
     tokenizer = _tokenizer(config, opened, weights, notify)
     caches: dict[Any, list[TokenCache]] = {side: [] for side in SIDES}
@@ -84,8 +84,10 @@ def prepare(config: DataConfig, notify: Say = lambda text: None, progress: Repor
     return Prepared(tokenizer, names, weights, tuple(caches["train"]), tuple(caches["validation"]))
 
 
-def _open(name: str, fraction: float) -> Source | TokenFiles:
-    return token_files.open_token_files(name) if name.startswith("bin:") else open_source(name, fraction)
+def _open(name: str, config: DataConfig) -> Source | TokenFiles:
+    if name.startswith("bin:"):
+        return token_files.open_token_files(name)
+    return open_source(name, config.validation_fraction, config.on_bad, config.cache)
 
 
 def _tokenizer(
@@ -127,7 +129,7 @@ def _trained(config: DataConfig, texts: list[tuple[Source, float]], notify: Say)
         SentencePieceTokenizer(train_sentencepiece(sample, config.vocab_size)).save(partial)
 
     if not folder.exists():
-        build_folder(folder, fill)
+        build_folder(folder, fill, notify)
     return load(folder / "tokenizer.model")
 
 
@@ -136,8 +138,9 @@ def _sample(source: Source, config: DataConfig, characters: int) -> Iterator[str
     quota = characters // max(len(source.parts), 1)
     for part in source.parts:
         left = quota
-        for document in part.read() if part.side != "validation" else ():
-            if side_of(part.side, document.name, config.validation_fraction) != "train":
+        for document in source.read(part) if part.side != "validation" else ():
+            held_out = side_of(part.side, document.name, config.validation_fraction) != "train"
+            if held_out or isinstance(document, Broken):
                 continue
             yield document.text[:left]
             left -= len(document.text)
@@ -154,7 +157,8 @@ def _cache(
     assert tokenizer is not None
     folder, meta = _text_cache(config, source, tokenizer)
     if not folder.exists():
-        encode(folder, source, tokenizer, config.validation_fraction, meta, progress(f"tokenizing {source.source}"))
+        report = progress(f"tokenizing {source.source}")
+        encode(folder, source, tokenizer, config.validation_fraction, meta, report, notify)
     return folder
 
 
@@ -173,7 +177,7 @@ def cache_folders(config: DataConfig, tokenizer: Tokenizer | None) -> list[Path]
     source that is not there."""
     folders = []
     for name, _ in components(config.source):
-        source = _open(name, config.validation_fraction)
+        source = _open(name, config)
         if isinstance(source, TokenFiles):
             folders.append(token_files.index_folder(_root(config), source))
         elif tokenizer is not None:

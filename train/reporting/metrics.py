@@ -23,14 +23,15 @@ from train.reporting.patient import PatientFile
 
 FILE = "metrics.jsonl"
 MOST = 2**33  # bytes of a log that is read
-EVENTS = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
+EVENTS = "tensorboard"  # in a run's folder
+_PATIENT = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
 
 
 class MetricsLog:
     """Appends records to `folder/metrics.jsonl` and scalars to `folder/tensorboard/`.
 
-    Every record has `kind` (train, validation, analysis, sign, watch, final), `phase` and `step`, counted from the
-    phase's start. Also a context manager that closes on exit. Nothing is created before the first `write`; without
+    Every record has `kind` (data, train, validation, analysis, sign, watch, final), `phase` and `step`, counted from
+    the phase's start. Also a context manager that closes on exit. Nothing is created before the first `write`; without
     `write`, for processes beside the one that does, nothing at all.
 
     listeners: are told of every record that is written, as it is read again.
@@ -136,20 +137,15 @@ class MetricsLog:
             # TensorBoard reads event files in the order of their names; without the suffix two within one second
             # would be one, the later overwriting the earlier.
             self._board = _summary_writer()(
-                f"{EVENTS}:{self._folder / 'tensorboard'}",
+                f"{_PATIENT}:{self._folder / EVENTS}",
                 purge_step=self._purge_step,
                 filename_suffix=f".{time.time_ns()}",
             )
         step = offset + record["step"]
-        kind = record.get("kind", "train")
-        if kind == "sign":
-            name = "/".join(str(record[key]) for key in ("phase", "kind", "sign", "side") if record[key] is not None)
-            self._board.add_scalar(name, 1, step)
-            self._board.add_text(name, record["text"], step)
-            return
-        start = [str(record.get("phase", "run")), *([] if kind == "train" else [str(kind)])]
-        for path, value in _scalars({k: v for k, v in record.items() if k not in ("kind", "phase", "step")}):
-            self._board.add_scalar("/".join([*start, *path]), value, step)
+        for name, value in scalars(record).items():
+            self._board.add_scalar(name, value, step)
+            if record.get("kind") == "sign":
+                self._board.add_text(name, record["text"], step)
 
 
 def _summary_writer() -> Any:
@@ -164,7 +160,7 @@ def _summary_writer() -> Any:
     finally:
         if hidden:
             del sys.modules["torch"]
-    register_writer_factory(EVENTS, _Events)
+    register_writer_factory(_PATIENT, _Events)
     return SummaryWriter
 
 
@@ -175,11 +171,11 @@ class _Events:
     @staticmethod
     def directory_check(path: str) -> None:
         with contextlib.suppress(OSError):
-            os.makedirs(path.removeprefix(f"{EVENTS}:"), exist_ok=True)
+            os.makedirs(path.removeprefix(f"{_PATIENT}:"), exist_ok=True)
 
     @staticmethod
     def open(path: str) -> "_EventFile":
-        return _EventFile(path.removeprefix(f"{EVENTS}:"))
+        return _EventFile(path.removeprefix(f"{_PATIENT}:"))
 
 
 class _EventFile(PatientFile):
@@ -222,6 +218,19 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _no_constant(value: str) -> NoReturn:
     raise ValueError(f"{value} is no number of JSON's")
+
+
+def scalars(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record by the names that TensorBoard has for them; a sign is a 1. None without a step."""
+    if not isinstance(record.get("step"), int):
+        return {}
+    kind = record.get("kind", "train")
+    if kind == "sign":
+        names = (record[key] for key in ("phase", "kind", "sign", "side"))
+        return {"/".join(str(name) for name in names if name is not None): 1.0}
+    start = [str(record.get("phase", "run")), *([] if kind == "train" else [str(kind)])]
+    numbers = _scalars({k: v for k, v in record.items() if k not in ("kind", "phase", "step")})
+    return {"/".join([*start, *path]): value for path, value in numbers}
 
 
 def _scalars(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:

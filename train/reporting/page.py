@@ -116,6 +116,7 @@ def _page(run: Run, routes: dict[str, dict[str, Any]]) -> str:
     parts = [
         f"<h1>{html.escape(run.name)}</h1>",
         _describe(run),
+        *_left_out(run),
         *numbers.section(run),
         *insight.signs(run),
         _table(_summary(run)),
@@ -154,6 +155,16 @@ def _describe(run: Run) -> str:
         f"Data {data.source}: {data.batch_size} sequences of {data.length} tokens per step."
     )
     return f"<p>{html.escape(text)}</p>"
+
+
+def _left_out(run: Run) -> list[str]:
+    """How many broken documents the data was prepared without."""
+    found = [record.get("left_out") for phase in run.phases for record in run.of(phase, "data")]
+    lines = []
+    for source, kinds in (found[-1] or {}).items() if found else ():
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+        lines.append(f"<p>{html.escape(f'Left out of {source} as broken: {sum(kinds.values()):,} ({counts}).')}</p>")
+    return lines
 
 
 def _grain(model: ModelConfig) -> str:

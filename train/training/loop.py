@@ -12,6 +12,7 @@ from train.checkpoints.locate import FOLDER, last_step
 from train.checkpoints.teacher import Teacher, teacher_of
 from train.config import Config, Phase
 from train.reporting import metrics
+from train.reporting.wandb_log import WandbLog
 from train.steps.optimizer import make_optimizer
 from train.steps.train_step import jit_train_step
 from train.training import processes
@@ -22,7 +23,7 @@ from train.training.keeping.damage import missing_steps, set_damaged_aside
 from train.training.numbers.refused import go_back, gone_back, stop, told_before
 from train.training.numbers.watcher import Watcher
 from train.training.phase import PhaseLoop
-from train.training.preparation import make_ready
+from train.training.preparation import make_ready, record_left_out
 from train.training.profile import Profile, stop_profile
 from train.training.run import claimed
 from train.training.signs import SignWatch
@@ -58,6 +59,9 @@ def train(
         with processes.Stop() as stop, metrics.MetricsLog(run, write=first) as log:
             context = Context(config, prepared, log, console, stop, profile, mesh, debug_checks)
             finished = _rewind(context)
+            if first:
+                stack.enter_context(WandbLog(config, log, context.offsets, context.notify))
+                record_left_out(context)
             for line in context.data.describe():
                 context.notify(f"training data: {line}")
             for phase in config.phases:

@@ -80,6 +80,9 @@ def _runs(folder, run):
     (folder / "run-routes" / "routes" / "mom.json").write_text("[]")
     shutil.copytree(run, folder / "run-link")
     (folder / "run-link" / ".lock").symlink_to(folder / "file")
+    shutil.copytree(run, folder / "run-elsewhere")
+    shutil.rmtree(folder / "run-elsewhere" / "checkpoints")
+    (folder / "run-elsewhere" / "checkpoints").symlink_to(folder / "empty")
     shutil.copytree(run, folder / "run-vocabulary")
     (folder / "run-vocabulary" / "tokenizer.model").write_bytes(b"no model")
 

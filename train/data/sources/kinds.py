@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mom_jax.fields import nearest, require
-from train.data.documents import Source
+from train.config import DataConfig
+from train.data.documents import OnBad, Source
 from train.data.sources import text_files
 
 # Neither tests nor what an installation adds: build-time settings differ between machines with the same Python.
@@ -15,30 +16,48 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", 
 _PER_INSTALLATION = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize")
 
 
-def open_source(source: str, validation_fraction: float = 0.0) -> Source:
-    """Opens `builtin:stdlib`, `text:GLOB` (`**` is any depth, `~` the home folder) or `tfds:NAME/CONFIG`.
+def open_source(
+    source: str, validation_fraction: float = 0.0, on_bad: OnBad = "fail", cache: str = DataConfig.cache
+) -> Source:
+    """Opens `builtin:stdlib`, `text:GLOB` or `parquet:GLOB#COLUMN` (`**` is any depth, `~` the home folder),
+    `tfds:NAME/CONFIG` or `hf:NAME/CONFIG`.
 
-    validation_fraction: the end of a single text file that becomes a document of its own, to be held out.
+    validation_fraction: the end of a single text file that becomes a document of its own, to be held out. on_bad: what
+    becomes of broken documents. cache: where it is kept what a data set of Hugging Face's is.
 
     Raises `ConfigError` naming `data.source` for an unknown source or one without files.
     """
     kinds: dict[str, Callable[[], Source]] = {
         "builtin": lambda: _builtin(source),
         "text": lambda: text_files.open_text(source, validation_fraction),
+        "parquet": lambda: _parquet(source),
         "tfds": lambda: _tfds(source),
+        "hf": lambda: _hf(source, cache),
     }
     scheme, colon, _ = source.partition(":")
     known = [*kinds, "bin", "mix"]
     require(bool(colon), "data.source", source, f"unknown; {nearest(source, ['builtin:stdlib', 'text:GLOB'])}")
     require(scheme in known, "data.source", source, f"unknown kind; {nearest(scheme, known)}")
     require(scheme in kinds, "data.source", source, "is no source of documents")
-    return kinds[scheme]()
+    return kinds[scheme]().with_on_bad(on_bad)
 
 
 def _tfds(source: str) -> Source:
     from train.data.sources.tfds import open_tfds  # half a second
 
     return open_tfds(source)
+
+
+def _parquet(source: str) -> Source:
+    from train.data.sources.parquet import open_parquet
+
+    return open_parquet(source)
+
+
+def _hf(source: str, cache: str) -> Source:
+    from train.data.sources.hf import open_hf
+
+    return open_hf(source, Path(os.path.expanduser(cache)))
 
 
 def _builtin(source: str) -> Source:

@@ -1,26 +1,18 @@
-"""Text files as a source: a document a file, or a line of JSONL; compressed files are read through.
-
-A file is named by its place below the source's folder, so that the same files give the same documents, and the same
-held-out ones, wherever they lie.
-"""
+"""Text files as a source: a document a file, or a line of JSONL; compressed files are read through."""
 
 import codecs
-import glob
 import gzip
-import hashlib
 import io
-import itertools
 import json
 import lzma
-import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from mom_jax.fields import ConfigError, require
-from train.data.documents import Document, Part, Side, Source
+from train.data.documents import NO_TEXT, NOT_UTF8, Broken, Document, Item, Part, Side, Source
+from train.data.sources.files import PART, Files, matching
 from train.data.splitting import safe_cut
 
 if sys.version_info >= (3, 14):
@@ -28,14 +20,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# Files are read in groups of about this size, in bytes; an interrupted preparation starts in the middle of one.
-_PART = 2**24
 # Longer documents come in pieces of about so many characters, so that no file has to fit into memory.
 _PIECE = 2**20
-# Up to this size, in bytes, a source is known by its contents; larger ones by sizes and times, or every start would
-# read them all.
-_HASHED = 2**26
-
 # The longest line of JSONL, in bytes; and how much a compressed file may unpack to: so many times its size, and so many
 # bytes more.
 _LINE, _RATIO, _ROOM = 2**28, 200, 2**28
@@ -43,6 +29,7 @@ _LINE, _RATIO, _ROOM = 2**28, 200, 2**28
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".zst": zstd.open}
 _COMPRESSED = tuple(_OPENERS)
 _JSONL = (".jsonl", ".ndjson", ".json")
+_DAMAGED, _MUST = "damaged", 'must be a JSON object with a text under "text"'
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
 
 
@@ -52,14 +39,7 @@ def open_text(source: str, validation_fraction: float) -> Source:
     A single text file has no documents to hold out: its last `validation_fraction` becomes one. Raises `ConfigError`
     naming `data.source` where no file matches.
     """
-    pattern = source.removeprefix("text:")
-    expanded = Path(os.path.expanduser(pattern))
-    folders = expanded.parts[:-1]
-    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folders))
-    require(bool(pattern) and root.is_dir(), "data.source", source, f"there is no folder {str(root)!r}")
-    found = [Path(match) for match in glob.glob(str(expanded), recursive=True)]
-    files = sorted((path.relative_to(root).as_posix(), path) for path in found if path.is_file())
-    require(bool(files), "data.source", source, "no file matches (for a whole folder: text:FOLDER/**/*.txt)")
+    files = matching(source, source.removeprefix("text:"), "text:FOLDER/**/*.txt")
     if len(files) == 1 and 0 < validation_fraction < 1 and not files[0][0].lower().endswith((*_COMPRESSED, *_JSONL)):
         return _two_sides(source, *files[0], validation_fraction)
     return from_files(source, files, {})
@@ -73,7 +53,7 @@ def from_files(source: str, files: Sequence[tuple[str, Path]], facts: dict[str, 
     for file, size in zip(files, sizes, strict=True):
         group.append(file)
         total += size
-        if total >= _PART:
+        if total >= PART:
             parts.append(reader.part(tuple(group), total))
             group, total = [], 0
     if group:
@@ -100,61 +80,42 @@ def _two_sides(source: str, name: str, path: Path, fraction: float) -> Source:
     return Source(source, tuple(parts), {"source": source, "cut": cut, **reader.fingerprint([(name, path)], size)})
 
 
-class _Reader:
-    """Reads files and complains of them in the name of their source."""
+class _Unreadable(Exception):
+    """Of a file's content from some place on. kind, why: `Broken`'s."""
 
-    def __init__(self, source: str) -> None:
-        self._source = source
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind, self.why = kind, why
 
-    def _error(self, why: str) -> ConfigError:
-        return ConfigError(f"data.source={self._source!r}: {why}")
 
-    def size(self, path: Path) -> int:
-        return self._stat(path).st_size
-
-    def _stat(self, path: Path) -> os.stat_result:
-        try:
-            return path.stat()
-        except OSError as error:
-            raise self._error(f"cannot read {path} ({error.strerror})") from None
-
-    def opened(self, path: Path) -> IO[bytes]:
-        try:
-            return path.open("rb")
-        except OSError as error:
-            raise self._error(f"cannot read {path} ({error.strerror})") from None
-
-    def fingerprint(self, files: Sequence[tuple[str, Path]], size: int) -> dict[str, Any]:
-        """What identifies the files: sha256 of names and contents or, of many bytes, of names, sizes and times."""
-        digest = hashlib.sha256()
-        for name, path in files:
-            if size <= _HASHED:
-                with self.opened(path) as file:
-                    content = file.read()
-            else:
-                stat = self._stat(path)
-                content = f"{stat.st_size} {stat.st_mtime_ns}".encode()
-            for part in (name.encode("utf-8", "surrogateescape"), content):
-                digest.update(len(part).to_bytes(8, "big") + part)
-        return {"files": len(files), "bytes": size, "sha256": digest.hexdigest()}
+class _Reader(Files):
+    """Reads text and JSONL files."""
 
     def part(self, files: tuple[tuple[str, Path], ...], size: int) -> Part:
         name = files[0][0] if len(files) == 1 else f"{files[0][0]} to {files[-1][0]}"
         return Part(name, size, lambda: self._files(files))
 
-    def _files(self, files: tuple[tuple[str, Path], ...]) -> Iterator[Document]:
+    def _files(self, files: tuple[tuple[str, Path], ...]) -> Iterator[Item]:
         before = 0
         for name, path in files:
             size, plain = self.size(path), path.name.lower()
             for ending in _COMPRESSED:
                 plain = plain.removesuffix(ending)
             read = self._lines if plain.endswith(_JSONL) else self.text
-            for document in read(name, path):
-                yield document._replace(position=before + document.position)
+            for item in read(name, path):
+                yield item._replace(position=before + item.position)
             before += size
 
-    def text(self, name: str, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+    def text(self, name: str, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """The text of a file, or of its bytes from `start` to `stop`, in pieces."""
+        try:
+            yield from self._pieces(name, path, start, stop)
+        except _Unreadable as error:
+            yield Broken(
+                name, error.kind, str(self.error(error.why)), self.size(path) if stop is None else stop - start
+            )
+
+    def _pieces(self, name: str, path: Path, start: int, stop: int | None) -> Iterator[Item]:
         decoder = codecs.getincrementaldecoder("utf-8")()
         rest, done = "", start
         with self.opened(path) as raw:
@@ -166,7 +127,8 @@ class _Reader:
                 try:
                     rest += decoder.decode(block, final=not block)
                 except UnicodeDecodeError as error:
-                    raise self._error(f"{path} is not UTF-8 (byte {done - pending + error.start})") from None
+                    where = f"{path} is not UTF-8 (byte {done - pending + error.start})"
+                    raise _Unreadable(NOT_UTF8, where) from None
                 done += len(block)
                 if not block:
                     break
@@ -176,39 +138,54 @@ class _Reader:
                     rest = rest[cut:]
             yield Document(name, rest, position=raw.tell() - start)
 
-    def _lines(self, name: str, path: Path) -> Iterator[Document]:
+    def _lines(self, name: str, path: Path) -> Iterator[Item]:
         """The documents of a JSONL file: an object a line, its text under "text"; empty lines are left out."""
         with self.opened(path) as raw:
             stream, number = decompressed(path, raw), 0
-            while line := self._read(stream, path):
+            while True:
                 number += 1
-                if len(line) > _LINE:
-                    raise self._error(f"{path}, line {number}: has more than {_LINE:,} bytes")
-                if not line.strip():
-                    continue
                 try:
-                    record = json.loads(line)
-                    text = record["text"]
-                    text.encode()  # JSON can hold halves of surrogate pairs, which no text has
-                except UnicodeDecodeError as error:
-                    raise self._error(f"{path}, line {number} is not UTF-8 (byte {error.start} of it)") from None
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    must = 'must be a JSON object with a text under "text"'
-                    raise self._error(f"{path}, line {number}: {must}") from None
-                yield Document(f"{name}:{number}", text, position=raw.tell())
+                    line = self._read(stream, path)
+                    if not line:
+                        break
+                    if not line.strip():
+                        continue
+                    if len(line) > _LINE:
+                        while line and not line.endswith(b"\n"):
+                            line = self._read(stream, path)
+                        raise _Unreadable("too long", f"{path}, line {number}: has more than {_LINE:,} bytes")
+                    yield Document(f"{name}:{number}", _text_of(line, path, number), position=raw.tell())
+                except _Unreadable as error:
+                    yield Broken(f"{name}:{number}", error.kind, str(self.error(error.why)), raw.tell())
+                    if error.kind == _DAMAGED:
+                        break
 
     def _read(self, stream: IO[bytes], path: Path, size: int | None = None) -> bytes:
         """At most `size` bytes, or a line."""
         try:
             block = stream.readline(_LINE + 1) if size is None else stream.read(size)
         except DAMAGED as error:
-            raise self._error(f"{path} is damaged or cut off ({error}); replace it") from None
+            raise _Unreadable(_DAMAGED, f"{path} is damaged or cut off ({error}); replace it") from None
         except OSError as error:
-            raise self._error(f"cannot read {path} ({error.strerror or error})") from None
+            raise self.error(f"cannot read {path} ({error.strerror or error})") from None
         unpacked = 0 if isinstance(stream, io.BufferedReader) else stream.tell()
         if unpacked > _ROOM and unpacked > _ROOM + _RATIO * self.size(path):
-            raise self._error(f"{path} unpacks to more than {_RATIO} times its size: it is no text")
+            raise _Unreadable(_DAMAGED, f"{path} unpacks to more than {_RATIO} times its size: it is no text")
         return block
+
+
+def _text_of(line: bytes, path: Path, number: int) -> str:
+    """The text of a line of JSONL."""
+    try:
+        text = json.loads(line)["text"]
+        text.encode()  # JSON can hold halves of surrogate pairs, which no text has
+    except UnicodeDecodeError as error:
+        raise _Unreadable(NOT_UTF8, f"{path}, line {number} is not UTF-8 (byte {error.start} of it)") from None
+    except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
+        raise _Unreadable(NO_TEXT, f"{path}, line {number}: {_MUST}") from None
+    except (ValueError, RecursionError):
+        raise _Unreadable("no JSON", f"{path}, line {number}: {_MUST}") from None
+    return text
 
 
 def decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mom_jax.fields import ConfigError, nearest, require
-from train.data.documents import SIDES, Document, Part, Source
+from mom_jax.fields import ConfigError, require
+from train.data.documents import NOT_UTF8, SIDES, Broken, Document, Item, Part, Source
+from train.data.sources.columns import choose
 from train.data.sources.tfds_builder import FORMAT, one_line, prepare_command, prepared_builder, refusal, text_keys
 
 EXAMPLES_PER_PART = 10_000
@@ -80,21 +81,18 @@ def _identities(source: str, split: str, folder: Path, files: list[Path]) -> lis
 
 
 def _text_key(source: str, features: Any) -> str:
-    keys = text_keys(source, features)
-    _, hash_sign, key = source.partition("#")
-    if hash_sign:
-        require(key in keys, "data.source", source, f"there is no text feature {key!r}; {nearest(key, keys)}")
-        return key
-    if "text" in keys or len(keys) == 1:
-        return "text" if "text" in keys else keys[0]
-    choices = " or ".join(f"{source}#{key}" for key in keys)
-    raise refusal(source, f"has several text features; choose one: {choices}")
+    return choose(source, text_keys(source, features), "feature")
 
 
-def _read(source: str, split: str, examples: Any, key: str, start: int, stop: int) -> Iterator[Document]:
+def _read(source: str, split: str, examples: Any, key: str, start: int, stop: int) -> Iterator[Item]:
     for index, example in _fetch(source, split, examples, (key,), start, stop):
-        text = decoded(source, split, index, key, example[key])
-        yield Document(f"{split}/{index}", text, position=index + 1 - start)
+        name, position = f"{split}/{index}", index + 1 - start
+        try:
+            text = decoded(source, split, index, key, example[key])
+        except ConfigError as error:
+            yield Broken(name, NOT_UTF8, str(error), position)
+        else:
+            yield Document(name, text, position=position)
 
 
 def _fetch(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from mom_jax.fields import require
 from train.checkpoints.locate import find, tell_data
@@ -49,12 +50,14 @@ def of_documents(
     for scored in scored_models(checkpoints, tokenizer=tokenizer, best=best):
         checkpoint, model = scored.checkpoint, scored.model
         own, fraction = source, validation_fraction if side == "validation" else None
+        reading: dict[str, Any] = {}
         if own is None:
             found = find(checkpoint, field="checkpoint", best=best)
             data = found.meta().config.data
             tell_data(found, data, notify)
             own, fraction = data.source, data.validation_fraction
-        texts = documents_of(own, held_out=fraction, limit=limit)
+            reading = {"on_bad": data.on_bad, "cache": data.cache}
+        texts = documents_of(own, held_out=fraction, limit=limit, **reading)
         scorer = Scorer(model.config, model.params, batch_size)
         result = by_document.perplexity(scorer, scored.tokenizer, texts, config, progress=_Lines(checkpoint))
         facts = {"checkpoint": checkpoint, "description": model.description, "source": own}

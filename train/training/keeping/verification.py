@@ -7,12 +7,12 @@ from typing import Literal
 
 from mom_jax.fields import ConfigError
 from train.checkpoints import manifest, steps
-from train.checkpoints.locate import FOLDER, Found
+from train.checkpoints.locate import FOLDER, Found, named_data
 from train.checkpoints.manager import Meta
 from train.checkpoints.run_config import CONFIG, read_config
 from train.config import Config
 from train.data import tokenizers
-from train.data.cache import META, TokenCache
+from train.data.cache import META, TokenCache, describe_left_out
 from train.data.documents import SIDES
 from train.data.prepared import cache_folders
 from train.reporting import metrics
@@ -47,7 +47,8 @@ def _run(run: Path) -> Iterator[Finding]:
     config: Config | None = None
     try:
         config = read_config(run, "run")
-        yield Finding(CONFIG, "good", f"a run of {len(config.phases)} phases")
+        named = named_data(config.data)  # said before anything there is read
+        yield Finding(CONFIG, "good", f"a run of {len(config.phases)} phases{f' on {named}' if named else ''}")
     except ConfigError as error:
         yield Finding(CONFIG, "damaged", str(error))
     if config is None:
@@ -144,4 +145,6 @@ def _cache(folder: Path) -> Iterator[Finding]:
         except ConfigError as error:
             yield Finding(part, "damaged", str(error))
             continue
-        yield Finding(part, "good", f"{cache.num_tokens:,} tokens in {documents:,} documents have their checksums")
+        broken = "" if cache.left_out is None else f"; of the whole source, {describe_left_out(cache.left_out)}"
+        counts = f"{cache.num_tokens:,} tokens in {documents:,} documents"
+        yield Finding(part, "good", f"{counts} have their checksums{broken}")

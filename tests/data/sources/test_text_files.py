@@ -8,6 +8,7 @@ import os
 import pytest
 
 from mom_jax.fields import ConfigError
+from train.data.sources import files as sources_files
 from train.data.sources import text_files
 from train.data.sources.kinds import open_source
 from train.data.sources.text_files import zstd
@@ -92,7 +93,7 @@ def test_a_long_file_comes_in_pieces(tmp_path, monkeypatch):
 
 
 def test_many_files_are_several_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "_PART", 25)
+    monkeypatch.setattr(text_files, "PART", 25)
     write(tmp_path, {f"{i}.txt": b"0123456789" for i in range(8)})
     parts = open_source(f"text:{tmp_path}/*.txt").parts
     assert [(part.name, part.size) for part in parts] == [
@@ -135,7 +136,7 @@ def test_the_fingerprint_follows_names_and_contents(tmp_path):
 
 
 def test_the_fingerprint_of_many_bytes_follows_sizes_and_times(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "_HASHED", 3)
+    monkeypatch.setattr(sources_files, "_HASHED", 3)
     path = tmp_path / "a.txt"
     seen = set()
     for content, time in ((b"abcd", 1), (b"abcde", 1), (b"abcde", 2)):

@@ -48,7 +48,7 @@ def test_the_standard_librarys_fingerprint():
         ("stdlib", "did you mean 'builtin:stdlib'"),
         ("builtn:stdlib", "did you mean 'builtin'"),
         ("texts:*.txt", "did you mean 'text'"),
-        ("parquet:somewhere", "known names: bin, builtin, mix, text, tfds"),
+        ("parkay:somewhere", "did you mean 'parquet'|known names: bin, builtin, hf, mix, parquet, text, tfds"),
         ("text:", "no folder|no file"),
         ("text:/no/such/folder/*.txt", "no folder '/no/such/folder'"),
         ("text:no-such-file-*.txt", "no file matches"),

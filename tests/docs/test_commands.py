@@ -14,7 +14,7 @@ import pytest
 from pages import OURS, PAGES, ROOT, commands, tokens
 
 from mom_jax_programs.command import COMMANDS
-from train import analyse, cli, convert, evaluate, generate, prepare
+from train import analyse, cli, convert, evaluate, generate, parse, prepare
 from train.config import Config
 from train.flags.completion import parser_of, with_fields
 from train.verify import __main__ as verify
@@ -51,17 +51,17 @@ def read_flags(words, patch):
 
     def only_flags(kind, given, *, default=None, **named):
         if kind is not Config:
-            cli_flags(kind, given, **named)
+            whole_flags(kind, given, **named)
             raise Parsed
         # The fields of a configuration: tyro takes a second to say the same.
         parser = with_fields(cli.Parser(prog="mom", allow_abbrev=False), default)
         whole(parser, given)
         raise Parsed
 
-    cli_flags = cli.parse_flags
+    whole_flags = parse.parse_flags
     patch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
-    patch.setattr(cli, "import_modules", lambda names: None)
-    patch.setattr(cli, "parse_flags", only_flags)
+    patch.setattr(parse, "import_modules", lambda names: None)
+    patch.setattr(parse, "parse_flags", only_flags)
     if hasattr(module, "parse_flags"):
         patch.setattr(module, "parse_flags", only_flags)
     patch.setattr(sys, "argv", [name, *arguments])
@@ -126,7 +126,7 @@ def test_flags_in_sentences_exist():
         path for folder in ("train", "benchmarks", "notebooks", "configs") for path in (ROOT / folder).rglob("*.py")
     ]
     # Programs that make their parsers themselves name their flags in quotation marks.
-    known |= set(re.findall(r'"(--[a-z][a-z-]*)"', "\n".join(path.read_text() for path in files)))
+    known |= set(re.findall(r'"(--[a-z][a-z0-9-]*)"', "\n".join(path.read_text() for path in files)))
     assert "--model.top-k" in known
     assert "--model.topk" not in known
     for page in set(PAGES) - {"docs/bad_inputs.md"}:  # where they are wrong on purpose

@@ -90,7 +90,7 @@ def _rewind(context: Context) -> set[str]:
         if latest is not None:
             break
     changed = []
-    if latest is not None and processes.is_first():
+    if latest is not None:  # all processes read it, as orbax wants
         changed = changed_log(context.run, Found(context.run, context.run / FOLDER / phase.name, latest).meta())
     names = [row.name for row in context.config.phases]
     context.log.truncate(names, phase.name, latest or 0, offset=context.offsets[phase.name])

@@ -322,6 +322,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(trained, tmp_path, capsys, 
     log = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.stat().st_size):
         time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)  # which changes nothing
+    time.sleep(0.5)
+    process.send_signal(signal.SIGCONT)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err

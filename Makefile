@@ -6,6 +6,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 RECENT := $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
 INSTALLED := .venv/installed-$(VERSION)
 COMPLETE := .venv/complete-$(VERSION)
+DOCUMENTED := .venv/documented-$(VERSION)
 RUN := .venv/bin/python -m
 # Compiling takes most of the tests' time, on one core: two files at a time.
 WORKERS := -n 2 --dist loadfile
@@ -26,7 +27,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all quickstart test test-slow lint dist clean
+.PHONY: help setup setup-all quickstart test test-slow faults lint docs dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -44,6 +45,9 @@ test: setup ## the tests
 test-slow: setup $(LIBTPU)/installed $(CUDA)/installed ## the slow tests, and parity with all goldens; MOM_GOLDENS=FOLDER says where they are
 	@$(if $(MOM_GOLDENS),MOM_GOLDENS=$(MOM_GOLDENS)) MOM_LIBTPU=$(abspath $(LIBTPU)) MOM_CUDA=$(abspath $(CUDA)) \
 		$(RUN) pytest $(WORKERS) -m 'slow or parity'
+
+faults: setup ## does some 300 faults to runs, and makes docs/faults.md; half an hour
+	@PYTHONPATH=tests:tests/helpers:tests/faults:. $(RUN) campaign
 
 lint: setup ## style, format and types
 	$(RUN) ruff check .
@@ -65,6 +69,10 @@ $(CUDA)/installed: $(INSTALLED)
 		$$(.venv/bin/python -c 'import importlib.metadata as m; \
 		print(*(f"jax-cuda13-{part}==" + m.version("jax") for part in ("plugin", "pjrt")))')
 	@touch $@
+
+docs: $(DOCUMENTED) ## the documentation site in build/site, with every link checked
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs --quiet build --strict
+	@echo 'build/site/index.html'
 
 dist: $(COMPLETE) ## wheel and sdist in dist/, checked
 	@rm -rf dist *.egg-info
@@ -89,4 +97,9 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 $(COMPLETE): $(INSTALLED)
 	@echo 'Installing the extras torch, lmeval, hf, wandb, notebooks and release into .venv.'
 	$(call install,,torch lmeval hf wandb notebooks release)
+	@touch $@
+
+$(DOCUMENTED): $(INSTALLED)
+	@echo 'Installing the extra docs into .venv.'
+	$(call install,,docs)
 	@touch $@

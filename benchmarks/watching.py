@@ -1,6 +1,6 @@
 """What watching the numbers costs: the train step with and without its guard.
 
-    python -m benchmarks.watching                # the quickstart's steps, both phases
+    python -m benchmarks.watching                # steps of configs/quickstart_paper.py, both phases
 
 In one process, in turn, each on a state of its own. The watched side does all that the loop does: it makes the guard
 of each step, and looks at the verdict and the numbers of the step before while the step runs. `--small` is only to see
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from benchmarks.measuring import timing
-from configs.quickstart import get_config
+from configs.quickstart_paper import get_config
 from mom_jax.sharding import make_mesh
 from train.config import Config, Phase
 from train.data.pipeline import TrainingData

@@ -18,7 +18,8 @@ from typing import Annotated
 import tyro
 
 from mom_jax.config import MeshConfig
-from train.cli import Imports, import_modules, parse_flags, run_program
+from train.cli import import_modules, run_program
+from train.parse import Imports, parse_flags
 
 
 @dataclasses.dataclass(frozen=True)

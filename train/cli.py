@@ -1,35 +1,26 @@
 """What the programs have in common: flags, and errors as one line with exit code 2."""
 
 import argparse
-import contextlib
 import functools
 import importlib
 import importlib.util
-import io
 import logging
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NoReturn, TypeVar
-
-import tyro
+from typing import Any, NoReturn, TypeVar
 
 from mom_jax.fields import ConfigError
 from train.config import Config
-from train.flags.completion import complete, complete_names, parser_of, with_fields
 from train.flags.experiments import find_experiment
+from train.process import interrupts
 from train.steps.memory import keep_freed_memory
 
 T = TypeVar("T")
-Flags = TypeVar("Flags")
-
-# A field of a program's flags: `imports: Imports = ()`.
-Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import")]
 
 
 def run_program(main: Callable[[], int]) -> None:
@@ -61,7 +52,7 @@ def prepare_process() -> None:
     for name in ("asyncio", "absl"):
         logging.getLogger(name).addFilter(_without_trace)
     sys.unraisablehook = _but_closed_loops
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # see train/__init__.py
+    interrupts.listen()
 
 
 def _without_trace(record: logging.LogRecord) -> bool:
@@ -106,36 +97,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (all flags: {self.prog} --help)")
-
-
-def parse_flags(
-    kind: type[Flags],
-    arguments: Sequence[str] | None,
-    *,
-    prog: str,
-    description: str | None = None,
-    **options: Any,
-) -> Flags:
-    """The flags of a program as the dataclass `kind`, by tyro. options: of `tyro.cli`. Raises ConfigError for flags
-    that are unknown or do not parse, in tyro's words."""
-    complete(lambda: parser_of(kind))
-    complaints, text = io.StringIO(), None if description is None else called(description)
-    try:
-        with contextlib.redirect_stderr(complaints):
-            parsed: Flags = tyro.cli(kind, args=arguments, prog=called(prog), description=text, **options)
-            return parsed
-    except SystemExit as ended:
-        if ended.code in (None, 0):  # --help
-            raise
-        raise ConfigError(_without_box(complaints.getvalue())) from None
-
-
-def _without_box(box: str) -> str:
-    """The words in one of tyro's boxes, without its title and its hint at the help."""
-    rows = [re.sub("[\u2500-\u257f]", " ", re.sub("\x1b\\[[0-9;]*m", "", row)).strip() for row in box.splitlines()]
-    words = [row for row in rows[1:] if row.strip("- ")]
-    text = " ".join(words).partition(" For full helptext")[0]
-    return re.sub(r"\s+", " ", text)
 
 
 def notify(text: str) -> None:
@@ -215,36 +176,6 @@ def load_from(path: str, function: str, kind: type[T], *, field: str) -> T:
     if not isinstance(result, kind):
         raise ConfigError(f"{field}={path!r}: {function}() must return a {full}, not {type(result).__name__}")
     return result
-
-
-def parse_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
-    """The program's own flags (of `parser`, which gets `--config`) and the configuration with overrides from flags.
-
-    A flag for every field: `--model.top-k 2`, `--phases.1.optim.learning-rate 3e-4`.
-    """
-    parser.prog, parser.description = called(parser.prog), called(parser.description or "")
-    text = "a Python file with get_config(), or the name of a configuration that comes with mom_jax, such as quickstart"
-    complete_names(parser.add_argument("--config", required=True, metavar="FILE", help=text))
-    help = "a module or Python file to import first, such as one that registers a router"
-    parser.add_argument("--import", action="append", default=[], dest="imports", metavar="MODULE", help=help)
-    parser.add_argument("--workdir", metavar="DIR", help="the run's folder; the same as --run DIR")
-    parser.add_argument("--help", "-h", action="store_true", help="show these flags and all fields with their defaults")
-    complete(lambda: with_fields(parser, Config()))
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(arguments) and not any(a.split("=")[0] == "--config" for a in arguments):
-        parser.print_help()
-        print("\nWith --config FILE --help: every field of the configuration, as a flag, with its value there.")
-        sys.exit(0)
-    own, rest = parser.parse_known_args(arguments)
-    import_modules(own.imports)
-    config = load_config(own.config)
-    if own.workdir is not None:
-        rest = [*rest, "--run", own.workdir]
-    if own.help:
-        parser.print_help()
-        rest = ["--help"]
-    options: dict[str, Any] = {"default": config, "config": (tyro.conf.FlagConversionOff,)}
-    return own, parse_flags(Config, rest, prog=f"{parser.prog} --config FILE", **options)
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:

@@ -69,11 +69,18 @@ class OptimConfig:
             moment, and the second's decay rises to `beta2`); `lion` (signs: of one moment, which `beta2` averages and
             `beta1` mixes with the gradient; its rate is to be smaller); `muon` (the matrices of attention and FFN
             made orthogonal, each module's by itself, all else as with `adamw`; one rate serves both).
+        learning_rate: the peak, which the warm-up ends with.
         schedule: `cosine` from the peak to `final_fraction` of it; `constant`; `wsd` (warm-up, stable, and a linear
             decay over the last `decay_steps`). All warm up linearly over `warmup_steps`.
+        warmup_steps: steps of the linear rise from 0 to the peak.
+        decay_steps: the last steps of the phase, over which `wsd` decays.
+        final_fraction: of the peak, the learning rate at the end of the phase; not with `constant`.
+        beta1: the decay of the first moment.
+        beta2: the decay of the second moment.
         momentum: of Muon's matrices.
         epsilon: added to the root of Adam's second moment.
         weight_decay: of matrices; biases and layer norms have none.
+        clip_norm: the gradient is scaled down to this norm where it is longer.
         router_multiplier: the routers' learning rate over everybody else's.
         multipliers: (pattern, factor) pairs, the first that matches a parameter's path wins; `*` matches anything.
         freeze: patterns of parameters that do not change; for a whole side: `chunks/*/attention/*`.
@@ -128,10 +135,13 @@ class Phase:
     """One row of training.
 
     Attributes:
+        name: a word for the phase: of its checkpoints' folder and its records in the log.
+        steps: optimizer steps.
         model: the configuration's `model`, or its `vanilla` counterpart.
         init_from: `scratch`; `previous` (the phase before); or the folder of a run, of one of its phases
             (`RUN/checkpoints/PHASE`) or of one step. Only the parameters are taken. A vanilla model's layers become
             the modules of a Mixture-of-Modules.
+        optim: the optimizer and its schedule.
         distill: the model that teaches this phase, `previous` or what else `init_from` may name: frozen, as it is
             evaluated, on the same batches. None: no teacher.
         distill_weight: w in the loss (1 - w) · cross entropy + w · T² · KL(teacher || student).
@@ -208,9 +218,16 @@ class Config:
     """One experiment: a model, its data and the phases that train it.
 
     Attributes:
+        model: the Mixture-of-Modules.
+        data: the tokens.
+        phases: what is trained, one after the other; a run may have one phase or many.
+        mesh: how devices share the work.
+        checkpoint: what is kept of a run.
+        analysis: what is logged of the modules' specialisation.
         run: the run's folder. Running again with the same folder resumes.
         resume: another run's folder to go on from where this run's own has no checkpoint yet: parameters, optimizer
             and position in the data.
+        seed: of new parameters and of all that is random in a step; the order of the examples has `data.seed`.
         evaluate_every: steps between evaluations on the held-out documents; every phase ends with one.
         final_batches: how many batches the last evaluation of a phase reads; 0 reads all that was held out.
         signs: what counts as a sign of failure.

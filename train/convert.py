@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mom_jax.config import MeshConfig
-from train.cli import Imports, import_modules, load_config, notify, parse_flags, run_program
+from train.cli import import_modules, load_config, notify, run_program
+from train.parse import Imports, parse_flags
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from train.cli import Imports, import_modules, parse_flags, run_program
+from train.cli import import_modules, run_program
+from train.parse import Imports, parse_flags
 from train.tasks.glue.settings import GlueConfig
 from train.tasks.xsum.settings import XsumConfig
 

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from train.cli import Imports, import_modules, notify, parse_flags, run_program
+from train.cli import import_modules, notify, run_program
+from train.parse import Imports, parse_flags
 
 
 @dataclasses.dataclass(frozen=True)

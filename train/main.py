@@ -6,7 +6,8 @@ Running the same command again resumes it.
 import signal
 from collections.abc import Sequence
 
-from train.cli import Parser, add_process_flags, parse_config, run_program
+from train.cli import Parser, add_process_flags, run_program
+from train.parse import parse_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

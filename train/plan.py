@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from mom_jax.fields import ConfigError, require
-from train.cli import Parser, parse_config, run_program
+from train.cli import Parser, run_program
 from train.config import Config
+from train.parse import parse_config
 
 
 def compilable(config: Config, topology: str) -> tuple[Config, str]:

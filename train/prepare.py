@@ -19,8 +19,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from train.cli import load_config, parse_flags, run_program
+from train.cli import load_config, run_program
 from train.config import DataConfig
+from train.parse import parse_flags
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,18 +6,16 @@ is the paper's small model on OpenWebText (configs/mom_small.py), for a pod.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
-from configs import mom_small, quickstart
-from mom_jax.config import BalanceConfig, ChoiceConfig, ModelConfig, RouterConfig
+from configs import mom_small, quickstart_paper
+from mom_jax.config import BalanceConfig, ModelConfig, RouterConfig
+from mom_jax.interop.recipe import recommended
 from train.config import AnalysisConfig, Config
 from train.study import Arm, changed
 
 DEEPER, SHALLOWER = 1.38, 0.4  # times the vanilla model's layers: the paper's deep and wide models
-
-STEP_BIAS = 2.0  # logits by which our recipe prefers a step's own modules at first
 
 VANILLA = Arm("vanilla", {"phases.mom.model": "vanilla", "phases.mom.optim.router_multiplier": 1.0})
 
@@ -25,7 +23,7 @@ VANILLA = Arm("vanilla", {"phases.mom.model": "vanilla", "phases.mom.optim.route
 def sizes(steps: int = 400) -> dict[str, Config]:
     """The configurations that arms change, by size. steps: of the small one's arms after the shared phase."""
     small = changed(
-        quickstart.get_config(),
+        quickstart_paper.get_config(),
         {
             "model.num_attn_modules": 6,
             "model.num_ffn_modules": 6,
@@ -87,43 +85,23 @@ def wide(config: Config) -> Config:
 
 
 def ours(**router: Any) -> Callable[[Config], Config]:
-    """Our recipe, as far as configs/studies/recipe.py has found one: attention in order, and FFN modules of half a
-    layer's width, of which each step takes two. Scores are sigmoids that weigh as they are, and a trained bias per step
-    prefers the step's own modules: it starts as the vanilla model. With further fields of the `router`."""
-
-    scores: dict[str, Any] = {"kind": "linear", "norm": "layer", "scoring": "sigmoid", "step_bias": STEP_BIAS}
-
-    def change(config: Config) -> Config:
-        return changed(
-            config,
-            {
-                "model.attention": ChoiceConfig(choice="ordered"),
-                "model.skip": False,
-                "model.router": RouterConfig(**{"dim": config.model.router.dim, "temperature": 1.0} | scores | router),
-                "model.balance": BalanceConfig(weight=0.001),
-                **grain(config.model, 2),
-            },
-        )
-
-    return change
+    """Our recipe (`mom_jax.interop.recipe`), with FFN modules of half a layer's width, of which each step takes two;
+    with further fields of the `router`."""
+    return lambda config: changed(config, {"model": recommended(config.model, parts=2, **router)})
 
 
 def parts(number: int, taken: int | None = None) -> Callable[[Config], Config]:
-    """FFN modules of another part of a layer's width than our recipe's."""
-    return lambda config: changed(config, grain(config.model, number, taken))
+    """FFN modules of another part of a layer's width than our recipe's, of which a step takes `taken`, by default all
+    of a layer."""
+
+    def change(config: Config) -> Config:
+        cut = recommended(config.model, parts=number, taken=taken)
+        fields = {f"model.{name}": getattr(cut, name) for name in ("num_ffn_modules", "ffn")}
+        return changed(config, fields | {"model.module_d_ff": config.model.inner_width // number})
+
+    return change
 
 
 def router(**fields: Any) -> dict[str, Any]:
     """Other fields of the router."""
     return {f"model.router.{name}": value for name, value in fields.items()}
-
-
-def grain(model: ModelConfig, parts: int, taken: int | None = None) -> dict[str, Any]:
-    """FFN modules of one part of a layer's width, of which a step takes `taken`, by default all of a layer."""
-    k = parts if taken is None else taken
-    # Own modules weigh 1 at first, whatever K.
-    return {
-        "model.num_ffn_modules": parts * model.num_attn_modules,
-        "model.module_d_ff": model.inner_width // parts,
-        "model.ffn": ChoiceConfig(top_k=k, scale=1 + math.exp(-STEP_BIAS)),
-    }

@@ -40,7 +40,11 @@ class ModelConfig:
         num_steps: H, assembly steps per chunk.
         top_k: K, modules that a token takes at a step on each side, unless the side has a `top_k` of its own.
         skip: whether routers have a class SKIP that does nothing.
+        attention: what a step's attention may choose.
+        ffn: what a step's FFN may choose.
+        router: how both sides' routers score.
         weighted_qkv: multiply queries, keys and values by the modules' weights too.
+        balance: the loss, or the bias, that spreads the choices.
         z_loss: the factor of the router z-loss.
         capacity_loss: the factor of the loss that teaches routers with a `capacity` to tell by the token alone who is
             within it: the cross-entropy of sigmoid(best module - SKIP), logits (Raposo et al., section 3.5).
@@ -48,6 +52,7 @@ class ModelConfig:
         layer_norm_epsilon: of every layer norm.
         tie_embeddings: the head of the language model is the token embedding; else a matrix of its own.
         num_classes: builds a sequence-classification head of so many classes.
+        dropout: rates, in training only.
         dtype: of the computation; parameters, router logits and softmax are float32.
         remat: what the backward pass recomputes. `none`; `dots`: all but matrix products (docs/results.md has the
             measurement that made it the default); `full`: assembly steps and anchors.

@@ -38,7 +38,13 @@ class BalanceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DropoutConfig:
-    """Rates: of the embeddings, of attention probabilities, and of sublayer outputs (routed FFNs have none)."""
+    """Rates of dropout, each at least 0 and below 1.
+
+    Attributes:
+        embedding: of the sums of token and position embeddings.
+        attention: of the attention probabilities.
+        residual: of the sublayers' outputs; routed FFNs have none.
+    """
 
     embedding: float = 0.0
     attention: float = 0.0

@@ -33,6 +33,7 @@ class RouterConfig:
             It prefers as `preference` of a side does, but is trained, and counts in what a choice weighs.
         scoring: `softmax` of logits / temperature; `sigmoid` of each logit / temperature by itself (sigma-MoE, arXiv
             2310.10837); or `raw` scores.
+        temperature: divides the logits before softmax or sigmoid.
         weights: what multiplies a chosen module's output. `renormalised`: its score over the sum of the K chosen (null
             classes included); `probability`: the probability, or the sigmoid, itself; `raw`: the raw score. `auto`:
             `raw` with raw scoring, `probability` with sigmoid, and with softmax `probability` at K = 1 (where the

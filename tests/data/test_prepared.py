@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from programs import ROOT, environment
 from mom_jax.fields import ConfigError
 from train.config import DataConfig
 from train.data import prepared as preparing
+from train.data.cache import build_folder
 from train.data.documents import is_held_out
 from train.data.prepared import components, prepare
 from train.data.sources.kinds import open_source
@@ -54,6 +56,23 @@ def documents(prepared, side: str, source: int = 0) -> list[str]:
     cache = getattr(prepared, side)[source]
     bounds = zip(cache.starts[:-1], cache.starts[1:], strict=True)
     return [prepared.tokenizer.decode(cache.tokens[start : end - 1]) for start, end in bounds]
+
+
+def test_a_second_one_is_told_what_it_waits_for(tmp_path):
+    began, told, made = threading.Event(), threading.Event(), []
+
+    def fill(partial):
+        began.set()
+        assert told.wait(60)
+        (partial / "file").touch()
+
+    first = threading.Thread(target=build_folder, args=(tmp_path / "x", fill, made.append))
+    first.start()
+    assert began.wait(60)
+    build_folder(tmp_path / "x", pytest.fail, lambda text: (made.append(text), told.set()))
+    first.join()
+    assert made == [f"waiting: another process is making {tmp_path / 'x'}"]
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["file"]
 
 
 def test_documents_are_split_and_the_tokenizer_knows_the_training_side(corpus):

@@ -1,6 +1,7 @@
 """Damaged checkpoints: noticed by whoever reads them, set aside by training, never used and never deleted."""
 
 import dataclasses
+import os
 import shutil
 
 import inject
@@ -76,6 +77,12 @@ def test_every_file_has_a_checksum_and_every_fault_of_every_file_is_noticed(run)
                 assert wrong.rotten == same_size
             (step / name).write_bytes(content)
     assert manifest.problem(step) is None
+    sealed = (step / manifest.MANIFEST).read_bytes()
+    (step / manifest.MANIFEST).unlink()
+    os.mkfifo(step / "params" / "pipe")
+    assert str(manifest.problem(step)) == "params/pipe is no file"
+    (step / "params" / "pipe").unlink()
+    (step / manifest.MANIFEST).write_bytes(sealed)
     (step / manifest.MANIFEST).write_text(
         '{"version": 1, "files": {"../../x": [1, 1], "meta/metadata": [1, 1], "params": [0, 0]}}'
     )
@@ -119,6 +126,14 @@ def test_training_goes_back_a_phase_but_never_to_the_start(run):
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"1\.damaged.*no checkpoint of this run is whole: delete the folders"):
             set_damaged_aside(config)
+
+
+def test_a_file_in_the_place_of_a_phase_is_no_phase_without_checkpoints(run):
+    folder, config, phase = run
+    phase.rename(folder / "moved")
+    phase.write_text("a file")
+    with pytest.raises(ConfigError, match="mom must be a folder"):
+        set_damaged_aside(config)
 
 
 def test_only_whole_ones_count_for_what_is_kept(tmp_path, original):
@@ -170,6 +185,7 @@ def test_programs_that_read_name_the_damaged_one_and_the_one_to_take(tmp_path, c
 def test_verify_says_what_can_be_trusted(tmp_path, capsys):
     config = tiny.config(tmp_path)
     run = tiny.store(config, "mom")
+    caches = tmp_path / "cache"
     code, out, err = call(capsys, verify.main, run)
     assert code == 2
     assert not err
@@ -179,8 +195,8 @@ def test_verify_says_what_can_be_trusted(tmp_path, capsys):
     code, out, _ = call(capsys, verify.main, run)
     assert code == 0
     assert "good     tokenizer.model" in out
+    assert f"a run of 2 phases on source='text:{tmp_path}/corpus/*.txt', cache='{caches}'" in out
     assert out.count("have their checksums") == 3
-    caches = tmp_path / "cache"
     assert call(capsys, verify.main, caches)[0] == 0
     [cache] = caches.glob("data-*")
     for file in ("checkpoints/mom/6", "tokenizer.model", "config.json", cache / "val.bin", cache / "meta.json"):

@@ -170,6 +170,7 @@ def test_streaming_works_only_as_far_as_it_is_asked(decoder):
     assert calls == [1, 2]
 
 
+@pytest.mark.slow
 def test_noise_in_evaluation_is_drawn_by_row_and_position():
     router = mom.RouterConfig(kind="gru_random", dim=8, noise_in_evaluation=True)
     config = mom.ModelConfig(

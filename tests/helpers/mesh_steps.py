@@ -44,9 +44,7 @@ MODELS = {
     "shared": ({"num_attn_modules": 1, "num_chunks": 2}, 3),
     "megablox": ({"dispatch": "megablox"}, 3),
     "splash": ({"attention_kernel": "splash", "context_length": 128, "num_steps": 2}, 3),
-    "full": ({"remat": "full"}, 3),
-    "none": ({"remat": "none"}, 3),
-    "untied": ({"tie_embeddings": False}, 3),
+    "untied": ({"tie_embeddings": False, "remat": "none"}, 3),
     "special": (
         {
             "attention": ChoiceConfig("ordered_or_skip", schedule=(3, 0, 3), exit=True),
@@ -73,7 +71,7 @@ MODELS = {
         },
         3,
     ),
-    "scheduled": ({"attention": ChoiceConfig("ordered", schedule=(3, 0, 3))}, 3),
+    "scheduled": ({"attention": ChoiceConfig("ordered", schedule=(3, 0, 3)), "remat": "full"}, 3),
 }
 STEPS = 5
 

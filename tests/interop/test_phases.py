@@ -328,7 +328,7 @@ def start(**fields):
 
 @pytest.mark.parametrize(
     "fields",
-    [pytest.param(f, id=n, marks=[] if n in ("k2", "narrow") else pytest.mark.slow) for n, f in STARTS.items()],
+    [pytest.param(f, id=n, marks=[] if n == "k2" else pytest.mark.slow) for n, f in STARTS.items()],
 )
 def test_a_preserving_start_is_the_vanilla_model_and_ends_free(fields):
     free = start(**fields)

@@ -21,8 +21,9 @@ from mom_jax.config import SIDES, ChoiceConfig
 from mom_jax.interop.gpt2 import config_from_gpt2
 from mom_jax.interop.phases import from_vanilla
 from mom_jax.routers import prior_table
-from train.cli import load_config, parse_config
+from train.cli import load_config
 from train.config import Config
+from train.parse import parse_config
 from train.steps.state import abstract_params
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def run_table(*flags):
 
 
 def test_the_table_has_every_paper_model():
-    assert set(FILES) == {"quickstart", *paper.MODELS, *PRETRAINED}
+    assert set(FILES) == {"quickstart", "quickstart_paper", *paper.MODELS, *PRETRAINED}
 
 
 @pytest.mark.parametrize("name", FILES)

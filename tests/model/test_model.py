@@ -142,6 +142,7 @@ def test_positions_count_on_from_the_cache():
 # Other ways to compute the same.
 
 
+@pytest.mark.slow
 def test_the_order_of_the_modules_means_nothing():
     """Modules permuted together with their columns of the router's scores: the same, and gradients permuted alike."""
     config = change(SMALL, z_loss=0.1, num_steps=2)
@@ -184,7 +185,7 @@ def test_recomputation_changes_nothing(remat):
     assert_close(value_and_gradient(remat), value_and_gradient("none"), atol=1e-6)
 
 
-@pytest.mark.parametrize("accumulation", [4, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("accumulation", [pytest.param(4, marks=pytest.mark.slow), 2])
 def test_accumulated_steps_are_the_whole_batchs(accumulation):
     """With losses that do not average: a heavy balance loss, and micro-batches with different numbers of tokens."""
     config = change(SMALL, balance={"weight": 5.0}, z_loss=0.3, num_steps=2)
@@ -219,6 +220,7 @@ def test_accumulated_steps_are_the_whole_batchs(accumulation):
     assert abs(sum(parts) / 2 - report.losses.total) > 1e-2
 
 
+@pytest.mark.slow
 def test_micro_batches_that_are_balanced_by_themselves():
     config = change(SMALL, balance={"weight": 5.0, "over": "micro_batch"}, z_loss=0.3, num_steps=2)
     params, ids = random_params(config), random_ids(4)

@@ -17,7 +17,7 @@ from train.cli import load_config
 
 FOLDER = Path(__file__).parents[2] / "configs" / "special"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if "def get_config" in path.read_text()}
-QUICK = ("early_exit", "mixture_of_depths")
+QUICK = ("mixture_of_depths",)
 CAPACITY = 0.4  # of 7 tokens: 3
 
 

@@ -81,7 +81,8 @@ def test_ordered_steps_are_the_authors_layers(parameters):
     assert_golden(run(config, parameters))
 
 
-@pytest.mark.parametrize("weights", ["probability", pytest.param("renormalised", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["probability", "renormalised"])
 def test_routed_steps_without_a_choice_are_the_authors_layers(parameters, weights):
     router = dataclasses.replace(MOM.router, weights=weights, classes="own", dim=8)
     config = dataclasses.replace(MOM, attention=DIAGONAL, ffn=DIAGONAL, router=router, skip=True)

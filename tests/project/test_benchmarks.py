@@ -49,6 +49,7 @@ def positive(value):
     return math.isfinite(value) and value > 0
 
 
+@pytest.mark.slow
 def test_step_prints_one_line_with_its_ratios(capsys, monkeypatch, without_torch):
     monkeypatch.setattr(step, "TOP_KS", (1,))  # compiling is what takes time
     result = printed(capsys, step)

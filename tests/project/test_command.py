@@ -158,12 +158,13 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     return {word.strip() for word in done.stdout.splitlines() if word.strip()}
 
 
+@pytest.mark.slow
 def test_bash_completes(mom, tmp_path, capsys):
     script = call(capsys, completion.main, "bash")[1]
     (tmp_path / "qualified.py").touch()
     for line, expected in {
         "mom tr": {"train"},
-        "mom train --config qu": {"quickstart", "qualified.py"},
+        "mom train --config qu": {"quickstart", "quickstart_paper", "qualified.py"},
         "mom train --phases.0.optim.schedule c": {"cosine", "constant"},
         "mom study studies/tw": {"studies/two_arms"},
         "mom train --phases.1.optim.l": {"--phases.1.optim.learning-rate"},

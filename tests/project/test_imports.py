@@ -50,10 +50,10 @@ WITHIN = {
 # Folders and modules of train, from the ground floor up; each imports from the floors below. Programs are on top.
 ROOMS = (
     {"numbers", "tracking"},
-    {"batch", "config", "files", "flags"},
+    {"batch", "config", "files", "flags", "process"},
     {"data", "reporting", "steps"},
     {"checkpoints", "cli", "planning"},
-    {"analysis"},
+    {"analysis", "parse"},
     {"checkpoint", "training"},
     {"tasks"},
     {"study"},

@@ -7,6 +7,7 @@ import ast
 import importlib
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from notebooks import run
 ROOT = Path(__file__).parents[2]
 FILES = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 COLAB = "https://colab.research.google.com/"
-REPOSITORY = "mom-jax/mom_jax"
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"].split("/", 3)[-1]
 
 
 def read(name):
@@ -38,8 +39,8 @@ def badge(name):
     return f"[![Open in Colab]({COLAB}assets/colab-badge.svg)]({link})"
 
 
-def test_there_are_two():
-    assert set(FILES) == {"gpt2_to_mom", "mom_in_ten_minutes"}
+def test_there_are_four():
+    assert set(FILES) == {"gpt2_to_mom", "inside_the_routers", "mom_in_ten_minutes", "planning_a_pod"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -113,7 +114,10 @@ def test_an_unknown_notebook(capsys):
     with pytest.raises(SystemExit) as error:
         run.main(["gpt3"])
     assert error.value.code == 2
-    assert "NAME='gpt3': must be one of gpt2_to_mom, mom_in_ten_minutes" in capsys.readouterr().err
+    assert (
+        "NAME='gpt3': must be one of gpt2_to_mom, inside_the_routers, mom_in_ten_minutes, planning_a_pod"
+        in capsys.readouterr().err
+    )
 
 
 def test_notebooks_are_executed_offline_with_this_library(tmp_path, monkeypatch):

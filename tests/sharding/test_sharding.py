@@ -34,8 +34,8 @@ MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), 
             pytest.param(name, shapes, marks=pytest.mark.slow)
             for name, shapes in [
                 ("k1", [(2, 2, 2, 1)]),
-                ("k1", [(8, 1, 1, 1), (1, 1, 1, 8)]),
-                ("k3", [(1, 8, 1, 1), (1, 1, 8, 1), (2, 1, 2, 2)]),
+                ("k1", [(1, 1, 1, 8)]),
+                ("k3", [(1, 8, 1, 1), (2, 1, 2, 2)]),
             ]
         ),
     ],
@@ -50,13 +50,13 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rule"), [("wide", "adafactor"), ("k1", "muon"), ("k1", "lion")])
+@pytest.mark.parametrize(("name", "rule"), [("wide", "adafactor"), ("k1", "muon")])
 def test_an_optimizer_on_a_mesh_is_the_same_on_one_device(name, rule):
     """Adafactor's moments are factored there; Muon's matrices are divided among devices."""
     first, last, [[losses, params, compiled]] = on_eight(compare_training, name, [(1, 2, 2, 2)], rule)
     assert abs(first - last) > 1e-3
     assert losses < 1e-4
-    # Keys' biases have no gradient but rounding, of which Lion and Adafactor, without an epsilon, make whole steps.
+    # Keys' biases have no gradient but rounding, of which Adafactor, without an epsilon, makes whole steps.
     assert params < (1e-4 if rule == "muon" else 5 * 2.1 * 3e-4)
     assert compiled == 1
 
@@ -71,8 +71,6 @@ def test_an_optimizer_on_a_mesh_is_the_same_on_one_device(name, rule):
             ("straight-through", [(2, 1, 2, 2)], 1),
             ("shared", [(1, 2, 2, 2)], 1),
             ("megablox", [(1, 2, 2, 2)], 1),
-            ("full", [(1, 2, 2, 2)], 1),
-            ("none", [(1, 2, 2, 2)], 1),
             ("untied", [(1, 2, 2, 2)], 1),
             ("scheduled", [(1, 2, 2, 2)], 1),
             ("sigmoid", [(1, 2, 2, 2)], 2),
@@ -108,7 +106,7 @@ def test_a_step_on_packed_windows_is_that_on_one_device(name, shapes, accumulati
 @pytest.mark.parametrize(
     ("name", "shapes", "accumulation"),
     [
-        ("vanilla", [(1, 4, 2, 1)], 2),
+        pytest.param("vanilla", [(1, 4, 2, 1)], 2, marks=pytest.mark.slow),
         pytest.param("uneven", [(1, 2, 2, 2)], 2, marks=pytest.mark.slow),
         pytest.param("k3", [(2, 4, 1, 1), (1, 4, 2, 1)], 1, marks=pytest.mark.slow),
         pytest.param("untied", [(1, 2, 4, 1)], 2, marks=pytest.mark.slow),
@@ -257,9 +255,8 @@ def loop_collectives(fields, shape, inside):
     ]
 
 
-@pytest.mark.parametrize(
-    "fields", [{"top_k": 1}, pytest.param({"top_k": 3, "dispatch": "ragged"}, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{"top_k": 1}, {"top_k": 3, "dispatch": "ragged"}])
 def test_pools_are_gathered_outside_of_the_loop(fields):
     matrix = 2 * 64 * 64  # the smallest of a pool's, of 2 modules
     found = on_eight(loop_collectives, fields, (1, 2, 2, 1), False)

@@ -20,6 +20,7 @@ from train.checkpoints import single_file
 from train.config import AnalysisConfig
 from train.data import tokenizers
 from train.data.prepared import prepare
+from train.numbers import for_json
 from train.reporting import metrics
 from train.training.loop import train
 
@@ -170,7 +171,7 @@ def test_training_measures_the_same_tokens_again_and_again(run, config):
     other = watch.record(random_params(config.model, seed=1), 6)
     assert 0 < other["churn"]["ffn"] <= 1
     assert other["similarity"]["ffn"]["weights"] != first["similarity"]["ffn"]["weights"]
-    names = {"/".join(path) for path, _ in metrics._scalars(metrics._plain(first))}
+    names = {"/".join(path) for path, _ in metrics._scalars(for_json(first))}
     assert {"similarity/attention/attention_patterns", "dependence/ffn/token", "depth/mean"} <= names
     assert not any("NxN" in name or "histogram" in name for name in names)
     never = Watch(dataclasses.replace(config, analysis=AnalysisConfig(every=0)), config.phases[1], None, make_mesh())

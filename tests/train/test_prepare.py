@@ -96,6 +96,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys, monkeypatch, arguments, expec
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle(tmp_path, flags):
     """Ends with one line; the same command then goes on to what an uninterrupted one gives."""
     source = jsonl(tmp_path / "corpus", 3000)
@@ -165,6 +166,7 @@ def test_training_on_compressed_jsonl_in_whole_documents(tmp_path, capsys):
     assert call(capsys, main.main, *flags)[0] == 0
 
 
+@pytest.mark.slow
 def test_openwebtext_from_its_archives_to_a_trained_model(internet, tmp_path, capsys):
     """Downloaded, unpacked, tokenized and trained on by the programs; only the internet is not the real one."""
 

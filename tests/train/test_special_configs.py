@@ -33,6 +33,7 @@ def corpus(tmp_path_factory):
     return "--data.source", tiny.write_corpus(folder / "corpus"), "--data.cache", folder / "cache"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name == DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
 )

@@ -107,10 +107,14 @@ def last_step(phase: Path, *, best: bool = False) -> int | None:
 def tell_data(found: Found, data: DataConfig, notify: Callable[[str], None]) -> None:
     """Says what of the data that a checkpoint names is not the default, before anything there is read or written: a
     stranger's checkpoint may name any file and folder."""
+    if named := named_data(data):
+        notify(f"{found} names the data: {named}")
+
+
+def named_data(data: DataConfig) -> str:
+    """The files and folders that a configuration of the data names, as far as they are not the defaults."""
     named = {name: getattr(data, name) for name in ("source", "tokenizer", "cache")}
-    own = [f"{name}={value!r}" for name, value in named.items() if value != getattr(DataConfig, name)]
-    if own:
-        notify(f"{found} names the data: {', '.join(own)}")
+    return ", ".join(f"{name}={value!r}" for name, value in named.items() if value != getattr(DataConfig, name))
 
 
 def check_tokenizer(fingerprint: str, meta: Meta, name: str) -> None:

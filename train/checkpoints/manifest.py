@@ -84,7 +84,9 @@ def _bare(folder: Path) -> Problem | None:
         empty = not any(place.iterdir()) if place.is_dir() else place.stat().st_size == 0
         if empty:
             return Problem(f"{name} is empty")
-    return None
+    # A pipe would make whoever reads it wait for ever.
+    odd = next((name for name in _files(folder) if not (folder / name).is_file()), None)
+    return None if odd is None else Problem(f"{odd} is no file")
 
 
 def _entries(folder: Path) -> dict[str, tuple[int, int]] | Problem:

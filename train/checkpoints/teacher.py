@@ -35,16 +35,16 @@ def check_teacher(config: Config, phase: Phase, tokenizer: str) -> None:
     _check(config, phase, found.meta(), tokenizer)
 
 
-def teacher_of(config: Config, phase: Phase, own: Checkpoints, tokenizer: str, mesh: Mesh) -> Teacher | None:
+def teacher_of(config: Config, phase: Phase, own: Checkpoints | None, tokenizer: str, mesh: Mesh) -> Teacher | None:
     """The teacher of a phase: the one that its checkpoints name, if there are any, else the latest of `distill`.
 
-    tokenizer: the fingerprint that it must have been trained with. Raises ConfigError where it is gone, or has another
-    vocabulary or a shorter context.
+    own: the phase's checkpoints; None where it has not begun. tokenizer: the fingerprint that it must have been trained
+    with. Raises ConfigError where it is gone, or has another vocabulary or a shorter context.
     """
     if phase.distill is None:
         return None
-    latest = own.latest()
-    found = _found(config, phase, None if latest is None else own.meta(latest).teacher)
+    latest = None if own is None else own.latest()
+    found = _found(config, phase, None if own is None or latest is None else own.meta(latest).teacher)
     meta = found.meta()
     _check(config, phase, meta, tokenizer)
     teaching = teaching_of(config, phase, meta.model)

@@ -9,6 +9,7 @@ never used, and deleting the folder is always safe.
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -159,21 +160,28 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
-def build_folder(folder: Path, fill: Callable[[Path], None], *, keep: Callable[[Path], bool] | None = None) -> None:
+def build_folder(
+    folder: Path,
+    fill: Callable[[Path], None],
+    notify: Callable[[str], None] = lambda text: None,
+    *,
+    keep: Callable[[Path], bool] | None = None,
+) -> None:
     """Makes `folder` with the files that `fill` writes, all or nothing; leaves it alone if it exists.
 
     keep: whether what `fill` has written is worth keeping where it did not end; the next call's `fill` finds it.
 
-    Of processes that want the same folder one builds and the others wait. The system drops a dead process's lock, so
-    whoever holds it knows that a partial folder lying there is nobody's. Raises `ConfigError` where files cannot be
-    written.
+    Of processes that want the same folder one builds and the others `notify` that they wait. The system drops a dead
+    process's lock, so whoever holds it knows that a partial folder lying there is nobody's. Raises `ConfigError` where
+    files cannot be written.
     """
     with _writing(folder.parent):
         new = [place for place in (folder.parent, *folder.parent.parents) if not place.exists()]
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock, name = folder.with_name(f".{folder.name}.lock"), f"data.cache={str(folder.parent)!r}"
         try:
-            with locked(lock, name, wait=True, temporary=True):
+            wait = functools.partial(notify, f"waiting: another process is making {folder}")
+            with locked(lock, name, wait=True, temporary=True, waiting=wait):
                 if not folder.exists():
                     _build(folder, fill, keep)
         except BaseException:
@@ -185,6 +193,8 @@ def build_folder(folder: Path, fill: Callable[[Path], None], *, keep: Callable[[
 
 def _build(folder: Path, fill: Callable[[Path], None], keep: Callable[[Path], bool] | None) -> None:
     partial = partial_folder(folder)
+    if partial.is_symlink():  # nobody's: it was not made here
+        partial.unlink()
     if keep is None or not (partial.is_dir() and keep(partial)):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()

@@ -17,7 +17,7 @@ from mom_jax.fields import ConfigError
 from train.data.cache import META, STEMS, build_folder, describe_left_out, write_json
 from train.data.documents import SIDES, Broken, Document, Item, Side, Source, side_of
 from train.data.tokenizers import Tokenizer
-from train.files import read_json
+from train.files import open_own, read_json
 
 JOURNAL = "journal.json"
 # Characters that are tokenized at once, and seconds between two points from which an interrupted work goes on.
@@ -130,7 +130,7 @@ def _read_journal(journal: Path, source: Source) -> _Place:
 
 def _cut_to(path: Path, size: int) -> Any:
     """The file, open for writing after its first `size` bytes; what lies behind them was not finished."""
-    file = path.open("r+b" if path.exists() else "w+b")
+    file = os.fdopen(open_own(path, os.O_RDWR, "data.cache"), "r+b")
     if os.fstat(file.fileno()).st_size < size:
         raise ConfigError(f"data.cache: {str(path)!r} is shorter than it was; delete its folder")
     file.truncate(size)
@@ -139,12 +139,19 @@ def _cut_to(path: Path, size: int) -> Any:
 
 
 def encode(
-    folder: Path, source: Source, tokenizer: Tokenizer, fraction: float, meta: dict[str, Any], report: Report
+    folder: Path,
+    source: Source,
+    tokenizer: Tokenizer,
+    fraction: float,
+    meta: dict[str, Any],
+    report: Report,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Tokenizes `source` into the cache `folder`; does nothing if it is there.
 
-    fraction: of the documents held out, where the source has no split of its own. meta: goes into `meta.json`. Raises
-    `ConfigError` for a source that cannot be read, a side without documents and a folder that cannot be written.
+    fraction: of the documents held out, where the source has no split of its own. meta: goes into `meta.json`.
+    notify: see `build_folder`. Raises `ConfigError` for a source that cannot be read, a side without documents and a
+    folder that cannot be written.
     """
 
     def fill(partial: Path) -> None:
@@ -158,7 +165,7 @@ def encode(
         vocabulary = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "dtype": dtype.name}
         write_json(partial / META, {**meta, "tokenizer": tokenizer.fingerprint, **vocabulary, **broken, **sides})
 
-    build_folder(folder, fill, keep=lambda partial: (partial / JOURNAL).exists())
+    build_folder(folder, fill, notify, keep=lambda partial: (partial / JOURNAL).exists())
     # Only now: whatever happens before, no work is lost.
     (folder / JOURNAL).unlink(missing_ok=True)
 

@@ -129,7 +129,7 @@ def _trained(config: DataConfig, texts: list[tuple[Source, float]], notify: Say)
         SentencePieceTokenizer(train_sentencepiece(sample, config.vocab_size)).save(partial)
 
     if not folder.exists():
-        build_folder(folder, fill)
+        build_folder(folder, fill, notify)
     return load(folder / "tokenizer.model")
 
 
@@ -157,7 +157,8 @@ def _cache(
     assert tokenizer is not None
     folder, meta = _text_cache(config, source, tokenizer)
     if not folder.exists():
-        encode(folder, source, tokenizer, config.validation_fraction, meta, progress(f"tokenizing {source.source}"))
+        report = progress(f"tokenizing {source.source}")
+        encode(folder, source, tokenizer, config.validation_fraction, meta, report, notify)
     return folder
 
 

@@ -113,7 +113,7 @@ def index(root: Path, files: TokenFiles, notify: Callable[[str], None]) -> Path:
         write_json(partial / META, {**meta, "tokenizer": files.tokenizer, **sides})
 
     if not folder.exists():
-        build_folder(folder, fill)
+        build_folder(folder, fill, notify)
     return folder
 
 

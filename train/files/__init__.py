@@ -1,11 +1,22 @@
 """Files that programs write (writing.py) and those that they read, which may be a stranger's (reading.py)."""
 
 from train.files.reading import MOST_JSON, parse_json, read_bytes, read_json, read_text, within
-from train.files.writing import check_new, locked, open_own, to_json, whole_file, whole_folder, write_whole, writing
+from train.files.writing import (
+    check_new,
+    check_no_links,
+    locked,
+    open_own,
+    to_json,
+    whole_file,
+    whole_folder,
+    write_whole,
+    writing,
+)
 
 __all__ = [
     "MOST_JSON",
     "check_new",
+    "check_no_links",
     "locked",
     "open_own",
     "parse_json",

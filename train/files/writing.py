@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,38 @@ def open_own(path: Path, flags: int, name: str) -> int:
     return descriptor
 
 
+def check_no_links(folder: Path, parts: Iterable[str], name: str) -> None:
+    """Raises `ConfigError` beginning with `name` where one of these parts of a folder, into which a program writes and
+    where it deletes, is a link: in a stranger's folder it may lead to any other."""
+    for part in parts:
+        if (folder / part).is_symlink():
+            own = f"{str(folder / part)!r} must be a folder of its own, not a link"
+            raise ConfigError(f"{name}: {own}; to keep all of it elsewhere, name that place, or a link to it")
+
+
 @contextlib.contextmanager
-def locked(path: Path, name: str, *, wait: bool, temporary: bool = False) -> Iterator[bool]:
+def locked(
+    path: Path,
+    name: str,
+    *,
+    wait: bool,
+    temporary: bool = False,
+    waiting: Callable[[], None] = lambda: None,
+) -> Iterator[bool]:
     """Holds a lock file, which is made if need be and never changed; yields whether it is held.
 
-    wait: for another process that holds it; else False is yielded. temporary: remove it where what is within fails.
+    wait: for another process that holds it, after a call of `waiting`; else False is yielded. temporary: remove it
+    where what is within fails.
     Raises OSError where it cannot be made, and `ConfigError` beginning with `name` for a link and on file systems
     without locks.
     """
     while True:
         descriptor = open_own(path, os.O_RDWR, name)
         try:
-            held = _lock(descriptor, name, wait=wait)
+            held = _lock(descriptor, name)
+            if wait and not held:
+                waiting()
+                held = _lock(descriptor, name, wait=True)
             # Who held it before may have removed it, as something that came to nothing.
             if held and not _is_at(descriptor, path):
                 continue
@@ -89,7 +109,7 @@ def locked(path: Path, name: str, *, wait: bool, temporary: bool = False) -> Ite
             os.close(descriptor)
 
 
-def _lock(descriptor: int, name: str, *, wait: bool) -> bool:
+def _lock(descriptor: int, name: str, *, wait: bool = False) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

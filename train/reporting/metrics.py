@@ -5,12 +5,14 @@ TensorBoard's events cannot be cut; there a purge mark hides the repeated steps.
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
 import sys
 import time
 import types
+import zlib
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -23,7 +25,33 @@ from train.reporting.patient import PatientFile
 
 FILE = "metrics.jsonl"
 MOST = 2**33  # bytes of a log that is read
-EVENTS = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
+EVENTS = "tensorboard"  # in a run's folder
+_PATIENT = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMark:
+    """What the log was at a time: its size in bytes, and the CRC-32 of them. More may follow; they must not change."""
+
+    size: int = 0
+    crc32: int = 0
+
+    def fits(self, path: Path) -> bool:
+        """Whether the file still begins with the same bytes."""
+        return _marked(path, LogMark(), self.size) == self
+
+
+def _marked(path: Path, before: LogMark, size: int | None = None) -> LogMark:
+    """`before` and what follows it in the file, up to `size` bytes in all."""
+    at, checksum = before.size, before.crc32
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(at)
+            while block := file.read(2**20 if size is None else min(2**20, size - at)):
+                at, checksum = at + len(block), zlib.crc32(block, checksum)
+    except FileNotFoundError:
+        return LogMark()
+    return LogMark(at, checksum)
 
 
 class MetricsLog:
@@ -42,6 +70,7 @@ class MetricsLog:
         self._file: PatientFile | None = None
         self._board: Any = None
         self._purge_step: int | None = None
+        self._mark = LogMark()
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
 
     def truncate(self, phase_order: list[str], phase: str, step: int, *, offset: int = 0) -> None:
@@ -74,6 +103,7 @@ class MetricsLog:
     def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         lines = [line + "\n" for line, record in _lines(self._path) if keep(record)]
         write_whole(self._path, "".join(lines).encode())
+        self._mark = LogMark()
 
     def write(self, record: dict[str, Any], *, offset: int = 0) -> None:
         """Appends `record`, as `for_json` makes it.
@@ -103,6 +133,14 @@ class MetricsLog:
             self._file.flush()
         if self._board is not None:
             self._board.flush()
+
+    def mark(self) -> LogMark:
+        """What is on disk by now; only what was added since the last call is read. Nothing in processes that do not
+        write."""
+        if not self._writes:
+            return LogMark()
+        self._mark = _marked(self._path, self._mark)
+        return self._mark
 
     def close(self) -> None:
         """Writes what can be written and closes; a later `write` opens again."""
@@ -136,7 +174,7 @@ class MetricsLog:
             # TensorBoard reads event files in the order of their names; without the suffix two within one second
             # would be one, the later overwriting the earlier.
             self._board = _summary_writer()(
-                f"{EVENTS}:{self._folder / 'tensorboard'}",
+                f"{_PATIENT}:{self._folder / EVENTS}",
                 purge_step=self._purge_step,
                 filename_suffix=f".{time.time_ns()}",
             )
@@ -159,7 +197,7 @@ def _summary_writer() -> Any:
     finally:
         if hidden:
             del sys.modules["torch"]
-    register_writer_factory(EVENTS, _Events)
+    register_writer_factory(_PATIENT, _Events)
     return SummaryWriter
 
 
@@ -170,11 +208,11 @@ class _Events:
     @staticmethod
     def directory_check(path: str) -> None:
         with contextlib.suppress(OSError):
-            os.makedirs(path.removeprefix(f"{EVENTS}:"), exist_ok=True)
+            os.makedirs(path.removeprefix(f"{_PATIENT}:"), exist_ok=True)
 
     @staticmethod
     def open(path: str) -> "_EventFile":
-        return _EventFile(path.removeprefix(f"{EVENTS}:"))
+        return _EventFile(path.removeprefix(f"{_PATIENT}:"))
 
 
 class _EventFile(PatientFile):

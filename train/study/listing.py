@@ -7,11 +7,11 @@ from pathlib import Path
 from train.config import Config
 from train.reporting.history import is_number
 from train.reporting.tables import markdown
-from train.study.measure import read_measure
 from train.study.outcome import final_record, steps_done
 from train.study.plan import Plan, Run
 from train.study.records import Result, read_results
 from train.study.running import missing
+from train.study.speeds import read_measure
 
 
 def listing(plan: Plan, runs: Sequence[Run]) -> str:

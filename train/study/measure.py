@@ -1,9 +1,7 @@
-"""Speed and memory of each arm's train step, measured side by side: `measure.json`."""
+"""Speed and memory of each arm's train step, measured side by side."""
 
 import dataclasses
 import math
-import platform
-import statistics
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,22 @@ from jax.sharding import Mesh
 
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
-from train.checkpoints.locate import FOLDER, find, last_step
+from train.checkpoints.locate import FOLDER, find, last_step, source_of
+from train.checkpoints.teacher import teacher_of
 from train.config import Config, Phase
 from train.data.pipeline import TrainingData
 from train.data.prepared import prepare
-from train.files import read_json, to_json, write_whole
 from train.steps import timing
-from train.steps.compiled import check_devices, compiled_memory, trace_step
+from train.steps.compiled import check_devices, compiled_memory, teaching_of, trace_step
 from train.steps.numbers.guard import make_guard
 from train.steps.optimizer import make_optimizer
 from train.steps.placement import place_share
 from train.steps.state import TrainState, abstract_state, init_state
+from train.steps.teaching import Taught
 from train.study.plan import Plan, Run
-from train.study.records import locked, trained_in
+from train.study.records import trained_in
+from train.study.speeds import Speed, write_measure
 from train.training.initial_state import fresh_params
-
-MEASURE = "measure.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,42 +61,8 @@ def measure(plan: Plan, arms: Collection[str], rounds: int, say: Callable[[str],
     timing.warm_up(calls)
     say(f"{rounds} rounds of {len(calls)} steps")
     seconds = timing.interleaved(calls, rounds)
-    found = {}
-    for name, step in steps.items():
-        base = baselines[name]
-        speeds = [step.tokens / steps[base].tokens * ratio for ratio in timing.ratios(seconds, base, name)]
-        found[name] = {
-            "tokens_per_s": step.tokens / statistics.median(seconds[name]),
-            "speed_ratio": statistics.median(speeds),
-            "speed_ratio_quartiles": timing.quartiles(speeds),
-            "peak_bytes": step.peak,
-            "temporary_bytes": step.temporaries,
-            "parameters": "of a finished run" if step.trained else "new",
-        }
-    about = {
-        "baseline": plan.study.baseline,
-        "rounds": rounds,
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "machine": platform.processor() or platform.machine(),
-        "jax": jax.__version__,
-    }
-    with locked(plan.folder):
-        write_whole(plan.folder / MEASURE, to_json({**about, "arms": found}, indent=1))
-
-
-def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
-    """By arm what was measured; nothing where that has not been done."""
-    file = folder / MEASURE
-    if not file.is_file():
-        return {}
-    try:
-        arms: dict[str, dict[str, Any]] = read_json(file, str(file))["arms"]
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); delete it and measure again") from None
-    except ConfigError as error:
-        raise ConfigError(f"{error}; delete it and measure again") from None
-    return arms
+    found = {n: Speed(seconds[n], step.tokens, step.peak, step.temporaries, step.trained) for n, step in steps.items()}
+    write_measure(plan, found)
 
 
 def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
@@ -111,7 +75,9 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     prepared = prepare(run.config.data, say)
     config = run.config.with_vocabulary(prepared.tokenizer.vocab_size)
     check_devices(config, mesh)
-    compiled = trace_step(config, phase, mesh).lower().compile()
+    teacher = _teacher(run, config, folders[run.seed], prepared.tokenizer.fingerprint, mesh)
+    theirs = None if teacher is None else teacher.teaching.model
+    compiled = trace_step(config, phase, mesh, theirs).lower().compile()
     memory = compiled_memory(compiled, mesh)
     model = config.model_of(phase.name)
     checkpoint = find(folders[run.seed], field="run") if finished else None
@@ -124,15 +90,36 @@ def _prepared(plan: Plan, arm: str, say: Callable[[str], None]) -> _Step:
     finally:
         batches.close()
     states, guard = [_state(config, phase, params, mesh)], make_guard((math.inf, math.inf), 0, 0, mesh)
+    taught = () if teacher is None else (teacher.params,)
 
     def call() -> None:
         # The state is donated: each step takes the one before.
-        state, report = compiled(states.pop(), batch, guard)
+        state, report = compiled(states.pop(), batch, guard, *taught)
         jax.block_until_ready(report)
         states.append(state)
 
     tokens = config.data.batch_size * config.data.length
     return _Step(call, tokens, memory.peak, memory.temporaries, bool(finished))
+
+
+def _teacher(run: Run, config: Config, folder: Path, tokenizer: str, mesh: Mesh) -> Taught | None:
+    """What the arm's last phase is taught by: a checkpoint, or new parameters where the arm itself trains the teacher
+    and has not yet. folder: where the run lies."""
+    phase, model = config.phases[-1], None
+    if phase.distill is None:
+        return None
+    config = dataclasses.replace(config, run=str(folder))
+    trained = source_of(config, phase, phase.distill)
+    if phase.distill == "previous":
+        model = config.model_of(config.phases[-2].name)
+    elif run.start is not None and phase.distill == run.start.run:
+        start, [row] = run.start.with_vocabulary(config.model.vocab_size), run.start.phases
+        trained, model = f"{start.run}/{FOLDER}/{row.name}", start.model_of(row.name)
+    if model is None or last_step(Path(trained).expanduser()) is not None:
+        found = teacher_of(config, phase, None, tokenizer, mesh)
+        return None if found is None else Taught(found.teaching, found.params)
+    teaching = teaching_of(config, phase, model)
+    return None if teaching is None else Taught(teaching, fresh_params(teaching.model, run.seed, mesh))
 
 
 def _is_finished(run: Run, folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """What a finished run says: the line that the study keeps of it."""
 
+import dataclasses
 import statistics
 from pathlib import Path
 from typing import Any
@@ -29,24 +30,58 @@ def steps_done(config: Config) -> int:
     return sum(r.get("kind") == "train" for r in metrics.read(file)) if file.exists() else 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run has come to.
+
+    config: the run's, with the data's vocabulary. final: the final evaluation (`loss`, `tokens`, `routers` where there
+    are some). curve: [step, loss] of the validations, steps of the run's own phases. seconds: of the own steps. churn:
+    by side, of the last analysis. first_loss: the first phase's, where that is shared.
+    """
+
+    config: Config
+    final: Record
+    curve: list[list[Any]]
+    seconds: float | None
+    churn: dict[str, float | None]
+    first_loss: float | None
+
+
 def result_of(run: Run, whole: Config, root: Path) -> dict[str, Any]:
     """The result of a finished run. whole: the arm's configuration, with the first phase.
 
-    loss: of the final evaluation, nats per token; null where it is no number. curve: [step, loss] of the validations,
-    steps of the run's own phases. flops_per_token: of the forward pass, choices counted as the final evaluation made
-    them, routers included. tokens: of all phases; own_tokens: without a shared first one. seconds: of the own steps, a
-    step that was not timed taken for a median one; evaluations and compiling are not in it.
+    seconds: a step that was not timed is taken for a median one; evaluations and compiling are not in it. churn: null
+    where training was interrupted between the last analysis and the one before.
     """
-    found = read_config(run.folder, "run")
     final = final_record(run.config)
     assert final is not None
-    last = run.config.phases[-1]
-    model, data = found.model_of(last.name), found.data
     records = metrics.read(run.folder / metrics.FILE)
+    name = run.config.phases[-1].name
+    analyses = [r["churn"] for r in records if r.get("kind") == "analysis" and r["phase"] == name]
+    outcome = Outcome(
+        read_config(run.folder, "run"),
+        final,
+        _curve(run.config, records),
+        _seconds(records),
+        analyses[-1] if analyses else {},
+        None if run.start is None else _final_loss(run.start),
+    )
+    return line(run, whole, root, outcome)
+
+
+def line(run: Run, whole: Config, root: Path, outcome: Outcome) -> dict[str, Any]:
+    """The line that the study keeps of a run.
+
+    loss: of the final evaluation, nats per token; null where it is no number. flops_per_token: of the forward pass,
+    choices counted as the final evaluation made them, routers included. tokens: of all phases; own_tokens: without a
+    shared first one. entropy: the mean over the steps.
+    """
+    final, last = outcome.final, run.config.phases[-1]
+    model, data = outcome.config.model_of(last.name), outcome.config.data
     routers = final.get("routers", {})
     taken = {_TAKEN[side]: summary["taken"] for side, summary in routers.items()}
     counted, per_step = parameter_count(model), data.batch_size * data.length
-    first = [] if run.start is None else [(run.start, _final_loss(run.start))]
+    first = [] if run.start is None else [(run.start, outcome.first_loss)]
     steps = sum(phase.steps for phase in run.config.phases)
     before = 0 if run.start is None else run.start.phases[0].steps
     return {
@@ -55,15 +90,15 @@ def result_of(run: Run, whole: Config, root: Path) -> dict[str, Any]:
         "fingerprint": fingerprint(whole),
         "loss": final["loss"],
         "evaluated_tokens": final["tokens"],
-        "curve": _curve(run.config, records),
+        "curve": outcome.curve,
         "parameters": counted.total,
         "active_parameters": counted.active,
         "flops_per_token": forward_flops_per_token(model, data.length, **taken),
         "steps": steps,
         "tokens": (before + steps) * per_step,
         "own_tokens": steps * per_step,
-        "seconds": _seconds(records),
-        "routers": {side: _routers(side, summary, last.name, records) for side, summary in routers.items()},
+        "seconds": outcome.seconds,
+        "routers": {side: _routers(summary, outcome.churn.get(side)) for side, summary in routers.items()},
         **({"exchanged": final["exchanged"]} if "exchanged" in final else {}),
         "first_phase": [{"run": str(Path(c.run).relative_to(root)), "loss": loss} for c, loss in first],
         "run": str(run.folder.relative_to(root)),
@@ -89,12 +124,10 @@ def _seconds(records: list[Record]) -> float | None:
     return sum(known) + (len(given) - len(known)) * statistics.median(known) if known else None
 
 
-def _routers(side: str, summary: Record, phase: str, records: list[Record]) -> dict[str, Any]:
-    """Of one side: entropy is the mean over the steps; churn that of the last analysis, null where training was
-    interrupted between that and the one before."""
-    analyses = [r["churn"].get(side) for r in records if r.get("kind") == "analysis" and r["phase"] == phase]
+def _routers(summary: Record, churn: float | None) -> dict[str, Any]:
+    """Of one side."""
     return {
         "entropy": statistics.fmean(summary["entropy"]),
         **{name: summary[name] for name in _SUMMARY},
-        "churn": analyses[-1] if analyses else None,
+        "churn": churn,
     }

@@ -82,16 +82,23 @@ def _run(study: Study, arm: str, config: Config, seed: int, folder: Path, root: 
         start = _first_phase(config, seed if study.first_phase_seeded else None, root)
         if rest[0].init_from == "previous":
             rest[0] = dataclasses.replace(rest[0], init_from=start.run)
+        if rest[0].distill == "previous":
+            rest[0] = dataclasses.replace(rest[0], distill=start.run)
     phases = tuple(rest) or (first,)
     return Run(arm, seed, dataclasses.replace(config, data=data, phases=phases, run=str(folder), seed=seed), start)
+
+
+def plain_vanilla(model: ModelConfig) -> ModelConfig:
+    """A model's vanilla counterpart without what it has no use for: the same for all models that share it."""
+    plain: dict[str, Any] = {name: getattr(ModelConfig, name) for name in _OF_ROUTING}
+    return dataclasses.replace(model.vanilla(), **plain)
 
 
 def _first_phase(config: Config, seed: int | None, root: Path) -> Config:
     phase = config.phases[0]
     model = config.model
     if phase.model == "vanilla":
-        plain = {name: getattr(ModelConfig, name) for name in _OF_ROUTING}
-        model = dataclasses.replace(model.vanilla(), **plain)
+        model = plain_vanilla(model)
         phase = dataclasses.replace(phase, optim=dataclasses.replace(phase.optim, router_multiplier=1.0))
     config = dataclasses.replace(config, model=model, phases=(phase,))
     if seed is not None:

@@ -31,15 +31,16 @@ def check_needs(study: Study) -> None:
 
 
 def check_sources(runs: Sequence[Run]) -> None:
-    """Raises ConfigError where a run starts from a checkpoint that is not there."""
+    """Raises ConfigError where a run starts from a checkpoint, or is taught by one, that is not there."""
     for run in runs:
+        made = (None, "scratch", "previous", run.start and run.start.run)
         for config in filter(None, (run.start, run.config)):
-            for phase in config.phases:
-                own = run.start is not None and phase.init_from == run.start.run
-                if phase.init_from in ("scratch", "previous") or own:
+            named = [(phase, field) for phase in config.phases for field in ("init_from", "distill")]
+            for phase, field in named:
+                if getattr(phase, field) in made:
                     continue
                 try:
-                    find(phase.init_from, field=f"phases.{phase.name}.init_from")
+                    find(getattr(phase, field), field=f"phases.{phase.name}.{field}")
                 except ConfigError as error:
                     raise ConfigError(f"arm {run.arm!r}: {error}") from None
 

@@ -8,9 +8,9 @@ from train.files import write_whole
 from train.reporting.history import is_number
 from train.reporting.tables import markdown
 from train.study.comparison import Paired, Row, metric_by_seed, paired, rows
-from train.study.measure import read_measure
 from train.study.plan import Plan
 from train.study.records import locked, read_results
+from train.study.speeds import read_measure
 
 TABLE, PLOT, CURVES = "table.md", "plot.png", "curves.png"
 

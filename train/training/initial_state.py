@@ -116,19 +116,23 @@ def check_sources(config: Config, tokenizer: str) -> None:
         names = [row.name for row in config.phases]
         if not {row.name for row in theirs.phases} & set(names):
             raise ConfigError(f"resume={config.resume!r}: has none of the phases {names}")
-    for phase in config.phases:
+    for i, phase in enumerate(config.phases):
         model = config.model_of(phase.name)
         leaves = jax.tree_util.tree_leaves_with_path(abstract_params(model))
         check_patterns(phase.optim, [path_name(path) for path, _ in leaves], f"phases.{phase.name}.optim")
         own = Path(config.run).expanduser() / FOLDER / phase.name
-        if phase.init_from in ("scratch", "previous") or own.is_dir():
+        if phase.init_from == "scratch" or own.is_dir():
             continue
-        name = f"phases.{phase.name}.init_from={phase.init_from!r}"
-        meta = find(phase.init_from, field=name.split("=")[0]).meta()
-        check_tokenizer(tokenizer, meta, name)
-        if not _same_model(meta.model, model):
-            shapes = abstract_params(meta.model), abstract_params(model)
-            jax.eval_shape(lambda a, b, theirs=meta.model, ours=model: from_vanilla(theirs, a, ours, b)[0], *shapes)
+        name = f"phases.{phase.name}.init_from"
+        if phase.init_from == "previous":
+            source = config.model_of(config.phases[i - 1].name)
+        else:
+            meta = find(phase.init_from, field=name).meta()
+            check_tokenizer(tokenizer, meta, f"{name}={phase.init_from!r}")
+            source = meta.model
+        if not _same_model(source, model):
+            shapes = abstract_params(source), abstract_params(model)
+            jax.eval_shape(lambda a, b, theirs=source, ours=model: from_vanilla(theirs, a, ours, b)[0], *shapes)
 
 
 def _resumed(
@@ -173,18 +177,24 @@ def _initialised(
     check_tokenizer(tokenizer, meta, name)
     params = found.params(meta.model, mesh)
     messages = [f"starting from {found}"]
-    if _same_model(meta.model, model):
-        taken = params
-    else:
 
-        def take(vanilla: dict[Any, Any], fresh: dict[Any, Any]) -> dict[Any, Any]:
-            taken, dropped = from_vanilla(meta.model, vanilla, model, fresh)
-            messages.extend(dropped)
-            return taken
+    def take(params: dict[Any, Any], fresh: dict[Any, Any]) -> dict[Any, Any]:
+        taken, dropped = taken_over(meta.model, params, model, fresh)
+        messages.extend(dropped)
+        return taken
 
-        taken = _jit_placed(take, abstract_params(model, mesh))(params, fresh)
+    same = _same_model(meta.model, model)
+    taken = params if same else _jit_placed(take, abstract_params(model, mesh))(params, fresh)
     # The data goes on where the phase before left it; another run's position means nothing here.
     return taken, meta.examples_seen if phase.init_from == "previous" else 0, messages
+
+
+def taken_over(
+    theirs: ModelConfig, params: dict[Any, Any], ours: ModelConfig, fresh: dict[Any, Any]
+) -> tuple[dict[Any, Any], list[str]]:
+    """(the parameters with which `ours` begins, messages) from those of `theirs`, which is the same model or its
+    vanilla counterpart. fresh: new parameters of `ours`, for what the other lacks."""
+    return (params, []) if _same_model(theirs, ours) else from_vanilla(theirs, params, ours, fresh)
 
 
 def _same_model(theirs: ModelConfig, ours: ModelConfig) -> bool:

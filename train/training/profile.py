@@ -8,6 +8,8 @@ import jax
 
 from mom_jax.fields import require
 
+FOLDER = "profile"  # in a run's folder
+
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
@@ -33,7 +35,7 @@ def profile_step(profile: Profile | None, step: int, run: Path, state: Any) -> N
     if profile is None:
         return
     if step == profile.first:
-        jax.profiler.start_trace(str(run / "profile"))
+        jax.profiler.start_trace(str(run / FOLDER))
     elif step == profile.last + 1:
         jax.block_until_ready(state)
         stop_profile()

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.fields import ConfigError
+from train.checkpoints.locate import FOLDER
 from train.checkpoints.run_config import CONFIG, read_config, to_json
 from train.config import Config
-from train.files import locked, write_whole
+from train.files import check_no_links, locked, write_whole
+from train.reporting.metrics import EVENTS
+from train.reporting.routes import FOLDER as ROUTES
+from train.training.numbers.refused import FOLDER as NUMBERS
+from train.training.profile import FOLDER as PROFILE
 
 # What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.
 FREE = (
@@ -27,6 +32,10 @@ FREE = (
     ),
     *("model.remat", "model.dispatch", "model.attention_kernel"),
 )
+
+
+# The folders in a run's folder.
+PARTS = (FOLDER, NUMBERS, ROUTES, EVENTS, PROFILE)
 
 
 class Busy(ConfigError):
@@ -53,6 +62,8 @@ def check_unchanged(config: Config) -> bool:
         return False
     if not folder.is_dir():
         raise ConfigError(f"run={config.run!r}: is not a folder")
+    phases = (f"{FOLDER}/{phase.name}" for phase in config.phases)
+    check_no_links(folder, (*PARTS, *phases), f"run={config.run!r}")
     if not (folder / CONFIG).exists():
         if any(path for path in folder.iterdir() if not path.name.startswith(".")):
             raise ConfigError(f"run={config.run!r}: the folder has other files and no {CONFIG}")

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from train.cli import in_one_line, parse_flags, run_program
+from train.cli import in_one_line, run_program
+from train.parse import parse_flags
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,7 @@ def held_out_loss(capsys, checkpoint):
     return json.loads(out)["loss"]
 
 
+@pytest.mark.slow
 def test_a_pruned_run_is_the_full_one_with_modules_forbidden(run, tmp_path, capsys):
     source, config = run
     out, err = pruned(capsys, source, tmp_path / "pruned", "attn=0.5,ffn=0.25")

@@ -67,14 +67,13 @@ def convert(source, target, *flags):
 
 
 def test_xl_in_and_out_in_the_memory_of_one_model(tmp_path):
-    size = write_gpt2(tmp_path / "xl", n_embd=1600, n_head=25, n_layer=48)
-    assert size == 4 * 1_557_611_200
+    size = write_gpt2(tmp_path / "xl", n_embd=1600, n_head=25, n_layer=16)  # a third of XL's layers
     peaks = {
         "read": convert(tmp_path / "xl", tmp_path / "run", "--to", "vanilla"),
         "written": convert(tmp_path / "run", tmp_path / "back", "--to", "huggingface"),
     }
     print({name: peak / size for name, peak in peaks.items()})
-    assert max(peaks.values()) < 1.3 * size, peaks
+    assert max(peaks.values()) < 1.2 * size + 4e8, peaks  # and the program itself
     files = (tmp_path / folder / "model.safetensors" for folder in ("xl", "back"))
     one, other = (safe_open(file, framework="np", backend="pread") for file in files)
     assert sorted(one.keys()) == sorted(other.keys())

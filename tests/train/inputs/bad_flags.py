@@ -51,6 +51,10 @@ TABLE = [
             ("an attention that does not fit the length", "--model.attention-kernel splash"),
             ("more devices than there are", "--mesh.data 4096"),
             ("a batch that does not divide", "--phases.0.optim.accumulation 3"),
+            (
+                "a second phase that cannot begin from the first",
+                "--phases.0.model model --phases.1.model vanilla",
+            ),
             ("init_from: no such folder", "--phases.1.init-from {w}/nothing"),
             ("init_from: a file", "--phases.1.init-from {w}/file"),
             ("init_from: a GPT-2 of Hugging Face", "--phases.1.init-from {w}/gpt2"),
@@ -70,6 +74,7 @@ TABLE = [
             ("other files in it", "texts"),
             ("a longer name than the file system takes", "r" * 300),
             ("a link for a lock", "run-link"),
+            ("checkpoints are a link to another folder", "run-elsewhere"),
             ("below a file", "file/run"),
             ("config.json is empty", "run-empty"),
             ("config.json is cut off", "run-cut"),

@@ -7,8 +7,6 @@ import gzip
 import io
 import json
 import os
-import signal
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -16,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-from programs import ROOT, environment
 from safetensors import SafetensorError
 
 from mom_jax.config import ChoiceConfig, ModelConfig
@@ -59,6 +56,19 @@ def test_links_are_not_followed(tmp_path, precious):
         MetricsLog(tmp_path / "run") as log,
     ):
         log.write({"step": 1})
+    # Nor are those in place of the folders into which training writes, and where it deletes.
+    (tmp_path / "run" / ".lock").unlink()
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "elsewhere" / "1").mkdir(parents=True)
+    for part in ("checkpoints/pretrain", "numbers", "routes", "tensorboard", "profile", "checkpoints"):
+        place = tmp_path / "run" / part
+        if place.is_dir():
+            place.rmdir()
+        place.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ConfigError, match=f"{part}' must be a folder of its own, not a link"), claimed(config):
+            pass
+        place.unlink()
+    assert list((tmp_path / "elsewhere").iterdir()) == [tmp_path / "elsewhere" / "1"]
     # A file is written beside its place first, under a name that can be known.
     (tmp_path / f".out.{os.getpid()}.partial").symlink_to(precious)
     write_whole(tmp_path / "out", b"new")
@@ -244,6 +254,24 @@ def test_a_damaged_journal_begins_anew(tmp_path):
         assert not partial.exists()
 
 
+def test_a_stranger_s_unfinished_cache_leads_nowhere(tmp_path, precious):
+    data = tiny.config(tmp_path).data
+    [cache] = prepare(data).train
+    expected, partial = cache.file.read_bytes(), cache.folder.with_name(f".{cache.folder.name}.partial")
+    cache.folder.rename(partial)
+    (partial / "train.bin").unlink()
+    (partial / "train.bin").symlink_to(precious)
+    (partial / "journal.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"train\.bin' must be a plain file"):
+        prepare(data)
+    partial.rename(tmp_path / "elsewhere")
+    partial.symlink_to(tmp_path / "elsewhere")
+    [cache] = prepare(data).train
+    assert cache.file.read_bytes() == expected
+    assert not cache.folder.is_symlink()
+    assert (tmp_path / "elsewhere" / "train.bin").is_symlink()
+
+
 def test_the_data_that_a_checkpoint_names_is_told():
     told: list[str] = []
     found = Found(Path("run"), Path("run/checkpoints/mom"), 6)
@@ -251,17 +279,3 @@ def test_the_data_that_a_checkpoint_names_is_told():
     assert told == []
     tell_data(found, DataConfig(source="text:/home/*", cache="/home"), told.append)
     assert told == ["run/checkpoints/mom/6 names the data: source='text:/home/*', cache='/home'"]
-
-
-def test_ctrl_c_before_the_program_begins():
-    command = [sys.executable, "-X", "importtime", "-m", "train.report", "none"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.endswith("| train\n"):  # it has been imported: from here on there is one answer
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stderr.read()
-    assert process.returncode == 130
-    assert rest.endswith("interrupted\n")
-    assert "Traceback" not in rest

@@ -68,3 +68,11 @@ def test_killed_and_resumed_in_parts_it_gives_the_same(tmp_path, capsys):
     assert measured["K=1"]["peak_bytes"] > measured["vanilla"]["peak_bytes"] > 0
     assert {own["parameters"] for own in measured.values()} == {"of a finished run"}
     assert "memory, MB" in output
+
+    # An arm that is taught by the first phase, which is trained by now, has steps with a teacher.
+    file = write_file(tmp_path, ", Arm('taught', {'phases.mom.distill': 'previous'})", seeds=(0,))
+    code, _, err = call(capsys, main, file, "--out", parts, "--measure", "--rounds", "2", "--only", "taught")
+    assert code == 0, err
+    measured = json.loads((parts / "trial-small" / "measure.json").read_text())["arms"]
+    assert measured["taught"]["peak_bytes"] > measured["vanilla"]["peak_bytes"]
+    assert measured["taught"]["parameters"] == "new"

@@ -128,6 +128,7 @@ def test_lengths_are_compiled_once(ours):
     assert scores._scores._cache_size() == before
 
 
+@pytest.mark.slow
 def test_the_harness_finds_the_same_with_its_own_model(ours, theirs, tasks):
     """All metrics of tasks of each kind; contexts are too long for some."""
     found = results.find_tasks(NAMES, str(tasks))

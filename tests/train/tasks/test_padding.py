@@ -46,6 +46,7 @@ def padded():
     return {name: compiled(params, batch) for name, batch in (("tight", tight), ("wide", wide), ("other", other))}
 
 
+@pytest.mark.slow
 def test_pads_reach_neither_the_losses_nor_the_routers(padded):
     tokens = 5 + 32 + 11
     for name in ("wide", "other"):

@@ -49,6 +49,7 @@ def setup(tmp_path_factory):
     return Setup(tmp_path_factory.mktemp("debug"))
 
 
+@pytest.mark.slow
 def test_a_sound_step_passes(setup):
     report = setup()
     assert {"gradients are not finite", "faults/attention router logits are not finite"} <= set(report.faults)

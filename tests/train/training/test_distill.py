@@ -46,9 +46,10 @@ def oracle(params, batch, config, teacher):
     return 0.6 * nll / count + 0.4 * 4.0 * kl + routers, (nll / count, kl)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("over", "accumulation"),
-    [*(pytest.param("batch", i, marks=pytest.mark.slow) for i in (1, 2)), ("micro_batch", 2)],
+    [("batch", 1), ("batch", 2), ("micro_batch", 2)],
 )
 def test_a_step_with_a_teacher_is_the_plain_formula(over, accumulation):
     """SGD with a rate of 1 subtracts the gradient. Where micro-batches are balanced by themselves, nothing is."""

@@ -166,7 +166,7 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(loop.PhaseLoop, "train", hook)
 
 
-@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_an_interrupted_run_ends_alike(finished, tmp_path, monkeypatch, step):
     folder, config, _ = finished
     again = dataclasses.replace(config, run=str(tmp_path / "run"))

@@ -18,6 +18,7 @@ import sentencepiece
 from mom_jax.fields import ConfigError, require
 from train.data.splitting import pieces
 from train.files import write_whole
+from train.process import interrupts
 
 # Trained into every model; part of the cache's digest, so that changing one retires the old tokenizers.
 SETTINGS: dict[str, Any] = {
@@ -132,10 +133,14 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
     if not slices:
         raise ConfigError("data.source: there is no text to train a tokenizer on")
     model = io.BytesIO()
+    options: dict[str, Any] = {
+        "sentence_iterator": iter(slices),
+        "model_writer": model,
+        "vocab_size": vocab_size,
+        "minloglevel": 3,
+    }
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(slices), model_writer=model, vocab_size=vocab_size, minloglevel=3, **SETTINGS
-        )
+        interrupts.apart(lambda: sentencepiece.SentencePieceTrainer.train(**options, **SETTINGS))
     except RuntimeError as error:
         raise ConfigError(f"data.vocab_size={vocab_size!r}: {_allowed(str(error))}") from None
     return model.getvalue()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mom_jax.fields import ConfigError
 from train.checkpoints import manifest, steps
-from train.checkpoints.locate import FOLDER, Found
+from train.checkpoints.locate import FOLDER, Found, named_data
 from train.checkpoints.manager import Meta
 from train.checkpoints.run_config import CONFIG, read_config
 from train.config import Config
@@ -16,7 +16,7 @@ from train.data.cache import META, TokenCache, describe_left_out
 from train.data.documents import SIDES
 from train.data.prepared import cache_folders
 from train.reporting import metrics
-from train.training.keeping.damage import missing_steps
+from train.training.keeping.damage import changed_log, missing_steps
 
 State = Literal["good", "damaged", "unknown"]
 CACHES = ("data-*", "bin-*")
@@ -47,7 +47,8 @@ def _run(run: Path) -> Iterator[Finding]:
     config: Config | None = None
     try:
         config = read_config(run, "run")
-        yield Finding(CONFIG, "good", f"a run of {len(config.phases)} phases")
+        named = named_data(config.data)  # said before anything there is read
+        yield Finding(CONFIG, "good", f"a run of {len(config.phases)} phases{f' on {named}' if named else ''}")
     except ConfigError as error:
         yield Finding(CONFIG, "damaged", str(error))
     if config is None:
@@ -96,9 +97,9 @@ def _log(run: Path, config: Config, furthest: Meta | None) -> Finding:
     except ConfigError as error:
         return Finding(metrics.FILE, "damaged", str(error))
     if furthest is not None:
-        lines = missing_steps(config, records, furthest.phase, furthest.step)
+        lines = missing_steps(config, records, furthest.phase, furthest.step) + changed_log(run, furthest)
         if lines:
-            return Finding(metrics.FILE, "damaged", lines[0].partition(";")[0])
+            return Finding(metrics.FILE, "damaged", lines[0].partition("; training goes on")[0])
     return Finding(metrics.FILE, "good", f"{len(records):,} records, no step is missing")
 
 

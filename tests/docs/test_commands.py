@@ -74,7 +74,7 @@ def read_flags(words, patch):
 
 OURS_ONLY = [command for command in commands() if OURS.match(command.text.removeprefix("srun "))]
 # As a page may say it: a configuration of the reader's own, and names that stand for something.
-STAND_FOR = {"mine.py": "quickstart"}
+STAND_FOR = {"mine.py": "quickstart", "theirs.py": "quickstart"}
 
 
 def test_flags_are_their_programs(monkeypatch):

@@ -12,7 +12,7 @@ from train.checkpoints.locate import FOLDER, Found, last_step
 from train.checkpoints.teacher import Teacher, teacher_of
 from train.config import Config, Phase
 from train.reporting import metrics
-from train.reporting.wandb_log import WandbLog
+from train.reporting.services.wandb_log import WandbLog
 from train.steps.optimizer import make_optimizer
 from train.steps.train_step import jit_train_step
 from train.training import processes
@@ -90,7 +90,7 @@ def _rewind(context: Context) -> set[str]:
         if latest is not None:
             break
     changed = []
-    if latest is not None and processes.is_first():
+    if latest is not None:  # all processes read it, as orbax wants
         changed = changed_log(context.run, Found(context.run, context.run / FOLDER / phase.name, latest).meta())
     names = [row.name for row in context.config.phases]
     context.log.truncate(names, phase.name, latest or 0, offset=context.offsets[phase.name])

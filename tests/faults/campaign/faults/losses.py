@@ -17,6 +17,7 @@ from train.checkpoints import locate
 from train.data.pipeline import TrainingData
 from train.data.prepared import prepare
 from train.steps import train_step
+from train.steps.train_step import jit_train_step
 from train.training import loop
 
 GROUP = "Numbers"
@@ -32,6 +33,10 @@ ONE_PHASE = ("--evaluate-every", STEPS)
 def _where(seed: int) -> int:
     """The batch of the data of that seed, counted from 1."""
     return random.Random(seed).randint(4, 5)
+
+
+# Steps that were traced with it; those that other jobs share are without.
+_poisoned_step = functools.cache(jit_train_step)
 
 
 @contextlib.contextmanager
@@ -54,9 +59,7 @@ def poisoned(place: Place) -> Iterator[None]:
             factor = jnp.where(jnp.all(batch["tokens"][0] == jnp.asarray(mark)), VALUES[seed], factor)
         return dataclasses.replace(found, nll=found.nll * factor)
 
-    # The steps that other jobs share are without it.
-    own = functools.cache(loop.jit_train_step.__wrapped__)
-    with mock.patch.object(train_step, "batch_sums", sums), mock.patch.object(loop, "jit_train_step", own):
+    with mock.patch.object(train_step, "batch_sums", sums), mock.patch.object(loop, "jit_train_step", _poisoned_step):
         yield
 
 

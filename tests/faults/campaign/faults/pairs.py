@@ -15,7 +15,7 @@ from campaign.workshop import STEPS, End, Place, end_of, resumed_at, steps_done
 
 GROUP = "One of two processes"
 MOMENTS = ("compiling", "in a step", "saving", "between the phases", "in a step of phase 2", "saving in phase 2")
-KILLS, EACH = 5, 3  # runs, and kills of each
+KILLS, EACH = 3, 5  # runs, and kills of each
 # Seconds in which the other one has to end by itself.
 PATIENCE = 120.0
 

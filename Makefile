@@ -71,7 +71,7 @@ $(CUDA)/installed: $(INSTALLED)
 	@touch $@
 
 docs: $(DOCUMENTED) ## the documentation site in build/site, with every link checked
-	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs --quiet build --strict
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 	@echo 'build/site/index.html'
 
 dist: $(COMPLETE) ## wheel and sdist in dist/, checked

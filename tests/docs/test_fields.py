@@ -1,5 +1,6 @@
 """The reference of all fields, the pictures and the examples in the pages are what their sources say."""
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def test_the_repository_has_one_address():
     assert address.elsewhere() == [], "python docs/tools/address.py"
 
 
+@functools.cache
 def anchors(page):
     """As the host and the site make them of a page's headings."""
     rows, found = tokens(page), set()

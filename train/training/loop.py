@@ -12,7 +12,7 @@ from train.checkpoints.locate import FOLDER, Found, last_step
 from train.checkpoints.teacher import Teacher, teacher_of
 from train.config import Config, Phase
 from train.reporting import metrics
-from train.reporting.wandb_log import WandbLog
+from train.reporting.services.wandb_log import WandbLog
 from train.steps.optimizer import make_optimizer
 from train.steps.train_step import jit_train_step
 from train.training import processes

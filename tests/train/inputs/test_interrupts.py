@@ -51,9 +51,8 @@ def test_in_the_middle_of_an_import_which_takes_it_for_its_own(tmp_path):
 
 
 def test_while_a_library_computes_for_longer_than_anybody_waits(tmp_path):
-    code = (
-        f"from train import interrupts\ninterrupts.PATIENCE = 0.5\ndef main():\n    print('go', flush=True)\n    {LONG}"
-    )
+    first = "from train.process import interrupts\ninterrupts.PATIENCE = 0.5"
+    code = f"{first}\ndef main():\n    print('go', flush=True)\n    {LONG}"
     assert interrupted(tmp_path, code) == (130, "", "interrupted\n")
 
 

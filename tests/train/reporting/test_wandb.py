@@ -15,9 +15,9 @@ from programs import ROOT, environment
 
 from mom_jax.fields import ConfigError, from_dict
 from train.config import Config, Phase
-from train.reporting import wandb_log
 from train.reporting.metrics import MetricsLog, scalars
-from train.reporting.wandb_log import WandbLog, check_installed
+from train.reporting.services import wandb_log
+from train.reporting.services.wandb_log import WandbLog, check_installed
 from train.tracking import WandbConfig
 from train.training import loop
 
@@ -178,7 +178,7 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 from train.config import Config
 from train.reporting.metrics import MetricsLog
-from train.reporting.wandb_log import WandbLog
+from train.reporting.services.wandb_log import WandbLog
 from train.tracking import WandbConfig
 
 folder, said = Path(sys.argv[1]), []

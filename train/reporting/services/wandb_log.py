@@ -12,6 +12,7 @@ from typing import Any
 from mom_jax.fields import ConfigError, require
 from train.config import Config
 from train.files import read_json, to_json, write_whole
+from train.numbers import for_json
 from train.reporting.metrics import MetricsLog, scalars
 from train.tracking import WandbConfig
 
@@ -89,7 +90,7 @@ class WandbLog:
         run = wandb.init(
             project=config.project, entity=config.entity, name=config.name or folder.resolve().name,
             group=config.group, tags=config.tags, dir=str(folder), id=_identity(folder), resume="allow", mode=mode,
-            config=dataclasses.asdict(self._config), settings=settings, reinit="create_new",
+            config=for_json(dataclasses.asdict(self._config)), settings=settings, reinit="create_new",
         )  # fmt: skip
         # W&B's own count of steps cannot go back, ours does when a run goes on from its last checkpoint.
         run.define_metric(STEP)

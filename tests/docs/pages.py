@@ -1,5 +1,6 @@
 """The Markdown pages for users, what stands in them as code, and which commands that is."""
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -39,10 +40,12 @@ class Command(NamedTuple):
         return words[:end]
 
 
+@functools.cache
 def tokens(page):
     return MarkdownIt().enable("table").parse((ROOT / page).read_text("utf-8"))
 
 
+@functools.cache
 def blocks():
     """All blocks of code of all pages."""
     return [
@@ -53,6 +56,7 @@ def blocks():
     ]
 
 
+@functools.cache
 def commands():
     """All commands: lines of blocks of shell or of no language, and code within sentences that has an argument."""
     found = []

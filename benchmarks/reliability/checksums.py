@@ -1,4 +1,4 @@
-"""What the checksums of checkpoints cost: `python -m benchmarks.checksums [--json]`.
+"""What the checksums of checkpoints cost: `python -m benchmarks.reliability.checksums [--json]`.
 
 A checkpoint of the last phase of configs/quickstart_paper.py, with random numbers, which do not compress, is saved;
 then its checksums are made and compared, several times. `bytes`: on disk. `seal`, `compare`: median seconds of
@@ -64,7 +64,7 @@ def _median(call: Callable[[], Any], rounds: int) -> float:
 
 
 def main() -> None:
-    parser = timing.parser("checksums", __doc__, rounds=7)
+    parser = timing.parser("reliability.checksums", __doc__, rounds=7)
     flags = parser.parse_args()
     config = get_config()
     if flags.small:

@@ -46,7 +46,7 @@ def main() -> int:
         table.put(new, whole=flags.only is None)
         so_far.unlink()
     rows = table.read(table.RESULTS)
-    table.PAGE.write_text(table.page(rows))
+    table.PAGE.write_text(table.page(rows, [job.name for job in catalogue.jobs(nursery)]))
     print(table.summary(rows))
     return 1 if bad else 0
 

@@ -1,6 +1,7 @@
 """The page of the campaign's results."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ def put(new: list[Row], *, whole: bool) -> None:
     RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def page(rows: list[Row]) -> str:
-    """The tables, a group each."""
+def page(rows: list[Row], jobs: Iterable[str]) -> str:
+    """The tables, a group each. jobs: the names of all that there are; those without results are named."""
+    done = {row["job"] for row in rows}
+    left = [name for name in jobs if name not in done]
     parts = [HEAD, summary(rows), "\n"]
+    if left:
+        parts.append(f"Done in parts, by `--only`; without results yet: {'; '.join(left)}.\n")
     for group in dict.fromkeys(row["group"] for row in rows):
         parts += [f"\n## {group}\n\n", COLUMNS]
         mine = [row for row in rows if row["group"] == group]

@@ -101,12 +101,13 @@ def run(command):
 def test_commands_run(folder):
     done, failed = set(), []
     for command in sorted(RUN, key=order):
-        if command.text not in done and not command.text.startswith("mom train --config quickstart --run"):
+        same = repr(program(command.words))  # `mom convert` and `python -m train.convert` make the same
+        if same not in done and not command.text.startswith("mom train --config quickstart --run"):
             try:
                 run(command)
             except AssertionError as error:
                 failed.append(str(error))
-            done.add(command.text)
+            done.add(same)
     assert not failed, "\n".join(failed)
     assert len(done) > 25
     assert (folder / "runs" / "pruned" / "config.json").exists()

@@ -144,7 +144,6 @@ def test_without_segments_or_positions_it_is_another_result(absent):
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
-                ("k3-deep", "blocked", SHORT),
                 ("k1-weighted", "splash", LONG),
             ]
         ),

@@ -51,11 +51,6 @@ class Found:
         checkpoints = Checkpoints(self.phase, read_only=True)
         try:
             return read(checkpoints)
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever orbax makes of a damaged folder
-            first = (str(error).splitlines() or [""])[0]
-            raise ConfigError(f"{self}: the checkpoint cannot be read ({type(error).__name__}: {first})") from error
         finally:
             checkpoints.close()
 

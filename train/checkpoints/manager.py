@@ -23,10 +23,12 @@ from jax.sharding import Mesh
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, from_dict
 from train.checkpoints import manifest, steps
+from train.checkpoints.weights import check_claim
 from train.config import Config
 from train.numbers import Remembered
 from train.reporting.metrics import LogMark
 from train.steps.memory import return_freed_memory
+from train.steps.optimizer.names import path_name
 from train.steps.state import TrainState, abstract_params
 
 # Orbax reports every save at level WARNING or below; a run has its own words for that.
@@ -149,18 +151,22 @@ class Checkpoints:
             "params": ocp.args.StandardRestore(like.params),
             "optimizer": ocp.args.StandardRestore({"step": like.step, "state": like.opt_state}),
         }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        optimizer = restored["optimizer"]
-        return TrainState(optimizer["step"], restored["params"], optimizer["state"])
+        with self._reading(step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            optimizer = restored["optimizer"]
+            return TrainState(optimizer["step"], restored["params"], optimizer["state"])
 
     def restore_params(self, step: int, config: ModelConfig, mesh: Mesh) -> dict[Any, Any]:
         """The parameters at `step` of a model of the given configuration."""
-        like = abstract_params(config, mesh)
-        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))["params"]
+        self._check_claim(step, config)
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params(config, mesh)))
+        with self._reading(step):
+            return self._manager.restore(step, args=items)["params"]
 
     def restore_arrays(self, step: int, config: ModelConfig) -> dict[Any, Any]:
         """The same as numpy arrays, in little more memory than they take: orbax reads all that it is asked for at once,
         so that it is asked for few large ones at a time, the largest first, while there are few others."""
+        self._check_claim(step, config)
         leaves, structure = jax.tree.flatten(abstract_params(config))
         arrays: dict[int, np.ndarray] = {}
         for part in _parts([4 * leaf.size for leaf in leaves]):
@@ -168,14 +174,45 @@ class Checkpoints:
             wanted = jax.tree.unflatten(structure, asked)
             as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             items = ocp.args.Composite(params=ocp.args.PyTreeRestore(wanted, restore_args=as_arrays))
-            restored = jax.tree.leaves(self._manager.restore(step, args=items)["params"])
+            with self._reading(step):
+                restored = jax.tree.leaves(self._manager.restore(step, args=items)["params"])
             arrays |= {i: restored[i] for i in part}
             return_freed_memory()
         return jax.tree.unflatten(structure, [arrays[i] for i in range(len(leaves))])
 
+    def _check_claim(self, step: int, config: ModelConfig) -> None:
+        """Raises ConfigError where the arrays on disk are not those of the configuration; nothing is allocated."""
+        place = self.folder.absolute() / str(step)
+        with self._reading(step):
+            tree = ocp.PyTreeCheckpointHandler().metadata(place / "params").tree
+            found = jax.tree.leaves(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+            have = {leaf.name: tuple(leaf.shape) for leaf in found}
+        try:
+            check_claim(config, have)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+            name = path_name(path).replace("/", ".")
+            if have.get(name) != leaf.shape:
+                is_there = f"has the shape {have[name]}" if name in have else "is missing"
+                raise ConfigError(f"{place}: its configuration has {name} of shape {leaf.shape}, which {is_there}")
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Raises ConfigError for whatever orbax makes of a damaged folder."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            why = f"the checkpoint cannot be read ({type(error).__name__}: {first})"
+            raise ConfigError(f"{self.folder / str(step)}: {why}") from error
+
     def meta(self, step: int) -> Meta:
-        record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        version = record.pop("version")
+        with self._reading(step):
+            record = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            version = record.pop("version")
         if version != META_VERSION:
             raise ConfigError(f"{self.folder}: checkpoint version {version!r}: this program reads {META_VERSION}")
         return from_dict(Meta, record)

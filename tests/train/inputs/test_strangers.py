@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from mom_jax.config import ChoiceConfig, ModelConfig
 from mom_jax.fields import ConfigError
-from train.checkpoints.locate import Found, tell_data
+from train.checkpoints.locate import Found, find, tell_data
 from train.checkpoints.run_config import read_config, to_json
 from train.checkpoints.weights import open_weights
 from train.config import Config, DataConfig
@@ -252,6 +252,29 @@ def test_a_damaged_journal_begins_anew(tmp_path):
         [cache] = prepare(data).train
         assert cache.file.read_bytes() == expected
         assert not partial.exists()
+
+
+def test_a_checkpoint_s_arrays_are_those_of_its_configuration(tmp_path):
+    """Without checksums, which a stranger can write as well."""
+    run = tiny.store(tiny.config(tmp_path), "mom")
+    file = run / "checkpoints" / "mom" / "6" / "meta" / "metadata"
+    record = json.loads(file.read_text())
+    for change, expected in (
+        ({"d_model": 18}, r"its configuration has .* of shape \(.*\), which has the shape \(.*16"),
+        ({"num_bottom": 1}, r"its configuration has bottom\.0\..* is missing"),
+        ({"num_chunks": 9000}, "its configuration has .* parameters, its weights"),
+        ({"d_model": 10**6}, "its configuration has .* parameters, its weights"),
+    ):
+        model = record["config"]["model"] | change
+        file.write_text(json.dumps(record | {"config": record["config"] | {"model": model}}))
+        file.parents[1].joinpath("manifest.json").unlink(missing_ok=True)
+        found = find(run, field="checkpoint")
+        for read in (found.arrays, found.params):
+            with pytest.raises(ConfigError, match=expected):
+                read(found.meta().model)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="6: the checkpoint cannot be read"):
+        find(run, field="checkpoint").meta()
 
 
 def test_a_stranger_s_unfinished_cache_leads_nowhere(tmp_path, precious):

@@ -1,11 +1,11 @@
 """What logging the analysis costs a training run: `python -m benchmarks.analysis [--every 100] [--json]`.
 
-The quickstart's train steps and analyses (train/analysis/watch.py), of both phases, in turn, so that a change of the
-machine's speed meets both. Of each phase: `step` and `record`, median seconds; `first_step` and `first_record`, with
-tracing and compiling; `records`, how many a phase logs; `quartiles`, of a record over a step, round by round.
-`seconds`: of all records of the run, the first of each phase with its compiling. `share`: those over all steps of the
-run, the first ones with their compiling too; evaluations, checkpoints and the report are left out of the run's time.
-`share_compiled`: the same of compiled programs only, as in a long run.
+The train steps of configs/quickstart_paper.py and analyses (train/analysis/watch.py), of both phases, in turn, so that
+a change of the machine's speed meets both. Of each phase: `step` and `record`, median seconds; `first_step` and
+`first_record`, with tracing and compiling; `records`, how many a phase logs; `quartiles`, of a record over a step,
+round by round. `seconds`: of all records of the run, the first of each phase with its compiling. `share`: those over
+all steps of the run, the first ones with their compiling too; evaluations, checkpoints and the report are left out of
+the run's time. `share_compiled`: the same of compiled programs only, as in a long run.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from benchmarks.measuring import timing
-from configs.quickstart import get_config
+from configs.quickstart_paper import get_config
 from mom_jax.sharding import make_mesh
 from train.analysis.watch import Watch
 from train.config import Config, Phase

@@ -1,4 +1,4 @@
-"""What keeping freed memory (train/steps/memory.py) does to the quickstart's steps.
+"""What keeping freed memory (train/steps/memory.py) does to the steps of configs/quickstart_paper.py.
 
 `python -m benchmarks.freed_memory`.
 
@@ -20,7 +20,7 @@ def measure(keep: bool) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from configs.quickstart import get_config
+    from configs.quickstart_paper import get_config
     from mom_jax.sharding import make_mesh
     from train.steps import memory
     from train.steps.optimizer import make_optimizer

@@ -2,8 +2,9 @@
 
 `python -m benchmarks.signs [--ways healthy,no_balance,...] [--steps 120] [--folder FOLDER]`.
 
-The quickstart's phase 1 is trained once. From its last checkpoint go on, with the same batches, healthy MoMs and others
-that are built to fail (`WAYS`). With a folder the runs stay there, and those that are finished are not trained again.
+Phase 1 of configs/quickstart_paper.py is trained once. From its last checkpoint go on, with the same batches, healthy
+MoMs and others that are built to fail (`WAYS`). With a folder the runs stay there, and those that are finished are not
+trained again.
 
 Prints one JSON line for each way: the signs that were said, and the least and the most that each figure was when it was
 judged.
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from configs.quickstart import get_config
+from configs.quickstart_paper import get_config
 from mom_jax.analysis.signs import History, SignsConfig, findings
 from mom_jax.fields import require
 from train.checkpoints.models import open_model, write_run
@@ -33,7 +34,7 @@ from train.training.loop import train
 # A prior on the logits of four modules and SKIP, at each of four steps.
 FAVOURED = ((8.0, 8.0, 0.0, 0.0, 0.0),) * 4
 
-# By name: what differs from the quickstart; fields of the phase's optimizer begin with `optim.`.
+# By name: what differs from that configuration; fields of the phase's optimizer begin with `optim.`.
 WAYS: dict[str, dict[str, Any]] = {
     "healthy": {},
     "healthy_k1": {"top_k": 1},

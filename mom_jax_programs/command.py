@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": ("train.evaluate", "loss, perplexity, GLUE, XSUM and the lm-evaluation-harness on checkpoints"),
     "generate": ("train.generate", "continues a text"),
     "analyse": ("train.analyse", "looks inside checkpoints: routes, depth, modules"),
-    "report": ("train.report", "writes a run's report.html"),
+    "report": ("train.report", "writes a run's report.html, or compares several runs on one page"),
     "study": ("train.study.__main__", "several ways side by side: arms and seeds from one file"),
     "prepare": ("train.prepare", "downloads and tokenizes ahead of training"),
     "plan": ("train.plan", "what a run needs on a pod, before one is paid for"),

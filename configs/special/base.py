@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Any
 
-from configs import quickstart
+from configs import quickstart_paper
 from train.config import Config, Phase
 
 
 def experiment(name: str, **fields: Any) -> Config:
     """The quickstart with other `fields` of its model, trained in one phase for as many steps as both of its phases."""
-    config = quickstart.get_config()
+    config = quickstart_paper.get_config()
     steps = sum(phase.steps for phase in config.phases)
     return dataclasses.replace(
         config,

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from configs import mom_small, quickstart
+from configs import mom_small, quickstart_paper
 from mom_jax.config import BalanceConfig, ModelConfig, RouterConfig
 from mom_jax.interop.recipe import recommended
 from train.config import AnalysisConfig, Config
@@ -23,7 +23,7 @@ VANILLA = Arm("vanilla", {"phases.mom.model": "vanilla", "phases.mom.optim.route
 def sizes(steps: int = 400) -> dict[str, Config]:
     """The configurations that arms change, by size. steps: of the small one's arms after the shared phase."""
     small = changed(
-        quickstart.get_config(),
+        quickstart_paper.get_config(),
         {
             "model.num_attn_modules": 6,
             "model.num_ffn_modules": 6,

@@ -9,7 +9,7 @@ preserving  a MoM that starts as the vanilla one, its preference annealed away o
 
 import dataclasses
 
-from configs import quickstart
+from configs import quickstart_paper
 from mom_jax.interop.phases import preserving
 from train.config import Config
 from train.study import Arm, Study
@@ -25,7 +25,7 @@ def get_study() -> Study:
     return Study(
         name="start",
         question="Does it matter how a MoM starts from a vanilla transformer?",
-        base={"small": quickstart.get_config()},
+        base={"small": quickstart_paper.get_config()},
         arms=(
             Arm("vanilla", {"phases.mom.model": "vanilla"}),
             Arm("paper, K=1", {"model.top_k": 1}),

@@ -3,7 +3,7 @@
 Command: python -m train.study configs/studies/two_arms.py
 """
 
-from configs import quickstart
+from configs import quickstart_paper
 from mom_jax.config import RouterConfig
 from train.config import AnalysisConfig, Config
 from train.study import Arm, Study, changed
@@ -11,7 +11,7 @@ from train.study import Arm, Study, changed
 
 def _tiny() -> Config:
     return changed(
-        quickstart.get_config(),
+        quickstart_paper.get_config(),
         {
             "model.d_model": 32,
             "model.num_heads": 2,

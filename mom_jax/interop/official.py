@@ -2,6 +2,8 @@
 
 `OPTIONS` is the table for whoever knows the authors' options. Beyond it:
 - `depth_per_chunk` None means int(num_ffn · depth_multiplier) steps.
+- `router_type` is read by what it contains, as their code does (`_router_type`): any of `softmax_dev_gru` and
+  `gru_dev_softmax` will do; written are the names of `ROUTER_TYPES`.
 - What their code fixes and we let one choose (normalisation of the top-k weights, the router's classes, the balance
   loss's second softmax, noise in evaluation) is set by `ModelConfig.official`.
 - `n_layer` only scales their initialisation (and must reach the number of their blocks): it is not read, and written as
@@ -122,6 +124,7 @@ def config_from_official(official: Mapping[str, Any]) -> ModelConfig:
         good = matches(multiplier, float) and abs(multiplier) <= MOST
         require(good, "depth_multiplier", multiplier, "must be a number")
         values["depth_per_chunk"] = int(modules * multiplier)
+    values["router_type"] = _router_type(values["router_type"])
     values["num_labels"] = _num_labels(official)
 
     groups: dict[str, dict[str, Any]] = {"": {}, "router": {}, "balance": {}, "dropout": {}}
@@ -139,6 +142,27 @@ def config_from_official(official: Mapping[str, Any]) -> ModelConfig:
         balance=BalanceConfig(**groups["balance"]),
         dropout=DropoutConfig(**groups["dropout"]),
     )
+
+
+def _router_type(value: Any) -> str:
+    """The name in `ROUTER_TYPES` of the router that their code builds: by the first of `naive`, `dev` and `gru` that
+    `router_type` contains, with softmax, and but for `naive` with noise, where it contains these words.
+
+    Raises `ConfigError` for what their code has no router for or fails with, and for GRU-dev with noise.
+    """
+    kind = next((kind for kind in ("naive", "dev", "gru") if kind in value), None) if isinstance(value, str) else None
+    require(
+        kind is not None, "router_type", value, "must contain 'naive', 'dev' or 'gru', as the authors' code reads it"
+    )
+    softmax, noise = "_softmax" if "softmax" in value else "", "random" in value
+    if kind == "dev":
+        require(not noise, "router_type", value, "GRU-dev with noise is not supported: 'dev' or 'random', not both")
+        fails = "sigmoid" in value and not softmax
+        require(
+            not fails, "router_type", value, "fails in the authors' code, whose sigmoid of GRU-dev cannot be called"
+        )
+    names = {"naive": "naive", "dev": "gru_dev", "gru": "gru_random" if noise else "gru"}
+    return f"{names[kind or '']}{softmax}"
 
 
 def _num_labels(official: Mapping[str, Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,15 +11,19 @@ from programs import call
 
 from mom_jax.fields import ConfigError
 from train import prepare
-from train.config import DataConfig
+from train.config import Config, DataConfig
 from train.data import encode as encoding
 from train.data import prepared
 from train.data.cache import TokenCache, describe_left_out
 from train.data.documents import SIDES, Broken, Document, Part, Source
 from train.data.encode import encode
+from train.data.pipeline import TrainingData
 from train.data.sources import text_files
 from train.data.sources.kinds import open_source
 from train.data.texts import documents_of
+from train.reporting.metrics import MetricsLog, read
+from train.reporting.page import write_report
+from train.training.preparation import record_left_out
 from train.verify import __main__ as verify
 
 GOOD = [Document(f"{i}.txt", f"This is document {i}. " * (i % 5)) for i in range(30)]
@@ -154,6 +159,33 @@ def test_the_programs_say_what_was_left_out(tmp_path, capsys):
     code, out, _ = call(capsys, verify.main, tmp_path / "cache")
     assert code == 0
     assert out.count(f"have their checksums; of the whole source, {said}\n") == 2
+
+
+def test_training_and_its_report_say_so(tmp_path):
+    """Once in the log, however often a run is resumed."""
+    data = DataConfig(batch_size=1, length=4)
+    caches = build(tmp_path / "cache", of([lambda: iter(items())]))
+    both = prepared.Prepared(Letters(), ("a<b",), (1.0,), (caches["train"],), (caches["validation"],))
+    said = "12 broken documents were left out (8 no JSON, 4 not UTF-8)"
+    [line] = TrainingData(both, data).describe()
+    assert line.endswith(f"; {said}")
+    config = Config(data=data, run=str(tmp_path / "run"))
+    with MetricsLog(tmp_path / "run") as log:
+        for _ in range(2):
+            record_left_out(SimpleNamespace(prepared=both, config=config, log=log))
+        log.write({"kind": "train", "phase": "pretrain", "step": 1, "loss": 2.0})
+    [record, _] = read(tmp_path / "run" / "metrics.jsonl")
+    kinds = {"no JSON": 8, "not UTF-8": 4}
+    assert record == {"kind": "data", "phase": "pretrain", "step": 0, "left_out": {"a<b": kinds}}
+    text = write_report(tmp_path / "run").read_text()
+    assert "<p>Left out of a&lt;b as broken: 12 (8 no JSON, 4 not UTF-8).</p>" in text
+    # Where nothing was left out, or nothing might be, nothing is said.
+    good = build(tmp_path / "good", of([lambda: iter(GOOD)]))
+    none = prepared.Prepared(Letters(), ("c",), (1.0,), (good["train"],), (good["validation"],))
+    with MetricsLog(tmp_path / "other") as log:
+        record_left_out(SimpleNamespace(prepared=none, config=config, log=log))
+    assert not (tmp_path / "other").exists()
+    assert "left out" not in TrainingData(none, data).describe()[0]
 
 
 def test_sentences():

@@ -128,6 +128,14 @@ def test_training_goes_back_a_phase_but_never_to_the_start(run):
             set_damaged_aside(config)
 
 
+def test_a_file_in_the_place_of_a_phase_is_no_phase_without_checkpoints(run):
+    folder, config, phase = run
+    phase.rename(folder / "moved")
+    phase.write_text("a file")
+    with pytest.raises(ConfigError, match="mom must be a folder"):
+        set_damaged_aside(config)
+
+
 def test_only_whole_ones_count_for_what_is_kept(tmp_path, original):
     phase = save_steps(tmp_path, original[1], "mom", [1.0, 2.0, 3.0])
     inject.truncate(inject.largest(phase / "3", "params"))

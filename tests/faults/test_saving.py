@@ -22,6 +22,7 @@ from train.reporting.patient import PatientFile
 from train.steps.state import init_state
 from train.training import loop
 from train.training.keeping import saving
+from train.training.keeping.damage import changed_log
 from train.training.keeping.space import check_space
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -190,3 +191,26 @@ def test_the_program_ends_with_75(tmp_path, monkeypatch, capsys):
     code, _, err = call(capsys, main.main, "--config", tiny.write_config(tmp_path))
     assert code == 75
     assert err == "error: step 3 of mom could not be saved\n"
+
+
+def test_a_checkpoint_knows_the_log_it_was_saved_with(run, tmp_path):
+    for step in (1, 2):
+        run.log.write({"kind": "train", "phase": "mom", "step": step, "loss": 2.0})
+        run.save(step)
+        run.checkpoints.wait()
+    run.log.write({"kind": "train", "phase": "mom", "step": 3, "loss": 2.0})
+    run.log.flush()
+    file, meta = tmp_path / "run" / "metrics.jsonl", run.checkpoints.meta(2)
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert meta.log.size == len(lines[0] + lines[1])
+    assert changed_log(tmp_path / "run", meta) == []
+    for place, changed in ((20, True), (meta.log.size + 20, False)):  # before it was saved, and after
+        content = bytearray(b"".join(lines))
+        content[place] ^= 1
+        file.write_bytes(content)
+        assert bool(changed_log(tmp_path / "run", meta)) == changed
+    file.write_bytes(lines[0])
+    assert "has changed since step 2 of mom was saved" in changed_log(tmp_path / "run", meta)[0]
+    file.write_bytes(b"".join(lines))
+    run.log.truncate(["mom"], "mom", 2)
+    assert run.log.mark() == meta.log

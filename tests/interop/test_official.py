@@ -157,6 +157,27 @@ def test_every_router_type_returns(router_type):
     assert config_to_official(config)["router_type"] == router_type
 
 
+@pytest.mark.parametrize(
+    ("router_type", "same"),
+    [
+        ("softmax_dev_gru", "gru_dev_softmax"),
+        ("dev", "gru_dev"),
+        ("random_gru", "gru_random"),
+        ("softmax-random-gru", "gru_random_softmax"),
+        ("mygru", "gru"),
+        ("gru_sigmoid", "gru"),  # a word that their GRU does not look for
+        ("gru_dev_sigmoid_softmax", "gru_dev_softmax"),
+        ("softmax_naive", "naive_softmax"),
+        ("naive_gru_dev", "naive"),
+        ("naive_random", "naive"),
+    ],
+)
+def test_router_types_are_read_by_what_they_contain(router_type, same):
+    config = config_from_official({"router_type": router_type})
+    assert config == config_from_official({"router_type": same})
+    assert config_to_official(config)["router_type"] == same
+
+
 def test_number_of_classes_as_hugging_face_writes_it():
     classifier = {"architectures": ["GPT2MoTForSequenceClassification"]}
     assert config_from_official(classifier).num_classes == 2
@@ -174,7 +195,11 @@ def test_bind_ffn_attn_only_demands_equal_numbers():
 @pytest.mark.parametrize(
     ("theirs", "message"),
     [
-        ({"router_type": "gru_sigmoid"}, "router_type='gru_sigmoid'"),
+        ({"router_type": "linear"}, "router_type='linear': must contain 'naive', 'dev' or 'gru'"),
+        ({"router_type": "GRU"}, "router_type='GRU': must contain"),
+        ({"router_type": None}, "router_type=None: must contain"),
+        ({"router_type": "random_gru_dev"}, "router_type='random_gru_dev': GRU-dev with noise is not supported"),
+        ({"router_type": "gru_dev_sigmoid"}, "router_type='gru_dev_sigmoid': fails in the authors' code"),
         ({"activation_function": "silu"}, "activation_function='silu'"),
         ({"depthwise_bal_loss": None}, "depthwise_bal_loss=None"),
         ({"scale_attn_weights": False}, "scale_attn_weights=False"),

@@ -56,7 +56,7 @@ def run_table(*flags):
 
 
 def test_the_table_has_every_paper_model():
-    assert set(FILES) == {"quickstart", *paper.MODELS, *PRETRAINED}
+    assert set(FILES) == {"quickstart", "quickstart_paper", *paper.MODELS, *PRETRAINED}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -271,7 +271,7 @@ def test_what_logging_the_analysis_costs(tmp_path):
 def test_what_checksums_cost(tmp_path):
     import tiny
 
-    from benchmarks import checksums
+    from benchmarks.reliability import checksums
 
     config = tiny.config(tmp_path)
     result = checksums.measure(dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=0)), 2)
@@ -279,3 +279,16 @@ def test_what_checksums_cost(tmp_path):
     assert 0 < result["seal"] < 60
     assert result["step"] == result["seal"] / config.checkpoint.every
     assert result["gib"] == result["seal"] / result["bytes"] * 2**30
+
+
+@pytest.mark.slow
+def test_a_long_run_stays_as_it_began():
+    """In small: what a step leaves behind would show in threads and files at once, in memory by and by."""
+    from benchmarks.reliability import long_run
+
+    result = long_run.measure(300)
+    early, late = result["early"], result["late"]
+    assert late["threads"] <= early["threads"] + 1
+    assert late["files"] <= early["files"] + 2  # while a checkpoint is written
+    assert late["rss_mib"] < early["rss_mib"] + 40
+    assert result["checkpoints"] <= 3

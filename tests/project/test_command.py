@@ -164,7 +164,7 @@ def test_bash_completes(mom, tmp_path, capsys):
     (tmp_path / "qualified.py").touch()
     for line, expected in {
         "mom tr": {"train"},
-        "mom train --config qu": {"quickstart", "qualified.py"},
+        "mom train --config qu": {"quickstart", "quickstart_paper", "qualified.py"},
         "mom train --phases.0.optim.schedule c": {"cosine", "constant"},
         "mom study studies/tw": {"studies/two_arms"},
         "mom train --phases.1.optim.l": {"--phases.1.optim.learning-rate"},

@@ -90,7 +90,6 @@ def test_gradients_on_a_mesh_are_those_on_one_device(name, shapes, accumulation)
     [
         pytest.param(name, shapes, accumulation, marks=pytest.mark.slow)
         for name, shapes, accumulation in [
-            ("k1", [(1, 2, 2, 2)], 1),
             ("k3", [(1, 1, 2, 4)], 2),
             ("special", [(1, 1, 2, 4)], 2),
             ("splash", [(1, 2, 2, 2)], 1),

@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
 from mom_jax.interop import gpt2, official
 from train.checkpoints import single_file
-from train.checkpoints.weights import SAFETENSORS, check_claim, open_weights
+from train.checkpoints.weights import SAFETENSORS, check_claim, metadata, open_weights, save_checked
 from train.data import tokenizers
 from train.files import read_json, to_json, whole_folder, write_whole
 
 CONFIG = "config.json"
+# In the header of a folder's weights that we write: the fingerprint of the tokenizer.
+TOKENIZER = "mom_jax.tokenizer"
 Format = Literal["huggingface", "official", "safetensors"]
 DESCRIPTIONS: dict[Format, str] = {
     "huggingface": "a GPT-2 of Hugging Face",
@@ -78,7 +77,9 @@ def read(path: Path, found: Format, field: str) -> Model:
             params = official.params_from_official(weights, config, weights.shapes)
     except ConfigError as error:
         raise ConfigError(f"{field}={str(path)!r}: {error}") from None
-    return Model(config, params, _tokenizer(path, field), "", DESCRIPTIONS[found])
+    file = path / SAFETENSORS
+    fingerprint = metadata(file, field).get(TOKENIZER, "") if file.is_file() else ""
+    return Model(config, params, _tokenizer(path, field), fingerprint, DESCRIPTIONS[found])
 
 
 def _tokenizer(folder: Path, field: str) -> tokenizers.Tokenizer | None:
@@ -110,8 +111,8 @@ def write_folder(
     if tokenizer is not None and tokenizer.eos_id >= 0:
         options |= {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
     with whole_folder(output) as partial:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, partial / SAFETENSORS, metadata={"format": "pt"})
+        fingerprint = {} if tokenizer is None else {TOKENIZER: tokenizer.fingerprint}
+        save_checked(partial / SAFETENSORS, arrays, {"format": "pt"} | fingerprint)
         write_whole(partial / CONFIG, to_json(options, indent=2))
         if tokenizer is not None:
             tokenizer.save(partial)

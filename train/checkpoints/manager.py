@@ -25,6 +25,7 @@ from mom_jax.fields import ConfigError, from_dict
 from train.checkpoints import manifest, steps
 from train.config import Config
 from train.numbers import Remembered
+from train.reporting.metrics import LogMark
 from train.steps.memory import return_freed_memory
 from train.steps.state import TrainState, abstract_params
 
@@ -48,6 +49,7 @@ class Meta:
     tokenizer: str  # its fingerprint
     teacher: str | None = None  # `PHASE/STEP` in the run that the phase's `distill` names
     watch: Remembered = Remembered()  # what is known of the numbers up to here
+    log: LogMark = LogMark()  # what the run's log was when this was saved
 
     @property
     def model(self) -> ModelConfig:

@@ -45,6 +45,12 @@ def described(found: Found, meta: Meta) -> formats.Model:
     return formats.Model(meta.model, {}, tokenizer, meta.tokenizer, description)
 
 
+def _check_beside(model: formats.Model, name: str) -> None:
+    """Raises ConfigError where the tokenizer beside a model is not the one it was trained with."""
+    if model.tokenizer is not None and model.fingerprint not in ("", model.tokenizer.fingerprint):
+        raise ConfigError(f"{name}: the tokenizer beside it is not the one the model was trained with")
+
+
 def encoding_tokenizer(checkpoint: str, model: formats.Model, path: str | None) -> tokenizers.Tokenizer:
     """The tokenizer that encodes texts for a model: the one beside it, or of the file or folder `path`.
 
@@ -52,7 +58,9 @@ def encoding_tokenizer(checkpoint: str, model: formats.Model, path: str | None) 
     """
     tokenizer = model.tokenizer
     name = f"checkpoint={checkpoint!r}"
-    if path is not None:
+    if path is None:
+        _check_beside(model, name)
+    else:
         tokenizer = tokenizers.load(path, field="tokenizer")
         name = f"tokenizer={path!r}"
         known = model.fingerprint in ("", tokenizer.fingerprint)
@@ -82,6 +90,7 @@ def load(
     `notify`. Raises ConfigError naming `checkpoint` for what cannot be read.
     """
     model = open_model(path, field="checkpoint", best=best)
+    _check_beside(model, f"checkpoint={str(path)!r}")
     notify = notify or say
     if notify is not None:
         notify(f"{path}: {model.description}")

@@ -8,13 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError, from_dict, to_dict
 from mom_jax.interop.arrays import check, dotted, flatten, nest
-from train.checkpoints.weights import Weights, check_claim, metadata
+from train.checkpoints.weights import Weights, check_claim, metadata, save_checked
 from train.files import parse_json, to_json, whole_file
 from train.steps.state import abstract_params
 
@@ -40,9 +37,8 @@ def save(path: Path, config: ModelConfig, params: Mapping[Any, Any], tokenizer: 
         CONFIG_KEY: to_json(to_dict(config)).decode().rstrip(),
         TOKENIZER_KEY: tokenizer,
     }
-    arrays = {dotted(place): np.ascontiguousarray(array) for place, array in flatten(params)}
     with whole_file(path) as partial:
-        save_file(arrays, partial, metadata=header)
+        save_checked(partial, {dotted(place): array for place, array in flatten(params)}, header)
 
 
 def load(path: Path, field: str) -> SingleFile:

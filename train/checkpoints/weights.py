@@ -3,18 +3,25 @@
 import math
 import pickle
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
+from safetensors.numpy import save_file
 
 from mom_jax.analysis.cost import parameter_count
 from mom_jax.config import ModelConfig
 from mom_jax.fields import ConfigError
-from train.files import read_json, within
+from train.files import parse_json, read_json, to_json, within
 from train.steps.numbers.finite import complaint, count
+
+# In the header of the safetensors files that we write: of each array the CRC-32 of its bytes, and of the header's other
+# texts, as JSON.
+CHECKSUMS = "mom_jax.crc32"
+_TEXTS = ""  # in the place of an array's name
 
 # Of these names a folder has one; a shard index names the files.
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -30,9 +37,37 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def save_checked(path: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+    """Writes a safetensors file with `texts` in its header, and with checksums of all that it has."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    checksums = {name: _crc_of_array(array) for name, array in contiguous.items()}
+    checksums[_TEXTS] = _crc_of(texts)
+    save_file(contiguous, path, metadata={**texts, CHECKSUMS: to_json(checksums).decode().rstrip()})
+
+
+def _crc_of_array(array: np.ndarray) -> int:
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data)
+
+
+def _crc_of(texts: Mapping[str, str]) -> int:
+    return zlib.crc32(to_json(sorted(texts.items())))
+
+
+def _checksums(texts: dict[str, str], file: Path, field: str) -> dict[str, int]:
+    """Of the arrays of a file, as far as its header has any. Raises ConfigError where the header has changed."""
+    if CHECKSUMS not in texts:
+        return {}
+    found = parse_json(texts[CHECKSUMS], f"{field}={str(file)!r}: {CHECKSUMS}")
+    others = {name: text for name, text in texts.items() if name != CHECKSUMS}
+    good = isinstance(found, dict) and all(type(value) is int for value in found.values())
+    if not good or found.get(_TEXTS) != _crc_of(others):
+        raise ConfigError(f"{field}={str(file)!r}: its header does not have the checksum that it was written with")
+    return found
+
+
 class Weights(Mapping[str, np.ndarray]):
     """Named arrays in files, each read when it is asked for; floats of 16 bits come as float32. Raises ConfigError for
-    one that has NaN or infinite numbers.
+    one that has NaN or infinite numbers, or not the checksum that the file's header has of it.
 
     shapes, dtypes (as safetensors has them): of all arrays, by name, known without reading them. files: where they are.
     """
@@ -42,17 +77,26 @@ class Weights(Mapping[str, np.ndarray]):
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._read: dict[str, Callable[[str], Any]] = {}
+        self._checksums: dict[str, int] = {}
         for file in files:
             read, shapes, dtypes = (_open_safetensors if file.suffix == ".safetensors" else _open_pickled)(file, field)
             self.shapes |= shapes
             self.dtypes |= dtypes
             self._read |= dict.fromkeys(shapes, read)
+            if file.suffix == ".safetensors":
+                known = _checksums(metadata(file, field), file, field)
+                if known and known.keys() - {_TEXTS} != shapes.keys():
+                    raise ConfigError(f"{field}={str(file)!r}: has other arrays than it was written with")
+                self._checksums |= known
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
             array = np.asarray(self._read[name](name))
         except (safetensors.SafetensorError, TypeError, ValueError, RuntimeError, OSError) as error:
             raise ConfigError(f"{self._field}: {name!r} cannot be read ({_first_line(error)})") from None
+        expected = self._checksums.get(name)
+        if expected is not None and _crc_of_array(np.ascontiguousarray(array)) != expected:
+            raise ConfigError(f"{name!r} does not have the checksum that it was written with")
         if array.dtype.itemsize == 2 and array.dtype.kind in "fV":
             array = array.astype(np.float32)
         bad = count(array) if array.dtype.kind == "f" else 0

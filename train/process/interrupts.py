@@ -1,11 +1,13 @@
 """Ctrl-C while a program runs.
 
 The first one raises KeyboardInterrupt; not in the middle of an import, where a library may take it for an error of its
-own, but after it. A second one ends the process at once, also where Python looks at no signals because a library
-compiles or computes. Before the program begins see `train/__init__.py`; training has `train.training.processes.Stop`.
+own, but after it. Where Python does not come to that for seconds, because a library compiles or computes, the process
+ends without; as it does at once when there is a second one. Before the program begins see `train/__init__.py`; training
+has `train.training.processes.Stop`, which a first one never ends in the middle of a step.
 """
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable
@@ -16,8 +18,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _POLL = 0.05  # seconds between two looks at whether an import has ended
+PATIENCE = 5.0  # seconds that the first one waits for Python
 
 _again = 0  # how often the signal was sent once more by this module itself
+_raised = False
 
 
 def listen() -> None:
@@ -51,15 +55,20 @@ def apart(call: Callable[[], T]) -> T:
 
 
 def _watch(reading: int) -> None:
-    count = 0
+    count, waiting = 0, False
     while True:
-        count += os.read(reading, 64).count(signal.SIGINT)
-        if count - _again > 1:
+        ready, _, _ = select.select([reading], [], [], PATIENCE if waiting and not _raised else None)
+        if ready:
+            count += os.read(reading, 64).count(signal.SIGINT)
+            waiting = signal.getsignal(signal.SIGINT) is _interrupt
+        if count - _again > 1 or (not ready and not _raised):
             end()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _raised
     if not _importing(frame):
+        _raised = True
         raise KeyboardInterrupt
     timer = threading.Timer(_POLL, _once_more)
     timer.daemon = True

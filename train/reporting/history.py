@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.analysis.cost import parameter_count
+from mom_jax.config import SIDES, ModelConfig
 from mom_jax.fields import MOST, ConfigError, from_dict
 from train.config import Config
 from train.files import read_json
@@ -56,12 +57,16 @@ class Run:
         """The records of a phase that have routers, in order of steps."""
         return [r for r in self.of(phase) if isinstance(r.get("routers"), dict) and r["routers"]]
 
-    def parameters(self, phase: str) -> int | None:
+    def model_of(self, phase: str) -> ModelConfig | None:
+        """What a phase trains; None where the configuration does not say."""
         for row in self.config.phases if self.config else ():
             if row.name == phase:
-                model = self.config.model if row.model == "model" else self.config.model.vanilla()
-                return parameter_count(model).total
+                return self.config.model if row.model == "model" else self.config.model.vanilla()
         return None
+
+    def parameters(self, phase: str) -> int | None:
+        model = self.model_of(phase)
+        return None if model is None else parameter_count(model).total
 
 
 @contextlib.contextmanager
@@ -91,3 +96,10 @@ def smooth(values: Sequence[float]) -> list[float]:
 def router_value(record: Record, side: str, key: str) -> Any:
     """One quantity of one side's routers, None where it is missing."""
     return (record["routers"].get(side) or {}).get(key)
+
+
+def latest_usage(routed: Sequence[Record]) -> Record | None:
+    """Of records that have routers, the last that says which modules are used; the held-out documents' figures are
+    steadier than one training batch's."""
+    known = [r for r in routed if any(router_value(r, side, "usage") for side in SIDES)]
+    return next(reversed([r for r in known if r.get("kind") == "validation"] or known), None)

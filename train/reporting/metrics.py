@@ -5,12 +5,14 @@ TensorBoard's events cannot be cut; there a purge mark hides the repeated steps.
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
 import sys
 import time
 import types
+import zlib
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -25,6 +27,31 @@ FILE = "metrics.jsonl"
 MOST = 2**33  # bytes of a log that is read
 EVENTS = "tensorboard"  # in a run's folder
 _PATIENT = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMark:
+    """What the log was at a time: its size in bytes, and the CRC-32 of them. More may follow; they must not change."""
+
+    size: int = 0
+    crc32: int = 0
+
+    def fits(self, path: Path) -> bool:
+        """Whether the file still begins with the same bytes."""
+        return _marked(path, LogMark(), self.size) == self
+
+
+def _marked(path: Path, before: LogMark, size: int | None = None) -> LogMark:
+    """`before` and what follows it in the file, up to `size` bytes in all."""
+    at, checksum = before.size, before.crc32
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(at)
+            while block := file.read(2**20 if size is None else min(2**20, size - at)):
+                at, checksum = at + len(block), zlib.crc32(block, checksum)
+    except FileNotFoundError:
+        return LogMark()
+    return LogMark(at, checksum)
 
 
 class MetricsLog:
@@ -43,6 +70,7 @@ class MetricsLog:
         self._file: PatientFile | None = None
         self._board: Any = None
         self._purge_step: int | None = None
+        self._mark = LogMark()
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
 
     def truncate(self, phase_order: list[str], phase: str, step: int, *, offset: int = 0) -> None:
@@ -75,6 +103,7 @@ class MetricsLog:
     def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         lines = [line + "\n" for line, record in _lines(self._path) if keep(record)]
         write_whole(self._path, "".join(lines).encode())
+        self._mark = LogMark()
 
     def write(self, record: dict[str, Any], *, offset: int = 0) -> None:
         """Appends `record`, as `for_json` makes it.
@@ -104,6 +133,14 @@ class MetricsLog:
             self._file.flush()
         if self._board is not None:
             self._board.flush()
+
+    def mark(self) -> LogMark:
+        """What is on disk by now; only what was added since the last call is read. Nothing in processes that do not
+        write."""
+        if not self._writes:
+            return LogMark()
+        self._mark = _marked(self._path, self._mark)
+        return self._mark
 
     def close(self) -> None:
         """Writes what can be written and closes; a later `write` opens again."""

@@ -8,6 +8,7 @@ import html
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from mom_jax.analysis.explorer import POLICY, fragment
 from mom_jax.config import SIDES, ModelConfig
 from train.files import write_whole, writing
 from train.reporting import insight, numbers, pictures
-from train.reporting.history import Record, Run, is_number, router_value, smooth, understood
+from train.reporting.history import Record, Run, is_number, latest_usage, router_value, smooth, understood
 from train.reporting.routes import beside
-from train.reporting.tables import as_html
+from train.reporting.tables import Column, columns_as_html
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --soft: #626b75; --line: #d5dae0; --paper: #ffffff; --box: #f5f7f9;
@@ -47,7 +48,7 @@ def summary(run: Path) -> list[Record]:
     Raises FileNotFoundError or ConfigError where `run` has no readable metrics.
     """
     with understood(Path(run)):
-        return _summary(Run(Path(run)))
+        return summary_of(Run(Path(run)))
 
 
 def write_report(run: Path, against: Path | None = None) -> Path:
@@ -68,7 +69,8 @@ def write_report(run: Path, against: Path | None = None) -> Path:
     return path
 
 
-def _summary(run: Run) -> list[Record]:
+def summary_of(run: Run) -> list[Record]:
+    """`summary` of a run that was read."""
     rows = []
     for phase in run.phases:
         validation: Record = {}
@@ -119,7 +121,7 @@ def _page(run: Run, routes: dict[str, dict[str, Any]]) -> str:
         *_left_out(run),
         *numbers.section(run),
         *insight.signs(run),
-        _table(_summary(run)),
+        _table(summary_of(run)),
         *insight.cost(run),
         "<h2>Training</h2>",
         pictures.embedded(10, 4.2, lambda f, t: pictures.losses(run, f, t), losses),
@@ -138,9 +140,14 @@ def _page(run: Run, routes: dict[str, dict[str, Any]]) -> str:
     if run.raw is not None:
         text = html.escape(json.dumps(run.raw, indent=2, ensure_ascii=False))
         parts.append(f"<h2>Configuration</h2><details><summary>config.json</summary><pre>{text}</pre></details>")
+    return whole_page(run.name, parts)
+
+
+def whole_page(title: str, parts: Sequence[str]) -> str:
+    """An HTML file of these parts, which loads nothing from elsewhere."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head += '<meta name="viewport" content="width=device-width">'
-    head += f"<title>{html.escape(run.name)}</title><style>{_STYLE}</style>"
+    head += f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + ("\n</body></html>\n")
 
 
@@ -176,35 +183,34 @@ def _top_k(model: ModelConfig) -> str:
     return f"K = {ffn}" if attention == ffn else f"K = {attention} (attention) and {ffn} (FFN)"
 
 
+# Of a summary: the key, the title, and how a value is written.
+COLUMNS: tuple[Column, ...] = (
+    ("phase", "Phase", "{}"),
+    ("steps", "Steps", "{:,}"),
+    ("parameters", "Parameters", "{:,}"),
+    ("train_loss", "Train loss\nnats/token, smoothed", "{:.4f}"),
+    ("validation_loss", "Validation loss\nnats/token", "{:.4f}"),
+    ("perplexity", "Perplexity\nper token", "{:.2f}"),
+    ("bits_per_byte", "Bits\nper byte", "{:.4f}"),
+    ("tokens_per_s", "Speed\ntokens/s, median", "{:,.0f}"),
+    ("data_wait", "Waiting\nfor data", "{:.2%}"),
+    ("without_loss", "Steps\nwithout a loss", "{:,}"),
+    ("skipped", "Updates\nskipped", "{:,}"),
+    ("rewinds", "Rewinds", "{:,}"),
+    ("spikes", "Spikes", "{:,}"),
+)
+
+
 def _table(rows: list[Record]) -> str:
-    columns: list[tuple[str, str, str]] = [
-        ("phase", "Phase", "{}"),
-        ("steps", "Steps", "{:,}"),
-        ("parameters", "Parameters", "{:,}"),
-        ("train_loss", "Train loss\nnats/token, smoothed", "{:.4f}"),
-        ("validation_loss", "Validation loss\nnats/token", "{:.4f}"),
-        ("perplexity", "Perplexity\nper token", "{:.2f}"),
-        ("bits_per_byte", "Bits\nper byte", "{:.4f}"),
-        ("tokens_per_s", "Speed\ntokens/s, median", "{:,.0f}"),
-        ("data_wait", "Waiting\nfor data", "{:.2%}"),
-        ("without_loss", "Steps\nwithout a loss", "{:,}"),
-        ("skipped", "Updates\nskipped", "{:,}"),
-        ("rewinds", "Rewinds", "{:,}"),
-        ("spikes", "Spikes", "{:,}"),
-    ]
     # What never happened needs no column.
-    nothing = {name: (None, 0) if name in numbers.COUNTS else (None,) for name, _, _ in columns}
-    columns = [column for column in columns if any(row[column[0]] not in nothing[column[0]] for row in rows)]
-    header = [title for _, title, _ in columns]
-    body = [["–" if row[key] is None else form.format(row[key]) for key, _, form in columns] for row in rows]
-    return as_html(header, body)
+    nothing = {name: (None, 0) if name in numbers.COUNTS else (None,) for name, _, _ in COLUMNS}
+    columns = [column for column in COLUMNS if any(row[column[0]] not in nothing[column[0]] for row in rows)]
+    return columns_as_html(columns, rows)
 
 
 def _routing(run: Run, phase: str, routed: list[Record]) -> list[str]:
     parts = [f"<h2>Routing in phase {html.escape(phase)}</h2>"]
-    # The held-out documents' figures are steadier than one training batch's.
-    known = [r for r in routed if any(router_value(r, side, "usage") for side in SIDES)]
-    latest = next(reversed([r for r in known if r.get("kind") == "validation"] or known), None)
+    latest = latest_usage(routed)
     if latest is not None:
         usage = {side: router_value(latest, side, "usage") for side in SIDES}
         height = max(2.4, 1.3 + 0.26 * max(len(table) for table in usage.values() if table))

@@ -4,6 +4,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Of a record: the key, the title, and how a value is written.
+Column = tuple[str, str, str]
+
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column is left-aligned and whose others are right-aligned, columns of even width."""
@@ -38,3 +41,10 @@ def as_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{html.escape(cell).replace(chr(10), "<br>")}</th>' for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def columns_as_html(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of records; a dash where a value is None."""
+    header = [title for _, title, _ in columns]
+    body = [["–" if row[key] is None else form.format(row[key]) for key, _, form in columns] for row in rows]
+    return as_html(header, body)

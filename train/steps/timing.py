@@ -12,12 +12,19 @@ Call = Callable[[], Any]
 Seconds = dict[str, list[float]]
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int, *, limit: float = float("inf")) -> Seconds:
+def interleaved(
+    calls: Mapping[str, Call],
+    rounds: int,
+    *,
+    limit: float = float("inf"),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Seconds:
     """Times every call once a round, in turn: a change of the machine's speed meets all of them.
 
     Each round starts with another call, and every other round goes backwards, so that no call always follows the same
     one. Calls must be warmed up and return when their work is done. limit: a call that has taken so many seconds in
-    all takes no part in further rounds.
+    all takes no part in further rounds. clock: `time.process_time` counts the work of all threads of this process,
+    whoever else has the machine.
     """
     names, seconds = list(calls), Seconds({name: [] for name in calls})
     for turn in range(rounds if names else 0):
@@ -26,9 +33,9 @@ def interleaved(calls: Mapping[str, Call], rounds: int, *, limit: float = float(
         for name in reversed(order) if turn % 2 else order:
             if sum(seconds[name]) >= limit:
                 continue
-            begin = time.perf_counter()
+            begin = clock()
             calls[name]()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(clock() - begin)
     return seconds
 
 

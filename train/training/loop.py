@@ -8,18 +8,18 @@ import optax
 from rich.console import Console
 
 from mom_jax.fields import require
-from train.checkpoints.locate import FOLDER, last_step
+from train.checkpoints.locate import FOLDER, Found, last_step
 from train.checkpoints.teacher import Teacher, teacher_of
 from train.config import Config, Phase
 from train.reporting import metrics
-from train.reporting.wandb_log import WandbLog
+from train.reporting.services.wandb_log import WandbLog
 from train.steps.optimizer import make_optimizer
 from train.steps.train_step import jit_train_step
 from train.training import processes
 from train.training.context import Context
 from train.training.ending import finish
 from train.training.initial_state import initial_state
-from train.training.keeping.damage import missing_steps, set_damaged_aside
+from train.training.keeping.damage import changed_log, missing_steps, set_damaged_aside
 from train.training.numbers.refused import go_back, gone_back, stop, told_before
 from train.training.numbers.watcher import Watcher
 from train.training.phase import PhaseLoop
@@ -89,11 +89,14 @@ def _rewind(context: Context) -> set[str]:
         latest = last_step(context.run / FOLDER / phase.name)
         if latest is not None:
             break
+    changed = []
+    if latest is not None:  # all processes read it, as orbax wants
+        changed = changed_log(context.run, Found(context.run, context.run / FOLDER / phase.name, latest).meta())
     names = [row.name for row in context.config.phases]
     context.log.truncate(names, phase.name, latest or 0, offset=context.offsets[phase.name])
     file = context.run / metrics.FILE
     records = metrics.read(file) if file.exists() else []
-    for line in missing_steps(context.config, records, phase.name, latest or 0):
+    for line in [*changed, *missing_steps(context.config, records, phase.name, latest or 0)]:
         context.notify(line)
     done = {record["phase"] for record in records if record.get("kind") == "final"}
     # One process cuts the file; what the others read of it may be older.

@@ -7,7 +7,7 @@ from mom_jax.sharding import make_mesh
 from train.checkpoints.teacher import check_teacher
 from train.config import Config
 from train.data.prepared import Prepared, prepare
-from train.reporting.wandb_log import check_installed
+from train.reporting.services.wandb_log import check_installed
 from train.steps.compiled import check_devices
 from train.training.context import Context
 from train.training.initial_state import check_sources

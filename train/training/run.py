@@ -35,7 +35,7 @@ FREE = (
 
 
 # The folders in a run's folder.
-PARTS = (FOLDER, NUMBERS, ROUTES, EVENTS, PROFILE)
+PARTS = (FOLDER, NUMBERS, ROUTES, EVENTS, PROFILE, "wandb")
 
 
 class Busy(ConfigError):

@@ -107,6 +107,21 @@ def test_broken_rows(tmp_path):
     assert said(list, documents_of(f"parquet:{tmp_path}/*")).startswith(bad[0].why)
 
 
+def test_a_row_group_does_not_have_to_fit_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_ROWS", 50)
+    texts = pa.table({"text": [f"{i} " * 2000 for i in range(2000)]})
+    # Pages end after a batch that makes them large enough: by default of 1024 rows.
+    pq.write_table(texts, tmp_path / "a.parquet", use_dictionary=False, write_batch_size=10)
+    del texts
+    source = open_source(f"parquet:{tmp_path}/*")
+    [part] = source.parts
+    assert part.size > 15e6
+    pool, before, most = pa.default_memory_pool(), pa.total_allocated_bytes(), 0
+    for _ in source.documents():
+        most = max(most, pool.bytes_allocated() - before)
+    assert 0 < most < part.size / 3
+
+
 def test_what_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("no Parquet")
     assert f"{tmp_path}/a.txt cannot be read as Parquet (Parquet magic bytes" in said(

@@ -10,6 +10,7 @@ import tiny
 
 from train.checkpoints import formats, single_file
 from train.checkpoints.models import open_model
+from train.checkpoints.weights import CHECKSUMS
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -124,7 +125,8 @@ def _weights(folder):
     whole = (folder / "single.safetensors").read_bytes()
     size = struct.unpack("<Q", whole[:8])[0]
     header = json.loads(whole[8 : 8 + size])
-    texts = header["__metadata__"]
+    # As an earlier version wrote it: with checksums of the header, each of these would be found by them alone.
+    texts = {name: text for name, text in header["__metadata__"].items() if name != CHECKSUMS}
     config = json.loads(texts["config"])
 
     def single(name, **changes):

@@ -21,7 +21,7 @@ HEAD = """# Bad input
 Whatever is wrong with a program's flags, files or folders, it says so in one line on the standard error, beginning with
 `error:`, ends with exit code 2, and has written nothing. A stranger's files are data: nothing that they name is
 imported or run, they name nothing outside of their folder, sizes that they claim are compared with the files before
-anything is allocated, and links are followed neither for locks nor for logs.
+anything is allocated, and links are followed neither for locks nor for what is written.
 
 The table is made by `tests/train/inputs/test_bad_inputs.py`, which calls every program with every input. `…` stands for
 the folder of the inputs, and for the middle of what is long.

@@ -4,7 +4,6 @@ resumed, and training that goes on whatever fails there."""
 import importlib.util
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -12,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import tiny
+from programs import ROOT, environment
 
 from mom_jax.fields import ConfigError, from_dict
 from train.config import Config, Phase
-from train.reporting import wandb_log
 from train.reporting.metrics import MetricsLog, scalars
-from train.reporting.wandb_log import WandbLog, check_installed
+from train.reporting.services import wandb_log
+from train.reporting.services.wandb_log import WandbLog, check_installed
 from train.tracking import WandbConfig
 from train.training import loop
 
@@ -173,12 +173,38 @@ def test_a_failure_is_told_once_and_stops_nothing(tmp_path, monkeypatch, failing
     assert len(run.logged) == (0 if failing in ("define_metric", "log") else 3)
 
 
-def children():
-    """(id, name) of this process's children."""
-    lines = subprocess.run(
-        ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True
-    ).stdout
-    return [(int(pid), name) for pid, name in (line.split(None, 1) for line in lines.splitlines())]
+DYING = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from train.config import Config
+from train.reporting.metrics import MetricsLog
+from train.reporting.services.wandb_log import WandbLog
+from train.tracking import WandbConfig
+
+folder, said = Path(sys.argv[1]), []
+config = Config(run=str(folder), wandb=WandbConfig("offline"))
+with MetricsLog(folder) as log, WandbLog(config, log, {}, said.append):
+    record = {"kind": "train", "phase": "mom", "step": 1, "loss": 1.0}
+    log.write(record)
+    children = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    killed = [int(line.split()[0]) for line in children.stdout.splitlines() if "wandb" in line]
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + 30
+    while len(said) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+        log.write(record)
+print(len(killed), said[1:])
+"""
+
+
+def test_their_process_may_die(tmp_path):
+    """What training's process says, on both streams, is one line."""
+    command = [sys.executable, "-c", DYING, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("1 ['Weights & Biases has failed (")
+    assert done.stdout.endswith("; nothing more is sent there']\n")
 
 
 def test_the_fields():
@@ -196,7 +222,7 @@ def test_the_fields():
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_steps")
 def test_a_run_stopped_and_resumed(tmp_path, monkeypatch):
-    """Steps after the last checkpoint are there twice, as they were trained twice; W&B's own process may die."""
+    """One run there; steps after the last checkpoint are in it twice, as they were trained twice."""
     settings = tiny.config(tmp_path, wandb=WandbConfig("offline"))
 
     class Killed(Exception):
@@ -213,20 +239,7 @@ def test_a_run_stopped_and_resumed(tmp_path, monkeypatch):
         patch.setattr(MetricsLog, "write", killed)
         with pytest.raises(Killed):
             loop.train(settings)
-    ours = []
-
-    def stop_the_service(self, item, *, offset=0):
-        original(self, item, offset=offset)
-        if (item["kind"], item["phase"], item["step"]) == ("train", "mom", 5):
-            for pid, name in children():
-                if "wandb" in name:
-                    os.kill(pid, signal.SIGKILL)
-                    ours.append(pid)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsLog, "write", stop_the_service)
-        assert loop.train(settings) is None
-    assert ours, children()
+    assert loop.train(settings) is None
     [(first, rows), (second, more)] = stored(Path(settings.run))
     assert first.run_id == second.run_id
     steps = [[row["step"] for row in some if any(name.endswith("/grad_norm") for name in row)] for some in (rows, more)]

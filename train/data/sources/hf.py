@@ -8,6 +8,7 @@ needs neither a network nor the library, which takes seconds to import. Needs th
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -204,9 +205,10 @@ class _Stream:
 
 def _identity(reference: _Reference, stream: _Stream) -> dict[str, Any]:
     """What identifies the files of a folder's data set."""
-    paths = [Path(path) for files in stream.builder.config.data_files.values() for path in files]
-    names = [(path.relative_to(Path(reference.name).resolve()).as_posix(), path) for path in paths]
-    return Files(reference.source).fingerprint(sorted(set(names)))
+    found = (stream.builder.config.data_files or {}).values()
+    paths = {Path(path) for files in found for path in files}
+    names = sorted((os.path.relpath(path, reference.name), path) for path in paths)
+    return Files(reference.source).fingerprint(names)
 
 
 @contextlib.contextmanager

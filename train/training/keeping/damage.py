@@ -7,6 +7,7 @@ from typing import Any
 from mom_jax.fields import ConfigError
 from train.checkpoints import steps
 from train.checkpoints.locate import FOLDER
+from train.checkpoints.manager import Meta
 from train.config import Config
 from train.reporting.metrics import FILE
 
@@ -22,6 +23,8 @@ def set_damaged_aside(config: Config) -> list[str]:
     lines, rotten, good = [], False, None
     for phase in reversed(config.phases):
         folder = run / FOLDER / phase.name
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"run={config.run!r}: {folder} must be a folder, of the phase's checkpoints")
         for step in steps.ordered(folder):
             wrong = steps.problem(folder, step)
             if wrong is None:
@@ -40,6 +43,14 @@ def set_damaged_aside(config: Config) -> list[str]:
         found = "the disk or the memory may be failing; the same command goes on from"
         raise ConfigError(f"run={config.run!r}: {'; '.join(lines)}; {found} {good}")
     return lines
+
+
+def changed_log(run: Path, meta: Meta) -> list[str]:
+    """A line where the log is not what it was when a checkpoint was saved."""
+    if meta.log.fits(run / FILE):
+        return []
+    text = f"the log {FILE} has changed since step {meta.step} of {meta.phase} was saved"
+    return [f"{text}: its numbers, and those of its report, cannot be trusted; training goes on from its checkpoint"]
 
 
 def missing_steps(config: Config, records: Iterable[dict[str, Any]], phase: str, step: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Saving while a phase is trained: a save that fails does not stop it, but is said and tried again."""
 
 import contextlib
+import dataclasses
 import errno
 import os
 import time
@@ -60,7 +61,7 @@ class Saver:
             return  # a later step's state will be tried
         try:
             self.log.flush()
-            self.checkpoints.save(state, meta, loss)
+            self.checkpoints.save(state, dataclasses.replace(meta, log=self.log.mark()), loss)
             self._again = None
         except Exception as error:  # whatever the file system, or orbax, makes of it
             self._failed(error)

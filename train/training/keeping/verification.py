@@ -16,7 +16,7 @@ from train.data.cache import META, TokenCache, describe_left_out
 from train.data.documents import SIDES
 from train.data.prepared import cache_folders
 from train.reporting import metrics
-from train.training.keeping.damage import missing_steps
+from train.training.keeping.damage import changed_log, missing_steps
 
 State = Literal["good", "damaged", "unknown"]
 CACHES = ("data-*", "bin-*")
@@ -97,9 +97,9 @@ def _log(run: Path, config: Config, furthest: Meta | None) -> Finding:
     except ConfigError as error:
         return Finding(metrics.FILE, "damaged", str(error))
     if furthest is not None:
-        lines = missing_steps(config, records, furthest.phase, furthest.step)
+        lines = missing_steps(config, records, furthest.phase, furthest.step) + changed_log(run, furthest)
         if lines:
-            return Finding(metrics.FILE, "damaged", lines[0].partition(";")[0])
+            return Finding(metrics.FILE, "damaged", lines[0].partition("; training goes on")[0])
     return Finding(metrics.FILE, "good", f"{len(records):,} records, no step is missing")
 
 

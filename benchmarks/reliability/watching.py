@@ -1,6 +1,6 @@
 """What watching the numbers costs: the train step with and without its guard.
 
-    python -m benchmarks.watching                # the quickstart's steps, both phases
+    python -m benchmarks.reliability.watching                # steps of configs/quickstart_paper.py, both phases
 
 In one process, in turn, each on a state of its own. The watched side does all that the loop does: it makes the guard
 of each step, and looks at the verdict and the numbers of the step before while the step runs. `--small` is only to see
@@ -9,13 +9,14 @@ that it runs: its steps are so short that nothing else counts.
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from benchmarks.measuring import timing
-from configs.quickstart import get_config
+from configs.quickstart_paper import get_config
 from mom_jax.sharding import make_mesh
 from train.config import Config, Phase
 from train.data.pipeline import TrainingData
@@ -28,16 +29,18 @@ from train.training import initial_state
 from train.training.numbers.watcher import Watcher
 
 
-def measure(config: Config, rounds: int, only: str | None = None) -> dict[str, Any]:
+def measure(
+    config: Config, rounds: int, only: str | None = None, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
     """Seconds of the steps of all phases, or of the one of this name, and what the guard adds."""
     prepared = prepare(config.data, timing.progress)
     config = config.with_vocabulary(prepared.tokenizer.vocab_size)
     rows = [phase for phase in config.phases if only in (None, phase.name)]
-    phases = {phase.name: _phase(config, phase, prepared, rounds) for phase in rows}
+    phases = {phase.name: _phase(config, phase, prepared, rounds, clock) for phase in rows}
     return {"phases": phases, "spike": config.watch.spike, "rounds": rounds, **timing.machine()}
 
 
-def _phase(config: Config, phase: Phase, prepared: Prepared, rounds: int) -> dict[str, Any]:
+def _phase(config: Config, phase: Phase, prepared: Prepared, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
     mesh, model = make_mesh(), config.model_of(phase.name)
     optimizer = make_optimizer(phase.optim, phase.steps)
     batches = TrainingData(prepared, config.data).batches(examples_seen=0)
@@ -68,7 +71,7 @@ def _phase(config: Config, phase: Phase, prepared: Prepared, rounds: int) -> dic
     timing.progress(f"{phase.name}: compiling")
     timing.warm_up(calls)
     timing.progress(f"{phase.name}: {rounds} rounds of {', '.join(calls)}")
-    rows = timing.interleaved(calls, rounds)
+    rows = timing.interleaved(calls, rounds, clock=clock)
     extra = [ratio - 1 for ratio in timing.ratios(rows, "watched", "plain")]
     overhead = statistics.median(extra)
     timing.progress(f"{phase.name}: {overhead:+.2%}, quartiles {timing.quartiles(extra)}, {timing.medians(rows)} s")
@@ -76,9 +79,11 @@ def _phase(config: Config, phase: Phase, prepared: Prepared, rounds: int) -> dic
 
 
 def main() -> None:
-    parser = timing.parser("watching", __doc__, rounds=41)
+    parser = timing.parser("reliability.watching", __doc__, rounds=41)
     parser.add_argument("--spike", default="skip", choices=("off", "log", "skip"), help="what spikes do (skip)")
     parser.add_argument("--phase", help="only the phase of this name")
+    text = "count this process's work on all threads instead of time: for a machine that others use as well"
+    parser.add_argument("--processor-time", action="store_true", help=text)
     flags = parser.parse_args()
     keep_freed_memory()
     config = get_config()
@@ -86,7 +91,8 @@ def main() -> None:
     data = dataclasses.replace(config.data, batch_size=2) if flags.small else config.data
     config = dataclasses.replace(config, watch=watch, data=data)
     with timing.compiling_anew():
-        timing.report(measure(config, flags.rounds, flags.phase), flags.json)
+        clock = time.process_time if flags.processor_time else time.perf_counter
+        timing.report(measure(config, flags.rounds, flags.phase, clock), flags.json)
 
 
 if __name__ == "__main__":

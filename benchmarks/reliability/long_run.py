@@ -1,6 +1,6 @@
 """Whether a long run stays as it began: memory, open files, threads and the time of a step.
 
-    python -m benchmarks.long_run [--steps 20000] [--json]
+    python -m benchmarks.reliability.long_run [--steps 20000] [--json]
 
 Trains a tiny Mixture-of-Modules as a user does, `python -m train.main`, with evaluations, analyses, checkpoints and the
 log, and looks at the process from outside, twice a second (Linux: /proc). `early`: steps from a tenth to two tenths of
@@ -26,7 +26,7 @@ from mom_jax.config import ModelConfig, RouterConfig
 from train.config import AnalysisConfig, CheckpointConfig, Config, DataConfig, OptimConfig, Phase
 from train.reporting import metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _PERIOD = 0.5  # seconds between two looks
 
 
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 
 def get_config() -> Config:
-    """As small as a run can be; everything that it does now and then it does often."""
+    """As small as a run can be."""
     model = ModelConfig(
         context_length=16,
         d_model=16,
@@ -48,7 +48,7 @@ def get_config() -> Config:
         num_bottom=0,
         num_attn_modules=2,
         num_ffn_modules=2,
-        num_steps=2,
+        num_steps=1,
         top_k=1,
         router=RouterConfig(dim=8),
     )
@@ -56,9 +56,8 @@ def get_config() -> Config:
         model=model,
         data=DataConfig(source=f"text:{ROOT}/docs/*.md", vocab_size=512, batch_size=4, length=16, validation_batches=2),
         phases=(Phase("mom", 20_000, optim=OptimConfig(warmup_steps=10)),),
-        checkpoint=CheckpointConfig(every=100, keep=2),
-        analysis=AnalysisConfig(every=200, tokens=64),
-        evaluate_every=100,
+        checkpoint=CheckpointConfig(keep=2),
+        analysis=AnalysisConfig(tokens=64),
         final_batches=2,
     )
 
@@ -66,7 +65,9 @@ def get_config() -> Config:
 def measure(steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        flags = ("--run", str(run), "--data.cache", f"{folder}/cache", "--phases.0.steps", str(steps))
+        often = str(max(5, steps // 200))  # all of it has been done several times before `early`
+        flags = ["--run", str(run), "--data.cache", f"{folder}/cache", "--phases.0.steps", str(steps)]
+        flags += ["--checkpoint.every", often, "--analysis.every", often, "--evaluate-every", often]
         command = [sys.executable, "-m", "train.main", "--config", __file__, *flags]
         start = time.monotonic()
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
@@ -77,6 +78,7 @@ def measure(steps: int) -> dict[str, Any]:
         records = [record for record in metrics.read(run / metrics.FILE) if record["kind"] == "train"]
         saved = len([path for path in (run / "checkpoints" / "mom").iterdir() if path.name.isdecimal()])
     assert [record["step"] for record in records] == list(range(1, steps + 1))
+    samples = [sample for sample in samples if sample.step < steps]  # the end compiles and draws once more
     tenth = steps // 10
     ends = [max((s for s in samples if s.step <= tenth * i), default=samples[0]) for i in range(1, 11)]
     later = [sample for sample in samples if sample.step >= tenth]
@@ -132,7 +134,7 @@ def _medians(samples: list[Sample], records: list[dict[str, Any]], first: int, l
 
 
 def main() -> None:
-    parser = timing.parser("long_run", __doc__, rounds=1)
+    parser = timing.parser("reliability.long_run", __doc__, rounds=1)
     parser.add_argument("--steps", type=timing.positive, default=20_000, help="of the run (%(default)s)")
     flags = parser.parse_args()
     timing.report(measure(400 if flags.small else flags.steps), flags.json)

@@ -12,6 +12,7 @@ from typing import Any
 from mom_jax.fields import ConfigError, require
 from train.config import Config
 from train.files import read_json, to_json, write_whole
+from train.numbers import for_json
 from train.reporting.metrics import MetricsLog, scalars
 from train.tracking import WandbConfig
 
@@ -38,6 +39,7 @@ class WandbLog:
     def __init__(self, config: Config, log: MetricsLog, offsets: dict[str, int], notify: Callable[[str], None]) -> None:
         self._config, self._log, self._offsets, self._notify = config, log, offsets, notify
         self._run: Any = None
+        self._failed = False
 
     def __enter__(self) -> "WandbLog":
         if self._config.wandb.mode != "off":
@@ -54,6 +56,16 @@ class WandbLog:
             with self._failing("the last numbers may be missing there"):
                 self._run.finish(exit_code=0 if kind is None else 1)
             self._run = None
+        if self._failed:
+            self._forget()
+
+    @staticmethod
+    def _forget() -> None:
+        """Lets go of the library's process: if that is dead, the library would else complain of it as ours ends."""
+        with contextlib.suppress(Exception):
+            import wandb
+
+            wandb.teardown()
 
     def _start(self) -> None:
         online = self._config.wandb.mode == "online"
@@ -78,7 +90,7 @@ class WandbLog:
         run = wandb.init(
             project=config.project, entity=config.entity, name=config.name or folder.resolve().name,
             group=config.group, tags=config.tags, dir=str(folder), id=_identity(folder), resume="allow", mode=mode,
-            config=dataclasses.asdict(self._config), settings=settings, reinit="create_new",
+            config=for_json(dataclasses.asdict(self._config)), settings=settings, reinit="create_new",
         )  # fmt: skip
         # W&B's own count of steps cannot go back, ours does when a run goes on from its last checkpoint.
         run.define_metric(STEP)
@@ -100,6 +112,7 @@ class WandbLog:
         try:
             yield
         except Exception as error:
+            self._failed = True
             why = " ".join(str(error).split())[:300]
             self._notify(f"Weights & Biases has failed ({type(error).__name__}: {why}); {then}")
 

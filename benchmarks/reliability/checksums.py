@@ -1,10 +1,10 @@
-"""What the checksums of checkpoints cost: `python -m benchmarks.checksums [--json]`.
+"""What the checksums of checkpoints cost: `python -m benchmarks.reliability.checksums [--json]`.
 
-A checkpoint of the quickstart's last phase, with random numbers, which do not compress, is saved; then its checksums
-are made and compared, several times. `bytes`: on disk. `seal`, `compare`: median seconds of processor time, of all
-threads, of making and of comparing them; `gib`: seconds for a GiB of `bytes`, of making. `step`: `seal` shared out
-among the steps between two checkpoints (`checkpoint.every`), seconds: it runs beside them, so this is the most that it
-takes from one.
+A checkpoint of the last phase of configs/quickstart_paper.py, with random numbers, which do not compress, is saved;
+then its checksums are made and compared, several times. `bytes`: on disk. `seal`, `compare`: median seconds of
+processor time, of all threads, of making and of comparing them; `gib`: seconds for a GiB of `bytes`, of making. `step`:
+`seal` shared out among the steps between two checkpoints (`checkpoint.every`), seconds: it runs beside them, so this is
+the most that it takes from one.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks.measuring import timing
-from configs.quickstart import get_config
+from configs.quickstart_paper import get_config
 from mom_jax.sharding import make_mesh
 from train.checkpoints import manifest
 from train.checkpoints.manager import Checkpoints, Meta
@@ -64,7 +64,7 @@ def _median(call: Callable[[], Any], rounds: int) -> float:
 
 
 def main() -> None:
-    parser = timing.parser("checksums", __doc__, rounds=7)
+    parser = timing.parser("reliability.checksums", __doc__, rounds=7)
     flags = parser.parse_args()
     config = get_config()
     if flags.small:

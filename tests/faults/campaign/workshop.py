@@ -40,13 +40,14 @@ def config(folder: Path, source: str | None = None) -> Config:
     return dataclasses.replace(base, model=model)
 
 
-def write_experiment(folder: Path) -> Path:
+def write_experiment(folder: Path, name: str = "experiment.py", phases: Sequence[str] = PHASES) -> Path:
     """A file for --config, and its corpus."""
     source = tiny.write_corpus(folder / "corpus")
-    file = folder / "experiment.py"
+    file = folder / name
     file.write_text(
-        "from pathlib import Path\n\nfrom campaign.workshop import config\n\n\n"
-        f"def get_config():\n    return config(Path({str(folder)!r}), {source!r})\n"
+        "import dataclasses\nfrom pathlib import Path\n\nfrom campaign.workshop import config\n\n\n"
+        f"def get_config():\n    whole = config(Path({str(folder)!r}), {source!r})\n"
+        f"    return dataclasses.replace(whole, phases=whole.phases[: {len(phases)}])\n"
     )
     return file
 
@@ -169,6 +170,7 @@ class Workshop:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.experiment = write_experiment(folder)
+        self.one_phase = write_experiment(folder, "one_phase.py", PHASES[:1])
         self.reference, self.cache = folder / "reference", folder / "cache"
 
     def prepare(self) -> None:

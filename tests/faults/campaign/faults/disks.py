@@ -112,7 +112,7 @@ def _outputs(what: str, options: str) -> Callable[[Place], list[Outcome]]:
                 ("convert to a folder", convert.main, (*new, disk / "new", "--to", "huggingface")),
                 ("convert to a run", convert.main, (*new, disk / "new", "--to", "vanilla")),
                 ("report", report.main, (disk,)),
-                ("prepare", prepare.main, ("--config", place.shop.experiment, "--data.cache", disk / "cache")),
+                ("prepare", prepare.main, ("--config", place.shop.experiment, "--cache", disk / "cache")),
             ):
                 outcome = refuses(Outcome(f"{what}, other programs", name), call(program, *arguments))
                 left = sorted(set(disk.rglob("*")) - set(before))

@@ -86,8 +86,8 @@ def _cache_file(place: Place) -> list[Outcome]:
     """The folder of the caches is a file."""
     place.cache = place.folder / "file"
     place.cache.write_text("a file\n")
-    said = call(prepare.main, "--config", place.shop.experiment, "--data.cache", place.cache)
-    return [refuses(Outcome("a file instead of the folder of caches", "--data.cache"), said, "data.cache")]
+    said = call(prepare.main, "--config", place.shop.experiment, "--cache", place.cache)
+    return [refuses(Outcome("a file instead of the folder of caches", "prepare"), said, "must be a folder")]
 
 
 def _reading(place: Place) -> list[Outcome]:

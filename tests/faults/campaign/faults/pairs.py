@@ -2,22 +2,25 @@
 
 import functools
 import random
+import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from campaign.moments import AFTER, _begun, _temporary
+from campaign.moments import AFTER, begun, unfinished
 from campaign.nursery import Child, Nursery
 from campaign.outcomes import Job, Outcome, Said
-from campaign.workshop import STEPS, End, Place, end_of, resumed_at, steps_done
+from campaign.workshop import PHASES, STEPS, End, Place, end_of, resumed_at, steps_done
 
 GROUP = "One of two processes"
-MOMENTS = ("compiling", "in a step", "saving", "between the phases", "in a step of phase 2", "saving in phase 2")
-KILLS, EACH = 3, 5  # runs, and kills of each
-# Seconds in which the other one has to end by itself.
-PATIENCE = 120.0
+MOMENTS = ("compiling", "in a step", "saving", "before the checksums")
+RUNS = 4  # of which one of the two is killed at each of these moments
+ONE = PHASES[:1]  # phase, whose programs compile more quickly; processes divide a second one no differently
+SECONDS = 1000.0  # at most, for a whole run
+# Seconds in which the other one has to end by itself; so long it waits for one that does not start.
+PATIENCE, JOINING = 150.0, 60
 
 
 class Pair:
@@ -28,23 +31,35 @@ class Pair:
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             port = server.getsockname()[1]
-        meeting = ("--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--mesh.fsdp", 2, "--checkpoint.keep", 1)
-        self.had = _temporary(place.run)
+        meeting = (
+            "--coordinator",
+            f"127.0.0.1:{port}",
+            "--processes",
+            2,
+            "--join-timeout",
+            JOINING,
+            "--mesh.fsdp",
+            2,
+            "--checkpoint.keep",
+            1,
+        )
+        self.had = unfinished(place.run)
+        flags = [place.shop.one_phase if flag == place.shop.experiment else flag for flag in place.flags()]
         self.both = [
-            nursery.start("train.main", (*place.flags(), *meeting, "--process", i), place.folder, f"process{i}")
+            nursery.start("train.main", (*flags, *meeting, "--process", i), place.folder, f"process{i}")
             for i in range(2)
         ]
 
     def reach(self, moment: str, rng: random.Random) -> bool:
-        begun = _begun(moment, self.place, self.had, rng.randint(1, STEPS - 1))
-        while not begun():
+        came = begun(moment, self.place, self.had, rng.randint(1, STEPS - 1))
+        while not came():
             if any(child.poll() is not None for child in self.both):
                 return False
             time.sleep(0.005)
         time.sleep(rng.uniform(0, AFTER[moment]))
         return all(child.poll() is None for child in self.both)
 
-    def ended(self, seconds: float = 300) -> list[Said]:
+    def ended(self, seconds: float = SECONDS) -> list[Said]:
         return [Said(child.wait(seconds), child.out, child.err) for child in self.both]
 
     def end(self) -> None:
@@ -64,7 +79,7 @@ def _other_ends(pair: Pair, other: Child, outcome: Outcome) -> Said:
     return said
 
 
-def _chain(moments: list[str], whole: Callable[[], End], nursery: Callable[[], Nursery]) -> Callable:
+def _chain(moments: Sequence[str], whole: Callable[[], End], nursery: Callable[[], Nursery]) -> Callable:
     def do(place: Place) -> list[Outcome]:
         outcomes: list[Outcome] = []
         reference = whole()
@@ -97,7 +112,7 @@ def _finish(place: Place, outcomes: list[Outcome], reference: End, nursery: Nurs
             last.wrong += one.complaints()
             last.expect(one.code == 0, f"the last start ended with {one.code}: {one.err[-300:]!r}")
         if not last.wrong:
-            place.compare(last, reference=reference)
+            place.compare(last, reference=reference, phases=ONE)
 
 
 def _resumed(outcomes: list[Outcome], said: Said) -> None:
@@ -164,19 +179,18 @@ def jobs(nursery: Callable[[], Nursery]) -> list[Job]:
             own = Place(place.shop, folder / "pair", place.rng)
             own.folder.mkdir(exist_ok=True)
             if not (own.run / "report.html").exists():
+                shutil.rmtree(own.run, ignore_errors=True)
                 said = Pair(own, nursery()).ended()
                 assert [one.code for one in said] == [0, 0], said
-            ends[folder] = end_of(own.run)
+            ends[folder] = end_of(own.run, ONE)
         return ends[folder]
 
     def with_whole(make: Callable[..., Callable]) -> Callable[[Place], list[Outcome]]:
         return lambda place: make(whole=functools.partial(whole, place), nursery=nursery)(place)
 
-    rng = random.Random(18)
     found = []
-    for number in range(KILLS):
-        moments = sorted(rng.sample(MOMENTS, EACH), key=MOMENTS.index)
-        found.append(Job(GROUP, f"one of two killed {number}", with_whole(functools.partial(_chain, moments))))
+    for number in range(RUNS):
+        found.append(Job(GROUP, f"one of two killed {number}", with_whole(functools.partial(_chain, MOMENTS))))
     for number, codes in ((signal.SIGTERM, (0, 0)), (signal.SIGINT, (130, 0))):
         one = with_whole(functools.partial(_signalled, number, codes))
         found.append(Job(GROUP, f"one of two: {number.name}", one))

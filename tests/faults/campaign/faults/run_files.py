@@ -160,7 +160,7 @@ def _journal(fault: str) -> Callable[[Place], list[Outcome]]:
         (partial / "journal.json").write_text(json.dumps(journal))
         what = inject.FILE_FAULTS[fault](partial / "journal.json", seed=place.seed)
         outcome = Outcome(f"the journal of an interrupted preparation: {fault}", what)
-        said = call(prepare.main, "--config", place.shop.experiment, "--data.cache", place.cache)
+        said = call(prepare.main, "--config", place.shop.experiment, "--cache", place.cache)
         outcome.wrong += said.complaints()
         outcome.expect(said.code == 0, f"exit code {said.code}: {said.err[-300:]!r}")
         for name in ("train.bin", "val.bin", "train.ends"):

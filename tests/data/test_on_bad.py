@@ -21,8 +21,9 @@ from train.data.pipeline import TrainingData
 from train.data.sources import text_files
 from train.data.sources.kinds import open_source
 from train.data.texts import documents_of
+from train.reporting import page
+from train.reporting.history import Run
 from train.reporting.metrics import MetricsLog, read
-from train.reporting.page import write_report
 from train.training.preparation import record_left_out
 from train.verify import __main__ as verify
 
@@ -177,8 +178,8 @@ def test_training_and_its_report_say_so(tmp_path):
     [record, _] = read(tmp_path / "run" / "metrics.jsonl")
     kinds = {"no JSON": 8, "not UTF-8": 4}
     assert record == {"kind": "data", "phase": "pretrain", "step": 0, "left_out": {"a<b": kinds}}
-    text = write_report(tmp_path / "run").read_text()
-    assert "<p>Left out of a&lt;b as broken: 12 (8 no JSON, 4 not UTF-8).</p>" in text
+    [shown] = page.left_out(Run(tmp_path / "run"))
+    assert shown == "<p>Left out of a&lt;b as broken: 12 (8 no JSON, 4 not UTF-8).</p>"
     # Where nothing was left out, or nothing might be, nothing is said.
     good = build(tmp_path / "good", of([lambda: iter(GOOD)]))
     none = prepared.Prepared(Letters(), ("c",), (1.0,), (good["train"],), (good["validation"],))

@@ -140,9 +140,15 @@ def test_python_runs(block, folder, monkeypatch):
         if "@register" in block.text:
             kind = next(name for name in ("cosine", "per_step") if name in KINDS)
             config = mom.ModelConfig(
-                vocab_size=32, d_model=16, num_heads=2, num_steps=2, router=mom.RouterConfig(kind=kind, dim=8)
+                vocab_size=32,
+                d_model=16,
+                num_heads=2,
+                num_steps=2,
+                num_bottom=0,
+                num_top=0,
+                router=mom.RouterConfig(kind=kind, dim=8),
             )
-            logits = mom.MoM(config, rngs=nnx.Rngs(0))(ids).logits
+            logits = nnx.jit(lambda model, ids: model(ids).logits)(mom.MoM(config, rngs=nnx.Rngs(0)), ids)
             assert jnp.isfinite(logits).all()
             KINDS.pop(kind)
 

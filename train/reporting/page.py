@@ -118,7 +118,7 @@ def _page(run: Run, routes: dict[str, dict[str, Any]]) -> str:
     parts = [
         f"<h1>{html.escape(run.name)}</h1>",
         _describe(run),
-        *_left_out(run),
+        *left_out(run),
         *numbers.section(run),
         *insight.signs(run),
         _table(summary_of(run)),
@@ -164,7 +164,7 @@ def _describe(run: Run) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
-def _left_out(run: Run) -> list[str]:
+def left_out(run: Run) -> list[str]:
     """How many broken documents the data was prepared without."""
     found = [record.get("left_out") for phase in run.phases for record in run.of(phase, "data")]
     lines = []

@@ -198,6 +198,7 @@ print(len(killed), said[1:])
 """
 
 
+@pytest.mark.slow
 def test_their_process_may_die(tmp_path):
     """What training's process says, on both streams, is one line."""
     command = [sys.executable, "-c", DYING, str(tmp_path)]

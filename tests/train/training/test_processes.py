@@ -281,7 +281,6 @@ def test_where_one_hangs_or_loses_its_disk_none_waits_for_ever(vanilla, tmp_path
     processes[1].send_signal(signal.SIGCONT)
     [(_, _, other)] = ended(processes[1:], seconds=240)
     codes = [process.returncode for process in processes]
-    print(codes, err, other)
     assert all(code not in (0, None) for code in codes), (codes, err, other)
     step = checkpoint.find(run, field="run").step
     assert step >= 5

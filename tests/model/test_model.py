@@ -185,7 +185,8 @@ def test_recomputation_changes_nothing(remat):
     assert_close(value_and_gradient(remat), value_and_gradient("none"), atol=1e-6)
 
 
-@pytest.mark.parametrize("accumulation", [pytest.param(4, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulated_steps_are_the_whole_batchs(accumulation):
     """With losses that do not average: a heavy balance loss, and micro-batches with different numbers of tokens."""
     config = change(SMALL, balance={"weight": 5.0}, z_loss=0.3, num_steps=2)

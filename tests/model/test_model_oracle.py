@@ -161,7 +161,7 @@ CASES = {
 }
 # Compiling takes seconds a case: these are tested always, the others by `make test-slow`.
 QUICK = """
-gru-k1 gru-raw-straight-through mlp mixture-of-experts untied
+gru-k1 mlp mixture-of-experts untied
 """.split()  # noqa: SIM905
 EXTRAS = ("seed", "step", "masked")
 SEEDS = dict.fromkeys(

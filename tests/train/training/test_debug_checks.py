@@ -64,6 +64,7 @@ def embedding_is_infinite(params):
     params["embed"]["tokens"] = jnp.full_like(params["embed"]["tokens"], jnp.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -100,6 +100,7 @@ def comparable(folder):
     return [{k: v for k, v in r.items() if k not in timing} for r in metrics.read(folder / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_skipping_leaves_the_state_alone_and_goes_on_alike_after_a_kill(experiment, tmp_path, monkeypatch, capsys):
     seen = {}
     with monkeypatch.context() as patch:

@@ -141,6 +141,7 @@ def test_the_other_programs_read_what_two_processes_saved(pair, capsys):
     assert out.startswith("alpha")
 
 
+@pytest.mark.slow
 def test_a_dry_run_on_a_mesh(vanilla, tmp_path):
     code, out, err = one(vanilla, 8, *MESH, "--dry-run", "--run", str(tmp_path / "run"))
     assert code == 0, err

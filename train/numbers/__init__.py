@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from mom_jax.fields import check_types, require
 
+FOLDER = "numbers"  # in a run's folder: the batches of steps that were refused
+
 
 class NumbersError(Exception):
     """A loss, a gradient or a result that is infinite or NaN, where nothing can be done about it: one line."""

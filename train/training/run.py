@@ -11,9 +11,9 @@ from train.checkpoints.locate import FOLDER
 from train.checkpoints.run_config import CONFIG, read_config, to_json
 from train.config import Config
 from train.files import check_no_links, locked, write_whole
+from train.numbers import FOLDER as NUMBERS
 from train.reporting.metrics import EVENTS
 from train.reporting.routes import FOLDER as ROUTES
-from train.training.numbers.refused import FOLDER as NUMBERS
 from train.training.profile import FOLDER as PROFILE
 
 # What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.

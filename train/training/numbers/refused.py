@@ -14,14 +14,12 @@ from mom_jax.fields import ConfigError
 from train.checkpoints import steps
 from train.config import Phase
 from train.files import read_json, to_json, write_whole
-from train.numbers import NumbersError, Remembered
+from train.numbers import FOLDER, NumbersError, Remembered
 from train.training import processes
 from train.training.context import Context
 from train.training.initial_state import InitialState
 from train.training.keeping.saving import Saver
 from train.training.numbers.watcher import Trouble
-
-FOLDER = "numbers"  # in a run's folder: the batches
 
 
 @dataclasses.dataclass(frozen=True)

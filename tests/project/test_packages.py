@@ -28,7 +28,8 @@ VERSION = mom_jax.__version__
 LEFT_OUT = shutil.ignore_patterns(".*", "tests", "benchmarks", "notebooks", "runs", "__pycache__", "*.egg-info")
 SMALL = {
     "data": {"vocab-size": 300, "batch-size": 4, "length": 16, "validation-batches": 2},
-    "model": {"context-length": 32, "d-model": 16, "num-heads": 2, "num-bottom": 0, "num-steps": 2, "remat": "none"},
+    "model": {"context-length": 32, "d-model": 16, "num-heads": 2, "num-bottom": 0, "remat": "none"}
+    | {"num-attn-modules": 2, "num-steps": 2, "num-ffn-modules": 4, "module-d-ff": 32},
     "model.router": {"dim": 8},
     "phases.0": {"steps": 2, "optim.warmup-steps": 1},
     "phases.1": {"steps": 2, "optim.warmup-steps": 1},
@@ -138,8 +139,8 @@ def test_names_are_found_where_they_are_asked_for(installed, tmp_path):
     (tmp_path / "train.py").write_text("raise RuntimeError('not this one')\n")
     (tmp_path / "widths.py").write_text("WIDTH = 24\n")
     (tmp_path / "mine.py").write_text(
-        "import dataclasses\n\nimport widths\nfrom configs import quickstart\nfrom train.config import Config\n\n\n"
-        "def get_config() -> Config:\n    config = quickstart.get_config()\n"
+        "import dataclasses\n\nimport widths\nfrom configs import quickstart_paper\nfrom train.config import Config\n\n\n"
+        "def get_config() -> Config:\n    config = quickstart_paper.get_config()\n"
         "    return dataclasses.replace(config, model=dataclasses.replace(config.model, d_model=widths.WIDTH))\n"
     )
     said = run(installed / "mom", "train", "--config", "mine.py", "--help", folder=tmp_path).stdout

@@ -139,7 +139,8 @@ def test_names_are_found_where_they_are_asked_for(installed, tmp_path):
     (tmp_path / "train.py").write_text("raise RuntimeError('not this one')\n")
     (tmp_path / "widths.py").write_text("WIDTH = 24\n")
     (tmp_path / "mine.py").write_text(
-        "import dataclasses\n\nimport widths\nfrom configs import quickstart_paper\nfrom train.config import Config\n\n\n"
+        "import dataclasses\n\nimport widths\nfrom configs import quickstart_paper\n"
+        "from train.config import Config\n\n\n"
         "def get_config() -> Config:\n    config = quickstart_paper.get_config()\n"
         "    return dataclasses.replace(config, model=dataclasses.replace(config.model, d_model=widths.WIDTH))\n"
     )

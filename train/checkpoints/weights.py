@@ -19,8 +19,10 @@ from train.files import parse_json, read_json, to_json, within
 from train.steps.numbers.finite import complaint, count
 
 # In the header of the safetensors files that we write: of each array the CRC-32 of its bytes, and of the header's other
-# texts, as JSON.
+# texts, as JSON. A second text says that there are checksums, since a bit that flips in the name of the first would else
+# make a file without any of it.
 CHECKSUMS = "mom_jax.crc32"
+CHECKED, CHECKED_BY = "mom_jax.checked", "crc32"
 _TEXTS = ""  # in the place of an array's name
 
 # Of these names a folder has one; a shard index names the files.
@@ -41,6 +43,7 @@ def save_checked(path: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[st
     """Writes a safetensors file with `texts` in its header, and with checksums of all that it has."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     checksums = {name: _crc_of_array(array) for name, array in contiguous.items()}
+    texts = {**texts, CHECKED: CHECKED_BY}
     checksums[_TEXTS] = _crc_of(texts)
     save_file(contiguous, path, metadata={**texts, CHECKSUMS: to_json(checksums).decode().rstrip()})
 
@@ -56,6 +59,8 @@ def _crc_of(texts: Mapping[str, str]) -> int:
 def _checksums(texts: dict[str, str], file: Path, field: str) -> dict[str, int]:
     """Of the arrays of a file, as far as its header has any. Raises ConfigError where the header has changed."""
     if CHECKSUMS not in texts:
+        if CHECKED in texts:
+            raise ConfigError(f"{field}={str(file)!r}: its header has lost the checksums that it was written with")
         return {}
     found = parse_json(texts[CHECKSUMS], f"{field}={str(file)!r}: {CHECKSUMS}")
     others = {name: text for name, text in texts.items() if name != CHECKSUMS}

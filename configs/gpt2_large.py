@@ -1,4 +1,4 @@
-"""GPT-2-large, 36 layers of width 1280: phase 1 of mom_large.py and mom_large_deep.py by itself.
+"""GPT-2-large, 36 layers of width 1280: phase 1 of mom_large.py, paper_routing/large.py and the deep ones by itself.
 
 Command: python -m train.main --config configs/gpt2_large.py
 

@@ -1,4 +1,4 @@
-"""GPT-2-medium, 24 layers of width 1024: phase 1 of mom_medium.py by itself.
+"""GPT-2-medium, 24 layers of width 1024: phase 1 of mom_medium.py and paper_routing/medium.py by itself.
 
 Command: python -m train.main --config configs/gpt2_medium.py
 

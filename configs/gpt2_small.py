@@ -1,4 +1,4 @@
-"""GPT-2-small, 12 layers of width 768: phase 1 of mom_small.py by itself.
+"""GPT-2-small, 12 layers of width 768: phase 1 of mom_small.py and paper_routing/small.py by itself.
 
 Command: python -m train.main --config configs/gpt2_small.py
 

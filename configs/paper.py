@@ -1,4 +1,4 @@
-"""What the configurations of the paper's models (arXiv 2407.06677) share, and a table of what the models cost.
+"""What the configurations of the paper's sizes (arXiv 2407.06677) share, and a table of what the models cost.
 
 Command: python -m configs.paper [--json]
 
@@ -7,6 +7,8 @@ Layers: GPT-2's, as bottom anchors + chunks of modules + top anchors. For the la
 of modules and steps for the small and the medium model is not known to us. They follow the example's deep variant:
 one module a step, and the number of steps whose depth comes nearest to its +38.9 %. The small one has a pool of 8,
 which 2, 4 and 8 devices can divide.
+
+paper_routing/ has the paper's models, mom_*.py are of the same layers by this library's recipe (docs/training.md).
 
 Training: the recipe of the official scripts, in which each micro-batch is balanced by itself; their shorter second
 phase is `--phases.1.steps 5000 --phases.1.optim.warmup-steps 500`. Routing has this library's defaults where the
@@ -29,12 +31,14 @@ from typing import Any, Literal
 from mom_jax.analysis.cost import forward_flops_by_part, forward_flops_per_token, parameter_count
 from mom_jax.config import BalanceConfig, ModelConfig, RouterConfig
 from mom_jax.interop.phases import preserving
+from mom_jax.interop.recipe import recommended
 from train.cli import called, run_program
 from train.config import CheckpointConfig, Config, DataConfig, OptimConfig, Phase
 
 SizeName = Literal["small", "medium", "large"]
 
 VOCABULARY = 50257
+ROUTERS = 3.0  # times the learning rate, by this library's recipe
 LENGTH = 1024
 
 
@@ -72,10 +76,15 @@ PRETRAINED: dict[SizeName, str] = {
 # The files of this folder that the table has, and their sizes.
 MODELS: dict[str, SizeName] = {
     "gpt2_small": "small",
+    "paper_routing/small": "small",
     "mom_small": "small",
     "gpt2_medium": "medium",
+    "paper_routing/medium": "medium",
+    "paper_routing/medium_wide": "medium",
     "mom_medium": "medium",
     "gpt2_large": "large",
+    "paper_routing/large": "large",
+    "paper_routing/large_deep": "large",
     "mom_large": "large",
     "mom_large_deep": "large",
 }
@@ -87,25 +96,48 @@ def gpt2(size: SizeName, *, run: str) -> Config:
     return _experiment(model, (_pretrain(),), run)
 
 
-def mom(size: SizeName, *, top_k: int, num_steps: int, run: str) -> Config:
-    """A Mixture-of-Modules of the layers of a GPT-2 of this size: both phases.
+def paper(size: SizeName, *, top_k: int, num_steps: int, run: str) -> Config:
+    """The paper's Mixture-of-Modules of the layers of a GPT-2 of this size: both phases.
 
     top_k: K, modules taken per step. num_steps: H, steps per chunk.
     """
-    second = Phase("mom", 20_000, init_from="previous", optim=_optim())
+    second = _second(20_000, "previous")
     return _experiment(_model(size, top_k=top_k, num_steps=num_steps), (_pretrain(), second), run)
 
 
-def mom_of_pretrained(size: SizeName, *, num_steps: int, run: str) -> Config:
-    """Phase 2 alone, from OpenAI's GPT-2 of this size, as which it starts: `train.convert` has made a run of it.
+def mom(size: SizeName, *, num_steps: int | None = None, run: str) -> Config:
+    """A Mixture-of-Modules of the same layers by this library's recipe (`mom_jax.interop.recipe`): both phases.
 
-    The official scripts' short second phase: 5000 steps, 500 of them warm-up. The choices are free after half of it.
+    num_steps: H, steps per chunk; None: one for each layer, so that its depth and FLOPs are the GPT-2's.
     """
-    pretrained = PRETRAINED[size]
-    optim = dataclasses.replace(_optim(), warmup_steps=500)
-    phase = Phase("mom", 5000, init_from=pretrained, optim=optim)
+    second = _second(20_000, "previous", router_multiplier=ROUTERS)
+    return _experiment(_ours(size, num_steps), (_pretrain(), second), run)
+
+
+def mom_of_pretrained(size: SizeName, *, run: str) -> Config:
+    """Phase 2 alone by this library's recipe, from OpenAI's GPT-2 of this size, as which it starts to the last digit
+    (`router.score_init` is 0): `train.convert` has made a run of it.
+
+    The official scripts' short second phase: 5000 steps, 500 of them warm-up.
+    """
+    phase = _second(5000, PRETRAINED[size], warmup_steps=500, router_multiplier=ROUTERS)
+    return _experiment(_ours(size, None, score_init=0.0), (phase,), run, tokenizer=PRETRAINED[size])
+
+
+def paper_of_pretrained(size: SizeName, *, num_steps: int, run: str) -> Config:
+    """The same with the paper's routing: it starts as the GPT-2, and the choices are free after half of the steps."""
+    phase = _second(5000, PRETRAINED[size], warmup_steps=500)
     model = preserving(_model(size, top_k=1, num_steps=num_steps), anneal_steps=phase.steps // 2)
-    return _experiment(model, (phase,), run, tokenizer=pretrained)
+    return _experiment(model, (phase,), run, tokenizer=PRETRAINED[size])
+
+
+def _second(steps: int, init_from: str, **optim: Any) -> Phase:
+    return Phase("mom", steps, init_from=init_from, optim=dataclasses.replace(_optim(), **optim))
+
+
+def _ours(size: SizeName, num_steps: int | None, **router: Any) -> ModelConfig:
+    steps = SIZES[size].modules if num_steps is None else num_steps
+    return recommended(_model(size, top_k=1, num_steps=steps), parts=2, **router)
 
 
 def _model(size: SizeName, *, top_k: int, num_steps: int) -> ModelConfig:
@@ -161,6 +193,12 @@ def _experiment(model: ModelConfig, phases: tuple[Phase, ...], run: str, *, toke
 # The table.
 
 
+def config_of(name: str) -> Config:
+    """The configuration of this name in this folder, such as `gpt2_small` or `paper_routing/small`."""
+    config: Config = importlib.import_module(f"configs.{name.replace('/', '.')}").get_config()
+    return config
+
+
 def table() -> list[dict[str, Any]]:
     """A row for each model of `MODELS`, its parameters counted as in `mom_jax.analysis.cost.ParameterCount`.
 
@@ -170,7 +208,7 @@ def table() -> list[dict[str, Any]]:
     """
     rows = []
     for name, size in MODELS.items():
-        model: ModelConfig = importlib.import_module(f"configs.{name}").get_config().model
+        model = config_of(name).model
         plain = model.vanilla()
         flops = forward_flops_per_token(model, LENGTH)
         rows.append(

@@ -12,6 +12,9 @@ from mom_jax.fields import MOST, check_types, matches, require, require_at_most
 # Layers and steps become parts of a program: no compiler takes more.
 MOST_LAYERS = 10_000
 
+# What a vanilla model has no use for, besides its sizes.
+_OF_ROUTING = ("router", "skip", "weighted_qkv", "balance", "z_loss", "capacity_loss", "capacity_factor")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -256,11 +259,12 @@ class ModelConfig:
         return dataclasses.replace(config, top_k=min(top_k, config.classes("ffn")) if matches(top_k, int) else top_k)
 
     def vanilla(self) -> "ModelConfig":
-        """Phase 1's counterpart: the plain transformer whose layers become this model's modules and anchors."""
+        """Phase 1's counterpart: the plain transformer whose layers become this model's modules and anchors. What means
+        nothing there has its default, so that models that differ in it alone share phase 1."""
         size, ordered = self.pool_size, ChoiceConfig(choice="ordered")
-        sizes: dict[str, Any] = {"num_attn_modules": size, "num_ffn_modules": size, "num_steps": size}
-        # K and the grain mean nothing there: models that differ in them alone share phase 1.
-        return dataclasses.replace(self, **sizes, module_d_ff=None, top_k=1, attention=ordered, ffn=ordered)
+        plain: dict[str, Any] = {name: getattr(ModelConfig, name) for name in _OF_ROUTING}
+        plain |= {"num_attn_modules": size, "num_ffn_modules": size, "num_steps": size}
+        return dataclasses.replace(self, **plain, module_d_ff=None, top_k=1, attention=ordered, ffn=ordered)
 
     def causal(self) -> "ModelConfig":
         """The model without the capacities of its sides: a token takes SKIP where that is its best class, and what it

@@ -31,6 +31,8 @@ class RouterConfig:
         step_bias: a learned bias of each step and class, added to the logits after the temperature, of this value at
             first where the step has a module of its own (at SKIP, where it has none), else 0. None: there is none.
             It prefers as `preference` of a side does, but is trained, and counts in what a choice weighs.
+        score_init: the standard deviation of the first weights of the last map, from hidden layer or stream to logits.
+            0: no token differs from another; a router with `step_bias` begins with its biases alone.
         scoring: `softmax` of logits / temperature; `sigmoid` of each logit / temperature by itself (sigma-MoE, arXiv
             2310.10837); or `raw` scores.
         temperature: divides the logits before softmax or sigmoid.
@@ -65,10 +67,12 @@ class RouterConfig:
     step_bias: float | None = None
     noise: float = 0.0
     noise_steps: int = 0
+    score_init: float = 0.02
 
     def __post_init__(self) -> None:
         check_types(self)
-        known = f"must be a registered router: {', '.join(KINDS)}; import the module that registers your own"
+        own = "import the module that registers your own (--import FILE)"
+        known = f"must be a registered router: {', '.join(KINDS)}; {own}"
         require(self.kind in KINDS, "kind", self.kind, known)
         for name in ("dim", "heads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
@@ -83,6 +87,7 @@ class RouterConfig:
         require(softmax, "scoring", self.scoring, "must be 'softmax' with kind='hierarchical', which has probabilities")
         bias = self.step_bias
         require(bias is None or math.isfinite(bias), "step_bias", bias, "must be finite, or None")
+        require(0 <= self.score_init < math.inf, "score_init", self.score_init, "must be at least 0")
         require(0 <= self.noise < math.inf, "noise", self.noise, "must be at least 0")
         require(self.noise_steps >= 0, "noise_steps", self.noise_steps, "must be at least 0")
         ranks = not (self.noise and self.all_modules)

@@ -101,7 +101,7 @@ IGNORED = BOOKKEEPING | {
     "scale_attn_by_inverse_layer_idx",
 }
 
-HOW_NOT_WHAT = ("dtype", "remat", "dispatch", "exchange_room", "attention_kernel", "balance.over")
+HOW_NOT_WHAT = ("dtype", "remat", "dispatch", "exchange_room", "attention_kernel", "balance.over", "router.score_init")
 
 
 def config_from_official(official: Mapping[str, Any]) -> ModelConfig:

@@ -47,6 +47,17 @@ def is_vanilla(config: ModelConfig) -> bool:
     return once and in_order and whole and "routed" not in (config.kind("attention"), config.kind("ffn"))
 
 
+# What phase 2's model must have in common with the vanilla one.
+_ALIKE = (
+    *("d_model", "num_heads", "d_ff", "context_length", "vocab_size"),
+    *("activation", "layer_norm_epsilon", "tie_embeddings"),
+)
+
+
+def _alike(config: ModelConfig) -> list[Any]:
+    return [config.inner_width if field == "d_ff" else getattr(config, field) for field in _ALIKE]
+
+
 def from_vanilla(
     vanilla_config: ModelConfig, vanilla: Params, config: ModelConfig, params: Params
 ) -> tuple[Params, list[str]]:
@@ -60,10 +71,12 @@ def from_vanilla(
     """
     if not is_vanilla(vanilla_config):
         raise ConfigError("init_from: the source is no vanilla transformer and has another structure than the model")
-    for field in ("num_heads", "activation", "layer_norm_epsilon", "tie_embeddings"):
-        old, new = getattr(vanilla_config, field), getattr(config, field)
-        if old != new:
-            raise ConfigError(f"model.{field}={new!r}: the vanilla model has {old!r}")
+    if wrong := [
+        f"model.{field}={new!r}: the vanilla model has {old!r}"
+        for field, old, new in zip(_ALIKE, *map(_alike, (vanilla_config, config)), strict=True)
+        if old != new
+    ]:
+        raise ConfigError("; ".join(wrong))
     if config.num_chunks:
         grain, count = config.grain("ffn"), config.num_ffn_modules
         allowed = f"must be a multiple of the {grain} modules that a vanilla layer is cut into"

@@ -270,7 +270,8 @@ def test_configurations_the_authors_cannot_express(ours, field):
 
 
 def test_how_we_compute_is_not_written():
-    fast = dataclasses.replace(SMALL, dtype="bfloat16", remat="full", dispatch="dense")
+    router = dataclasses.replace(SMALL.router, score_init=0.1)
+    fast = dataclasses.replace(SMALL, dtype="bfloat16", remat="full", dispatch="dense", router=router)
     assert config_from_official(config_to_official(fast)) == SMALL
 
 
@@ -297,4 +298,5 @@ def test_every_field_and_option_is_accounted_for():
         "router.step_bias",
         "router.noise",
         "router.noise_steps",
+        "router.score_init",
     }

@@ -174,7 +174,7 @@ def test_a_layer_is_cut_into_narrow_modules():
     fewer, narrow = dataclasses.replace(config, num_ffn_modules=6), dataclasses.replace(vanilla, d_ff=8)
     with pytest.raises(ConfigError, match=r"model\.num_ffn_modules=6: must be a multiple of the 4 modules"):
         from_vanilla(vanilla, source, fewer, fresh(fewer))
-    with pytest.raises(ConfigError, match=r"ffn/in_bias has the shape \(8,\) in the vanilla model, \(16,\) here"):
+    with pytest.raises(ConfigError, match=r"model\.d_ff=16: the vanilla model has 8$"):
         from_vanilla(narrow, fresh(narrow), config, fresh(config))
     # One layer's FFN has a place, the other's has none.
     result, messages = from_vanilla(vanilla, source, config, fresh(config))
@@ -243,8 +243,12 @@ def test_a_head_of_its_own_comes_along():
             dataclasses.replace(SMALL.vanilla(), num_top=2),
             r"has 9 layers, 8 fit; layers would be left over: top/1$",
         ),
-        (dataclasses.replace(SMALL.vanilla(), vocab_size=8), r"embed/tokens has the shape \(8, 4\) .*\(7, 4\) here$"),
-        (dataclasses.replace(SMALL.vanilla(), d_ff=5), r"bottom/0/ffn/in_bias has the shape \(5,\) .* \(16,\) here$"),
+        (dataclasses.replace(SMALL.vanilla(), vocab_size=8), r"model\.vocab_size=7: the vanilla model has 8$"),
+        (dataclasses.replace(SMALL.vanilla(), d_ff=5), r"model\.d_ff=16: the vanilla model has 5$"),
+        (
+            dataclasses.replace(SMALL.vanilla(), d_model=8, num_heads=4),
+            r"model\.d_model=4: the vanilla model has 8; model\.num_heads=2: .* has 4; model\.d_ff=16: .* has 32$",
+        ),
         (dataclasses.replace(SMALL.vanilla(), num_heads=1), r"model\.num_heads=2: the vanilla model has 1$"),
         (dataclasses.replace(SMALL.vanilla(), activation="relu"), r"model\.activation='gelu_new': .* has 'relu'$"),
         (
@@ -263,6 +267,7 @@ def test_a_head_of_its_own_comes_along():
         "surplus",
         "vocabulary",
         "inner width",
+        "several",
         "heads",
         "activation",
         "epsilon",

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from small import SMALL, assert_close, quick, random_ids, random_params
 
 from mom_jax import losses
@@ -12,7 +13,7 @@ from mom_jax.config import ChoiceConfig
 from mom_jax.fields import ConfigError
 from mom_jax.interop.phases import from_vanilla
 from mom_jax.interop.recipe import recommended
-from mom_jax.model import with_parameters
+from mom_jax.model import MoM, parameters, with_parameters
 
 
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -38,6 +39,17 @@ def test_it_starts_as_the_vanilla_model_and_its_routers_learn(parts):
     assert_close(logits, expected, atol=2e-5, rtol=2e-5)
     for name, own in gradient["chunks"][0]["ffn_router"].items():
         assert np.abs(own).max() > 1e-5, name
+
+
+def test_a_new_model_starts_as_the_vanilla_one_where_its_scores_do():
+    """Here with parameters of NumPy's, as files are read."""
+    config = recommended(SMALL, parts=2, score_init=0.0)
+    vanilla, ids = random_params(SMALL.vanilla(), 1), random_ids()
+    new = jax.tree.map(np.asarray, parameters(MoM(config, rngs=nnx.Rngs(0))))
+    params, _ = from_vanilla(SMALL.vanilla(), vanilla, config, new)
+    params = jax.tree.map(np.asarray, params)
+    want, got = (with_parameters(*pair)(ids).logits for pair in ((SMALL.vanilla(), vanilla), (config, params)))
+    assert_close(got, want, atol=2e-5, rtol=2e-5)
 
 
 def test_new_parameters_prefer_the_own_modules():

@@ -177,7 +177,7 @@ def complaint(make, *args, **kwargs):
             RouterConfig,
             {"kind": "lstm"},
             "kind='lstm': must be a registered router: linear, mlp, gru, gru_dev, gru_random, mingru, transformer, "
-            "hierarchical; import the module that registers your own",
+            "hierarchical; import the module that registers your own (--import FILE)",
         ),
         (RouterConfig, {"kind": "transformer", "dim": 8, "heads": 3}, "heads=3: must divide dim=8"),
         (
@@ -186,6 +186,7 @@ def complaint(make, *args, **kwargs):
             "scoring='sigmoid': must be 'softmax' with kind='hierarchical', which has probabilities",
         ),
         (RouterConfig, {"step_bias": float("inf")}, "step_bias=inf: must be finite"),
+        (RouterConfig, {"score_init": -1.0}, "score_init=-1.0: must be at least 0"),
         (RouterConfig, {"noise": -0.1}, "noise=-0.1: must be at least 0"),
         (
             RouterConfig,
@@ -302,7 +303,7 @@ def test_configurations_that_may_be(fields):
         ({"phases": []}, "phases=(): must have at least one row"),
         (
             {"phases": [{"name": "a", "steps": 3, "optim": {"warmup_steps": 4}}]},
-            "phases[0].optim.warmup_steps=4: with decay_steps must be at most the phase's 3 steps",
+            "phases[0].optim.warmup_steps=4: with decay_steps must be at most the 3 steps of the phase 'a'",
         ),
         (
             {"phases": [{"name": "a", "steps": 3, "init_from": "previous"}]},
@@ -448,7 +449,8 @@ def test_vanilla():
     assert config.num_layers == vanilla.num_layers == vanilla.depth == 1 + 2 * (5 + 1) + 1
     assert config.depth == 1 + 2 * (7 + 1) + 1
     assert vanilla.vanilla() == vanilla
-    assert dataclasses.replace(config, d_ff=7, z_loss=0.5).vanilla() == dataclasses.replace(vanilla, d_ff=7, z_loss=0.5)
+    # What only routers use has its default there.
+    assert dataclasses.replace(config, d_ff=7, z_loss=0.5, skip=False).vanilla() == dataclasses.replace(vanilla, d_ff=7)
 
 
 def test_vanilla_of_a_model_with_a_prior_of_other_steps():

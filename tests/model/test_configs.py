@@ -20,6 +20,7 @@ from mom_jax.analysis.cost import (
 from mom_jax.config import SIDES, ChoiceConfig
 from mom_jax.interop.gpt2 import config_from_gpt2
 from mom_jax.interop.phases import from_vanilla
+from mom_jax.interop.recipe import in_turn
 from mom_jax.routers import prior_table
 from train.cli import load_config
 from train.config import Config
@@ -27,14 +28,26 @@ from train.parse import parse_config
 from train.steps.state import abstract_params
 
 ROOT = Path(__file__).parents[2]
-FILES = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py")) if "def get_config" in path.read_text()}
-# From OpenAI's GPT-2: the file with the same model, and the options with which the GPT-2 comes.
-PRETRAINED = {
-    "mom_gpt2_small": ("mom_small", {"n_embd": 768, "n_head": 12, "n_layer": 12}),
-    "mom_gpt2_medium": ("mom_medium", {"n_embd": 1024, "n_head": 16, "n_layer": 24}),
-    "mom_gpt2_large": ("mom_large_deep", {"n_embd": 1280, "n_head": 20, "n_layer": 36}),
+FILES = {
+    str(path.relative_to(ROOT / "configs").with_suffix("")): path
+    for folder in (".", "paper_routing")
+    for path in sorted((ROOT / "configs" / folder).glob("*.py"))
+    if "def get_config" in path.read_text()
 }
-MOMS = [name for name in paper.MODELS if name.startswith("mom")]
+# From OpenAI's GPT-2: the file with the same model, and the options with which the GPT-2 comes.
+GPT2 = {
+    "small": {"n_embd": 768, "n_head": 12, "n_layer": 12},
+    "medium": {"n_embd": 1024, "n_head": 16, "n_layer": 24},
+    "large": {"n_embd": 1280, "n_head": 20, "n_layer": 36},
+}
+PRETRAINED = {f"mom_gpt2_{size}": f"mom_{size}" for size in GPT2} | {
+    "paper_routing/gpt2_small": "paper_routing/small",
+    "paper_routing/gpt2_medium": "paper_routing/medium",
+    "paper_routing/gpt2_large": "paper_routing/large_deep",
+}
+PAPERS = [name for name in paper.MODELS if name.startswith("paper")]
+OURS = [name for name in paper.MODELS if name.startswith("mom")]
+MOMS = [*PAPERS, *OURS]
 
 
 def load(name):
@@ -64,7 +77,7 @@ def test_every_file_loads_and_names_its_command_and_its_run(name):
     config = load(name)
     assert isinstance(config, Config)
     assert f"\nCommand: python -m train.main --config configs/{name}.py\n" in FILES[name].read_text()
-    assert config.run == f"runs/{name}"
+    assert config.run == f"runs/{name.replace('_routing/', '_')}"
     assert config.model.vocab_size in (0, config.data.vocab_size)
 
 
@@ -95,9 +108,14 @@ def test_gpt2_has_gpt2s_layers_and_parameters(size, layers, parameters):
 @pytest.mark.parametrize(
     ("name", "layers", "depth", "gain"),
     [
-        ("mom_small", 12, 17, 41.7),
-        ("mom_medium", 24, 34, 41.7),
-        ("mom_large", 36, 12, -66.7),
+        ("paper_routing/small", 12, 17, 41.7),
+        ("paper_routing/medium", 24, 34, 41.7),
+        ("paper_routing/medium_wide", 24, 8, -66.7),
+        ("paper_routing/large", 36, 12, -66.7),
+        ("paper_routing/large_deep", 36, 50, 38.9),
+        ("mom_small", 12, 12, 0),
+        ("mom_medium", 24, 24, 0),
+        ("mom_large", 36, 36, 0),
         ("mom_large_deep", 36, 50, 38.9),
     ],
 )
@@ -107,9 +125,9 @@ def test_depths(name, layers, depth, gain):
     assert round(100 * (depth / layers - 1), 1) == gain
 
 
-@pytest.mark.parametrize("name", ["mom_small", "mom_medium"])
+@pytest.mark.parametrize("name", ["paper_routing/small", "paper_routing/medium"])
 def test_no_other_number_of_steps_is_nearer_to_the_deep_variants_gain_in_depth(name):
-    deep, model = load("mom_large_deep").model, load(name).model
+    deep, model = load("paper_routing/large_deep").model, load(name).model
 
     def distance(steps):
         depth = dataclasses.replace(model, num_steps=steps).depth
@@ -122,16 +140,32 @@ def test_no_other_number_of_steps_is_nearer_to_the_deep_variants_gain_in_depth(n
 def test_a_mom_is_its_gpt2_and_routers(name):
     size = paper.MODELS[name]
     model, plain = load(name).model, load(f"gpt2_{size}").model
-    assert model.num_attn_modules == model.num_ffn_modules
+    grain = model.grain("ffn")
+    assert model.num_attn_modules * grain == model.num_ffn_modules
     count = parameter_count(model)
     assert count.routers > 0
-    assert count.total == parameter_count(plain).total + count.routers
+    # Each module of a cut FFN has a norm and an output bias of its own.
+    cut = 3 * model.d_model * (grain - 1) * model.num_attn_modules * model.num_chunks
+    assert count.total == parameter_count(plain).total + count.routers + cut
     # The very same configuration: with `--resume` phase 1 is taken over from a run of the GPT-2.
     assert model.vanilla() == plain
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_ours_starts_as_the_gpt2_at_its_cost(name):
+    model, plain = load(name).model, load(f"gpt2_{paper.MODELS[name]}").model
+    assert (model.kind("attention"), model.kind("ffn"), model.skip) == ("ordered", "routed", False)
+    if model.depth == plain.depth:
+        ratio = forward_flops_per_token(model, 1024) / forward_flops_per_token(plain, 1024)
+        assert 1 < ratio < 1.003
+        layers = tuple(range(model.num_attn_modules))
+        assert model.schedule("attention") == model.schedule("ffn") == layers
+    else:
+        assert model.schedule("attention") == model.schedule("ffn") == in_turn(model.num_attn_modules, model.num_steps)
+
+
 def test_flops_of_the_wide_model_before_routers():
-    model, plain = load("mom_large").model, load("gpt2_large").model
+    model, plain = load("paper_routing/large").model, load("gpt2_large").model
     parts = forward_flops_by_part(model, 1024, causal=False)
     ratio = (sum(parts.values()) - parts["routers"]) / forward_flops_per_token(plain, 1024, causal=False)
     assert ratio == pytest.approx(0.837, abs=5e-4)
@@ -144,9 +178,14 @@ def test_flops_of_the_wide_model_before_routers():
 def test_recipe(name):
     config = load(name)
     assert (config.data.batch_size, config.data.length) == (512, 1024)
-    assert (config.model.dtype, config.model.skip, config.model.dropout.active) == ("bfloat16", True, False)
-    assert (config.model.router.kind, config.model.router.dim, config.model.router.temperature) == ("gru", 256, 0.2)
-    assert config.model.balance.weight == 0.01
+    assert (config.model.dtype, config.model.dropout.active) == ("bfloat16", False)
+    router = config.model.router
+    if name in OURS:
+        assert (router.kind, router.scoring, config.model.balance.weight) == ("linear", "sigmoid", 0.001)
+        assert [phase.optim.router_multiplier for phase in config.phases] == [1.0, 3.0]
+    elif name in PAPERS:
+        assert (router.kind, router.dim, router.temperature) == ("gru", 256, 0.2)
+        assert (config.model.skip, config.model.balance.weight) == (True, 0.01)
     rows = [(phase.name, phase.steps, phase.model, phase.init_from) for phase in config.phases]
     both = [("pretrain", 30_000, "vanilla", "scratch"), ("mom", 20_000, "model", "previous")]
     assert rows == (both if name in MOMS else both[:1])
@@ -159,13 +198,18 @@ def test_recipe(name):
 
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_phase_two_of_a_pretrained_gpt2(name):
-    config, (same, options) = load(name), PRETRAINED[name]
-    free = {side: ChoiceConfig() for side in SIDES}
-    assert dataclasses.replace(config.model, **free) == load(same).model
-    for side in SIDES:
-        choice = getattr(config.model, side)
-        assert choice.preference > 0
-        assert choice.anneal_steps == 2500
+    config, same = load(name), PRETRAINED[name]
+    if name.startswith("mom"):
+        own = load(same).model
+        # But for the routers' first weights: it starts as the GPT-2 to the last digit.
+        assert config.model == dataclasses.replace(own, router=dataclasses.replace(own.router, score_init=0.0))
+    else:
+        free = {side: ChoiceConfig() for side in SIDES}
+        assert dataclasses.replace(config.model, **free) == load(same).model
+        for side in SIDES:
+            choice = getattr(config.model, side)
+            assert choice.preference > 0
+            assert choice.anneal_steps == 2500
     [phase] = config.phases
     assert (phase.steps, phase.optim.warmup_steps, phase.model) == (5000, 500, "model")
     source = next(line for line in FILES[name].read_text().splitlines() if line.startswith("First: "))
@@ -173,7 +217,8 @@ def test_phase_two_of_a_pretrained_gpt2(name):
     assert config.data.tokenizer == phase.init_from
     assert dataclasses.replace(config.data, tokenizer="sentencepiece") == load(same).data
     # The GPT-2 fits: nothing is missing, nothing left over.
-    gpt2 = config_from_gpt2({"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024} | options)
+    options = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
+    gpt2 = config_from_gpt2(options | GPT2[paper.MODELS[same]])
     messages = []
 
     def take(vanilla):
@@ -187,7 +232,7 @@ def test_phase_two_of_a_pretrained_gpt2(name):
 
 def test_the_other_start_that_the_docstrings_name():
     flags = ["--model.attention.preference", "0", "--model.ffn.preference", "0"]
-    for name in PRETRAINED:
+    for name in (name for name in PRETRAINED if name.startswith("paper")):
         assert " ".join(flags) in FILES[name].read_text()
         _, config = parse_config(argparse.ArgumentParser(add_help=False), ["--config", str(FILES[name]), *flags])
         assert [prior_table(config.model, side, 0) for side in SIDES] == [None, None]
@@ -203,7 +248,8 @@ def test_the_table_as_text_has_every_model():
     # Parameters beside the paper's figure; the depth beside GFLOPs and both ratios.
     assert (rows["gpt2_small"][2], rows["gpt2_small"][-1]) == ("124,439,808", "122M")
     assert rows["gpt2_medium"][-1] == "-"
-    assert (rows["mom_large"][1], *rows["mom_large"][-4:]) == ("12", "1.466", "0.895", "0.837", "774M")
+    large = rows["paper_routing/large"]
+    assert (large[1], *large[-4:]) == ("12", "1.466", "0.895", "0.837", "774M")
 
 
 def test_the_table_as_json_has_exact_numbers():
@@ -214,13 +260,15 @@ def test_the_table_as_json_has_exact_numbers():
         assert sum(parts) == row["total"]
         plain = rows[f"gpt2_{paper.MODELS[name]}"]
         assert row["flops_ratio"] == row["flops"] / plain["flops"]
-        assert (row["flops_ratio_square"] == 1) == (row["flops_ratio"] == 1) == (name not in MOMS)
+        assert (row["flops_ratio"] == 1) == (name not in MOMS)
+        assert (row["flops_ratio_square"] == 1) == (row["depth"] == plain["depth"])
         assert row["reported"] == plain["reported"]
-    assert [rows[name]["reported"] for name in ("mom_small", "mom_medium", "mom_large")] == [122e6, None, 774e6]
-    assert rows["mom_large"]["flops"] == forward_flops_per_token(load("mom_large").model, 1024)
+    reported = [rows[f"paper_routing/{size}"]["reported"] for size in paper.SIZES]
+    assert reported == [122e6, None, 774e6]
+    assert rows["paper_routing/large"]["flops"] == forward_flops_per_token(load("paper_routing/large").model, 1024)
     # GPT-2-large by hand: 36 layers of 12·D² weights and half a square of attention, the head; two FLOPs for a weight.
     assert rows["gpt2_large"]["flops"] == 2 * (36 * (12 * 1280**2 + 1280 * 1024) + 50257 * 1280)
-    assert rows["mom_large_deep"]["active"] == parameter_count(load("mom_large_deep").model).active
+    assert rows["paper_routing/large_deep"]["active"] == parameter_count(load("paper_routing/large_deep").model).active
 
 
 @pytest.mark.parametrize("name", paper.MODELS)
@@ -233,8 +281,8 @@ def test_docstrings_have_the_numbers_of_the_table(name):
     if name in MOMS:
         assert f"(GPT-2: {plain['depth']}" in text
         assert f"(GPT-2: {plain['flops'] / 1e9:.3f}" in text
-    if name.startswith("mom_large"):
+    if "_large" in name and row["depth"] != plain["depth"]:
         for gain in (row["depth"] / plain["depth"] - 1, row["flops_ratio"] - 1):
             assert f", so {100 * gain:+.1f} %)" in text
-    if name == "mom_large":
+    if name == "paper_routing/large":
         assert f"it is {100 * (row['flops_ratio_square'] - 1):+.1f} % here" in text

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
-from small import NEVER, ORDERED, SMALL, change, explicit, quick, random_ids, random_params
+from small import EXHAUSTIVE, NEVER, ORDERED, SMALL, change, explicit, quick, random_ids, random_params
 
 import mom_jax as mom
 from mom_jax import losses
@@ -163,6 +163,13 @@ CASES = {
 QUICK = """
 gru-k1 mlp mixture-of-experts untied
 """.split()  # noqa: SIM905
+# What others have one by one, together, or of two of a kind the one that needs less: by `make test-exhaustive`.
+COMBINED = """
+gru-k1-renormalised gru-raw-straight-through softmax-straight-through gru-sigmoid-all-modules transformer-heads-raw
+hierarchical-k2-prior balance-bias all-modules-raw-prior mlp-raw-k3-no-skip gru-dev-raw gru-random-mean gru-random-raw
+attention-4-ffn-2-own attention-2-ffn-4-ffn attention-1 both-1 ffn-ordered preference-of-skip preference-full prior-raw
+narrow-modules-or-skip values-scheduled untied-classifier
+""".split()  # noqa: SIM905
 EXTRAS = ("seed", "step", "masked")
 SEEDS = dict.fromkeys(
     (
@@ -210,9 +217,11 @@ def assert_same(got, want, name, tolerance=2e-5):
     np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+def marks_of(name):
+    return () if name in QUICK else EXHAUSTIVE if name in COMBINED else pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in CASES])
 def test_equals_the_oracle(name):
     config = configuration(name)
     params = random_params(config, SEEDS.get(name, 0))
@@ -310,6 +319,7 @@ APART = {
     "balance.over",
     "router.noise",
     "router.noise_steps",
+    "router.score_init",
     "ffn.routes",  # has one value only
 }
 

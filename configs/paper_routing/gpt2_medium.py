@@ -1,0 +1,19 @@
+"""OpenAI's gpt2-medium made the MoM of paper_routing/medium.py: phase 2 alone, K = 1, H = 16.
+
+First: python -m train.convert --input gpt2-medium --output runs/pretrained_gpt2_medium --to vanilla
+Command: python -m train.main --config configs/paper_routing/gpt2_medium.py
+
+`gpt2-medium` is the folder of Hugging Face's model of that name, with config.json, model.safetensors, vocab.json and
+merges.txt. The model starts as the GPT-2: every step prefers the module of its own number, steps beyond the last
+prefer SKIP; the preference is gone after half of the 5000 steps. Cost: a quarter of the second phase of
+paper_routing/medium.py, and no first one. Not run yet. The paper's start, free choice by new routers, is
+
+    --model.attention.preference 0 --model.ffn.preference 0
+"""
+
+from configs.paper import paper_of_pretrained
+from train.config import Config
+
+
+def get_config() -> Config:
+    return paper_of_pretrained("medium", num_steps=16, run="runs/paper_gpt2_medium")

@@ -4,11 +4,11 @@ Commands: python -m train.study.packed configs/studies/main_gpu.py --pack tokens
           python -m train.study.packed configs/studies/main_gpu.py --tokens tokens.bin --out FOLDER --seconds 540
 
 The first needs the project's packages, no accelerator, and some minutes; the second a card, jax, flax, optax, chex and
-numpy. The arms are those of configs/studies/setting.py, the most important first. Text: the sources of the Python
+numpy. The arms are those of configs/studies/setting, the most important first. Text: the sources of the Python
 packages that are installed in .venv, from j to s in the alphabet.
 """
 
-from configs.studies.setting import VANILLA, deep, deep_in_turn, ours, paper, sizes, wide
+from configs.studies.setting import OURS, OURS_DEEP, VANILLA, deep, modules, paper, sizes, wide
 from mom_jax.config import RouterConfig
 from train.config import Config, OptimConfig
 from train.study import Arm, Study, changed
@@ -23,9 +23,7 @@ def gpu() -> Config:
             "model.context_length": 512,
             "model.d_model": 512,
             "model.num_heads": 8,
-            "model.num_attn_modules": 8,
-            "model.num_ffn_modules": 8,
-            "model.num_steps": 8,
+            **modules(8),
             "model.router": RouterConfig(dim=128, temperature=1.0),
             "model.dtype": "bfloat16",
             "model.remat": "none",
@@ -51,8 +49,8 @@ def get_study() -> Study:
         base={"gpu": gpu()},
         arms=(
             VANILLA,
-            Arm("ours", ours()),
-            Arm("ours, deep", (ours(), deep_in_turn)),
+            OURS,
+            OURS_DEEP,
             Arm("paper, K=1", paper(top_k=1)),
             Arm("paper, K=2", paper(top_k=2)),
             Arm("paper, deep", (paper(), deep)),

@@ -8,21 +8,10 @@ Command: python -m train.study configs/studies/phases.py
 import dataclasses
 from typing import Any
 
-from configs.studies.setting import VANILLA, ours, paper, sizes
+from configs.studies.setting import OURS_AT_ONCE, VANILLA, VANILLA_AT_ONCE, from_scratch, ours, paper, sizes
 from mom_jax.config import BalanceConfig, ChoiceConfig
 from train.config import Config
 from train.study import Arm, Study, changed
-
-
-def from_scratch(config: Config) -> Config:
-    """One phase of the steps of both, by the first one's schedule."""
-    first, second = config.phases
-    steps = first.steps + second.steps
-    multiplier = second.optim.router_multiplier
-    optim = dataclasses.replace(first.optim, router_multiplier=multiplier)
-    return dataclasses.replace(
-        config, phases=(dataclasses.replace(second, steps=steps, init_from="scratch", optim=optim),)
-    )
 
 
 def annealed(config: Config) -> Config:
@@ -49,13 +38,13 @@ def get_study() -> Study:
         base=sizes(steps=200),
         arms=(
             VANILLA,
-            Arm("vanilla, one phase", ({"phases.mom.model": "vanilla"}, from_scratch)),
+            VANILLA_AT_ONCE,
             Arm("paper, two phases", paper(top_k=2)),
             Arm("paper, from scratch", (paper(top_k=2), from_scratch)),
             Arm("paper, from scratch, annealed preference", (paper(top_k=2), from_scratch, annealed)),
             Arm("paper, from scratch, noise", (paper(top_k=2), from_scratch, exploring)),
             Arm("ours, two phases", ours()),
-            Arm("ours, from scratch", (ours(), from_scratch)),
+            OURS_AT_ONCE,
             Arm("ours, from scratch, balance by bias", (ours(), from_scratch, by_bias)),
         ),
     )

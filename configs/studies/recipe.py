@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from configs.studies.setting import VANILLA, deep_in_turn, ours, parts, sizes
+from configs.studies.setting import OURS, OURS_DEEP, VANILLA, ours, parts, sizes
 from mom_jax.config import BalanceConfig, ChoiceConfig
 from train.config import Config
 from train.study import Arm, Study, changed
@@ -28,12 +28,13 @@ def get_study() -> Study:
         seeds=(0, 1),
         arms=(
             VANILLA,
-            Arm("ours", ours()),
+            OURS,
             Arm("whole FFNs", (ours(), parts(1))),
             Arm("quarters", (ours(), parts(4))),
             Arm("GRU", ours(kind="gru", norm="none")),
             Arm("GRU, norm", ours(kind="gru")),
             Arm("no step bias", (ours(step_bias=None), ffn(scale=2.0))),
+            Arm("exact start", ours(score_init=0.0)),
             Arm("step bias 1", (ours(step_bias=1.0), ffn(scale=1.37))),
             Arm("step bias 4", (ours(step_bias=4.0), ffn(scale=1.02))),
             Arm("softmax", (ours(scoring="softmax", weights="renormalised"), ffn(scale=2.0))),
@@ -46,6 +47,6 @@ def get_study() -> Study:
             Arm("K=3", (ours(), parts(2, 3))),
             Arm("K=4", (ours(), parts(2, 4))),
             Arm("values", (ours(), {"model.attention": ChoiceConfig(routes="values", scale=1.135)})),
-            Arm("deep", (ours(), deep_in_turn)),
+            Arm("deep", OURS_DEEP.config),
         ),
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from train.config import DataConfig
 from train.data.cache import TokenCache
-from train.data.documents import Document, Part, Source
+from train.data.documents import SIDES, Document, Part, Side, Source
 from train.data.encode import encode
 from train.data.prepared import Prepared
 
@@ -58,6 +58,12 @@ def make_prepared(folder: Path, *sizes: int, weights: tuple[float, ...] = (1.0,)
         first += size
     names = tuple(str(i) for i in range(len(sizes)))
     return Prepared(Letters(), names, weights, tuple(caches["train"]), tuple(caches["validation"]))
+
+
+def build(folder: Path, source: Source) -> dict[Side, TokenCache]:
+    """The caches of both sides; of a source without splits 0.3 of the documents are held out."""
+    encode(folder, source, Letters(), 0.3, {}, lambda share, tokens: None)
+    return {side: TokenCache.open(folder, side) for side in SIDES}
 
 
 def data(**changes) -> DataConfig:

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import mom_jax as mom
@@ -16,6 +17,9 @@ from mom_jax.config import BalanceConfig, ChoiceConfig, ModelConfig, RouterConfi
 
 NEVER = -math.inf
 ORDERED = ChoiceConfig(choice="ordered")
+
+# Further combinations of what slow tests test, for `make test-exhaustive`: for a change to what they combine.
+EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
 
 SMALL = ModelConfig(
     vocab_size=29,

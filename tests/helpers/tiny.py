@@ -16,6 +16,8 @@ from train.data.prepared import prepare
 from train.steps.optimizer.names import path_name
 
 VOCABULARY = 300
+# What differs in the log of a run that is repeated: all else is the same.
+TIMES = ("seconds", "tokens_per_s", "mfu", "data_wait")
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 
 

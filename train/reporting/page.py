@@ -121,7 +121,7 @@ def _page(run: Run, routes: dict[str, dict[str, Any]]) -> str:
         *left_out(run),
         *numbers.section(run),
         *insight.signs(run),
-        _table(summary_of(run)),
+        columns_as_html(COLUMNS, summary_of(run), numbers.COUNTS),
         *insight.cost(run),
         "<h2>Training</h2>",
         pictures.embedded(10, 4.2, lambda f, t: pictures.losses(run, f, t), losses),
@@ -175,7 +175,7 @@ def left_out(run: Run) -> list[str]:
 
 
 def _grain(model: ModelConfig) -> str:
-    return f", each 1/{model.grain('ffn')} of a layer's," if model.grain("ffn") > 1 else ""
+    return f", each 1/{model.grain('ffn')} of a layer's" if model.grain("ffn") > 1 else ""
 
 
 def _top_k(model: ModelConfig) -> str:
@@ -201,13 +201,6 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def _table(rows: list[Record]) -> str:
-    # What never happened needs no column.
-    nothing = {name: (None, 0) if name in numbers.COUNTS else (None,) for name, _, _ in COLUMNS}
-    columns = [column for column in COLUMNS if any(row[column[0]] not in nothing[column[0]] for row in rows)]
-    return columns_as_html(columns, rows)
-
-
 def _routing(run: Run, phase: str, routed: list[Record]) -> list[str]:
     parts = [f"<h2>Routing in phase {html.escape(phase)}</h2>"]
     latest = latest_usage(routed)
@@ -217,7 +210,8 @@ def _routing(run: Run, phase: str, routed: list[Record]) -> list[str]:
         caption = f"Share of a step's choices that fall on each module, after {latest['step']:,} steps of the phase."
         parts.append(pictures.embedded(10, height, lambda f, t: pictures.heat_maps(run, usage, f, t), caption))
     if any(router_value(r, side, key) is not None for r in routed for side in SIDES for key in ("entropy", "skip")):
-        caption = "Entropy of the routers' probabilities at each assembly step, and the share of choices on SKIP."
+        skipped = ", and the share of choices on SKIP" if pictures.can_skip(run) else ""
+        caption = f"Entropy of the routers' probabilities at each assembly step{skipped}."
         parts.append(pictures.embedded(10, 2.9, lambda f, t: pictures.router_curves(run, phase, routed, f, t), caption))
     return parts
 

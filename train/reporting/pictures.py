@@ -145,6 +145,11 @@ def _class_names(run: Run, side: str, classes: int) -> list[str]:
     return [*names[:-1], "SKIP"] if model.skip else names
 
 
+def can_skip(run: Run) -> bool:
+    """Whether tokens may choose SKIP; where the configuration is not known, they may."""
+    return run.config is None or run.config.model.skip
+
+
 def router_curves(run: Run, phase: str, routed: list[Record], figure: Figure, theme: str) -> None:
     def known(side: str, key: str) -> tuple[list[int], list[Any]]:
         found = [(run.offsets[phase] + r["step"], router_value(r, side, key)) for r in routed]
@@ -152,7 +157,7 @@ def router_curves(run: Run, phase: str, routed: list[Record], figure: Figure, th
         return [step for step, _ in found], [value for _, value in found]
 
     entropy = {side: known(side, "entropy") for side in SIDES}
-    skip = {side: known(side, "skip") for side in SIDES}
+    skip = {side: known(side, "skip") if can_skip(run) else ([], []) for side in SIDES}
     shown = [side for side in SIDES if entropy[side][0]]
     panels = list(figure.subplots(1, len(shown) + any(steps for steps, _ in skip.values()), squeeze=False)[0])
     count = max((len(row) for _, rows in entropy.values() for row in rows), default=1)

@@ -40,6 +40,8 @@ class Progress:
     ) -> None:
         self._total, self._label, self._last_step = total, label, start
         self._first: tuple[int, float] | None = None
+        self._before: tuple[int, float] | None = None
+        self._longest = (0.0, 0)  # the longest pause between two updates, and its steps
         self._last_time = -float("inf")
         self._quiet = quiet
         if console is None and sys.stderr.isatty() and not quiet:
@@ -74,8 +76,11 @@ class Progress:
         mfu (a fraction of 1), learning_rate and so on.
         """
         now = monotonic()
-        if self._first is None:
-            self._first = (step, now)
+        if self._first is None or self._before is None:
+            self._first = self._before = (step, now)
+        last_step, last_time = self._before
+        self._longest = max(self._longest, (now - last_time, step - last_step))
+        self._before = (step, now)
         texts = [_show(name, value) for name, value in fields.items() if value is not None]
         detail = ", ".join([*texts, *self._remaining(step, now)])
         if self._bar is not None:
@@ -100,12 +105,17 @@ class Progress:
         return far or now - self._last_time >= _LINE_SECONDS or step >= self._total
 
     def _remaining(self, step: int, now: float) -> list[str]:
-        """The time left, from the speed since the first update: what came before is compilation."""
+        """The time left, from the speed since the first update, what came before being compilation; without the longest
+        pause since then, in which something else was compiled."""
         assert self._first is not None
         first_step, first_time = self._first
         if step >= self._total or step <= first_step:
             return []
-        return [f"ETA {duration((self._total - step) * (now - first_time) / (step - first_step))}"]
+        pause, steps = self._longest
+        spent, done = now - first_time, step - first_step
+        if done > steps:
+            spent, done = spent - pause, done - steps
+        return [f"ETA {duration((self._total - step) * spent / done)}"]
 
 
 def duration(seconds: float) -> str:

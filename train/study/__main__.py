@@ -6,13 +6,9 @@ again goes on where it ended, within a run too. docs/studies.md
 
 import argparse
 import fnmatch
-import os
-import platform
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-
-import jax
 
 from mom_jax.fields import ConfigError, nearest, require
 from train.cli import Parser, add_process_flags, called, notify, run_program
@@ -21,9 +17,9 @@ from train.study.definition import load_study
 from train.study.listing import listing
 from train.study.measure import measure
 from train.study.plan import Plan, dealt, make_plan
-from train.study.records import check_study, forget, write_study
+from train.study.records import check_study, forget, keep_programs, write_study
 from train.study.running import check_needs, check_sources, run_all
-from train.study.table import write_table
+from train.study.table import against, write_table
 from train.training import processes
 
 
@@ -37,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     modes = [name for name in ("dry_run", "measure", "table", "fresh") if getattr(flags, name)]
     require(len(modes) <= 1, "flags", modes, "one of these at a time")
     require(not (flags.fresh and flags.shard), "fresh", True, "not with --shard: another shard's runs would go too")
+    require(flags.against is None or flags.table, "against", flags.against, "goes with --table")
     if flags.table:
-        print(write_table(plan))
+        print(write_table(plan) if flags.against is None else against(plan, flags.against))
         return 0
     if not flags.fresh:
         check_study(plan)
@@ -50,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for task in study.after:
         task.settings()  # which says what it lacks before hours of training, not after
     processes.join(flags)
-    _keep_programs(plan)
+    keep_programs(plan)
     if flags.measure:
         measure(plan, arms, flags.rounds, notify)
         print(write_table(plan))
@@ -90,6 +87,8 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--measure", action="store_true", help="measure the arms' speed and memory; train nothing")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each arm that --measure times (%(default)s)")
     parser.add_argument("--table", action="store_true", help="make table and pictures again from the results")
+    text = "with --table: only print it, with differences to this arm instead of the baseline"
+    parser.add_argument("--against", metavar="ARM", help=text)
     add_process_flags(parser)
     complete(lambda: parser)
     return parser.parse_args(arguments)
@@ -107,12 +106,6 @@ def _chosen(names: Sequence[str], patterns: str | None) -> list[str]:
             raise ConfigError(f"only={pattern.strip()!r}: no such arm; {nearest(pattern.strip(), names)}")
         chosen.update(found)
     return [name for name in names if name in chosen]
-
-
-def _keep_programs(plan: Plan) -> None:
-    """Seeds of an arm share its compiled programs, also from one process to the next."""
-    if jax.config.values["jax_compilation_cache_dir"] is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(plan.root.absolute() / "compiled" / platform.node()))
 
 
 if __name__ == "__main__":

@@ -68,11 +68,14 @@ def _by_seed(results: Sequence[Result], key: str) -> dict[int, float]:
     return {r["seed"]: r[key] for r in results if is_number(r[key])}
 
 
+def metrics_of(result: Result, task: str) -> Mapping[str, Any]:
+    """Of what was done after a run; empty where it was not done."""
+    return result.get("after", {}).get(task, {}).get("metrics", {})
+
+
 def metric_by_seed(results: Sequence[Result], task: str, metric: str) -> dict[int, float]:
     """One metric of what was done after the runs."""
-    found: dict[int, Any] = {
-        r["seed"]: r.get("after", {}).get(task, {}).get("metrics", {}).get(metric) for r in results
-    }
+    found: dict[int, Any] = {result["seed"]: metrics_of(result, task).get(metric) for result in results}
     return {seed: value for seed, value in found.items() if is_number(value)}
 
 

@@ -68,6 +68,30 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
+class Map:
+    """Losses of arms that differ in two things.
+
+    Attributes:
+        name: as the table has it.
+        row, column: what differs from row to row, and from column to column.
+        arms: by the names of a row and a column; both in the order in which they come first. Some may be missing.
+    """
+
+    name: str
+    row: str
+    column: str
+    arms: Mapping[tuple[str, str], str]
+
+    @property
+    def rows(self) -> list[str]:
+        return list(dict.fromkeys(row for row, _ in self.arms))
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(column for _, column in self.arms))
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """Arms that are trained alike, each with the same seeds, and compared with one of them, or each with its own one.
 
@@ -86,6 +110,7 @@ class Study:
         first_phase_seeded: the first phase is trained with each seed too, not once.
         after: what is done with each run's last checkpoint.
         needs: files or folders without which nothing is trained, with what to do where one is missing.
+        maps: losses by two properties of the arms, beside the table of all arms.
     """
 
     name: str
@@ -97,6 +122,7 @@ class Study:
     first_phase_seeded: bool = False
     after: tuple[After, ...] = ()
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    maps: tuple[Map, ...] = ()
 
     def __post_init__(self) -> None:
         plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name) is not None
@@ -122,6 +148,8 @@ class Study:
             require(min(seeds) >= 0, "seeds", seeds, "must be at least 0")
         after = [task.name for task in self.after]
         require(len(set(after)) == len(after), "after", after, "must have different names")
+        for name in (name for own in self.maps for name in own.arms.values()):
+            require(name in names, "maps", name, f"must be an arm; {nearest(name, names)}")
 
     def seeds_of(self, size: str) -> tuple[int, ...]:
         return self.seeds[size] if isinstance(self.seeds, Mapping) else self.seeds

@@ -9,7 +9,7 @@ from mom_jax.analysis.cost import forward_flops_per_token, parameter_count
 from train.checkpoints.run_config import read_config
 from train.config import Config
 from train.reporting import metrics
-from train.reporting.history import Record
+from train.reporting.history import Record, is_number
 from train.study.plan import Run, fingerprint
 
 _TAKEN = {"attention": "attn_taken", "ffn": "ffn_taken"}
@@ -36,7 +36,8 @@ class Outcome:
 
     config: the run's, with the data's vocabulary. final: the final evaluation (`loss`, `tokens`, `routers` where there
     are some). curve: [step, loss] of the validations, steps of the run's own phases. seconds: of the own steps. churn:
-    by side, of the last analysis. first_loss: the first phase's, where that is shared.
+    by side, of the last analysis. first_loss: the first phase's, where that is shared. similarity: by side, [step, the
+    mean similarity of two modules' outputs] of the analyses (docs/analysis.md), steps as the curve has them.
     """
 
     config: Config
@@ -45,19 +46,20 @@ class Outcome:
     seconds: float | None
     churn: dict[str, float | None]
     first_loss: float | None
+    similarity: dict[str, list[list[Any]]] = dataclasses.field(default_factory=dict)
 
 
 def result_of(run: Run, whole: Config, root: Path) -> dict[str, Any]:
     """The result of a finished run. whole: the arm's configuration, with the first phase.
 
-    seconds: a step that was not timed is taken for a median one; evaluations and compiling are not in it. churn: null
-    where training was interrupted between the last analysis and the one before.
+    seconds: a step that was not timed is taken for a median one; evaluations and compiling are not in it.
     """
     final = final_record(run.config)
     assert final is not None
     records = metrics.read(run.folder / metrics.FILE)
     name = run.config.phases[-1].name
-    analyses = [r["churn"] for r in records if r.get("kind") == "analysis" and r["phase"] == name]
+    # A vanilla model's analysis has none.
+    analyses = [r.get("churn", {}) for r in records if r.get("kind") == "analysis" and r["phase"] == name]
     outcome = Outcome(
         read_config(run.folder, "run"),
         final,
@@ -65,6 +67,7 @@ def result_of(run: Run, whole: Config, root: Path) -> dict[str, Any]:
         _seconds(records),
         analyses[-1] if analyses else {},
         None if run.start is None else _final_loss(run.start),
+        _similarity(run.config, records),
     )
     return line(run, whole, root, outcome)
 
@@ -100,6 +103,7 @@ def line(run: Run, whole: Config, root: Path, outcome: Outcome) -> dict[str, Any
         "seconds": outcome.seconds,
         "routers": {side: _routers(summary, outcome.churn.get(side)) for side, summary in routers.items()},
         **({"exchanged": final["exchanged"]} if "exchanged" in final else {}),
+        **({"similarity": outcome.similarity} if outcome.similarity else {}),
         "first_phase": [{"run": str(Path(c.run).relative_to(root)), "loss": loss} for c, loss in first],
         "run": str(run.folder.relative_to(root)),
         "after": {},
@@ -112,10 +116,19 @@ def _final_loss(config: Config) -> float | None:
 
 
 def _curve(config: Config, records: list[Record]) -> list[list[Any]]:
-    offsets, before = {}, 0
-    for phase in config.phases:
-        offsets[phase.name], before = before, before + phase.steps
+    offsets = config.offsets
     return [[offsets[r["phase"]] + r["step"], r["loss"]] for r in records if r.get("kind") == "validation"]
+
+
+def _similarity(config: Config, records: list[Record]) -> dict[str, list[list[Any]]]:
+    offsets, curves = config.offsets, dict[str, list[list[Any]]]()
+    for record in records:
+        if record.get("kind") == "analysis":
+            for side, found in record.get("similarity", {}).items():
+                if is_number(found["outputs"]):
+                    step = offsets[record["phase"]] + record["step"]
+                    curves.setdefault(side, []).append([step, found["outputs"]])
+    return curves
 
 
 def _seconds(records: list[Record]) -> float | None:

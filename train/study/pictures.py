@@ -1,4 +1,4 @@
-"""A study's two pictures, as PNG."""
+"""A study's pictures, as PNG."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from train.reporting.history import is_number
 from train.reporting.pictures import COLOURS, THEMES, rendered
 from train.study.comparison import Row, interval
+from train.study.definition import Map
 
 _MARKS = "os^Dv<>Pd*"
 
@@ -66,3 +67,30 @@ def curves(found: Sequence[Row]) -> bytes:
         axes.legend(fontsize=8)
 
     return rendered(9, 5, draw, "light", background="white")
+
+
+def maps(found: Sequence[Row], drawn: Sequence[Map]) -> bytes:
+    """Each map's mean losses, on one scale of colours."""
+    means = {row.arm: statistics.fmean(row.losses) for row in found if row.losses}
+    tables = [[[means.get(m.arms.get((r, c), ""), np.nan) for c in m.columns] for r in m.rows] for m in drawn]
+    values = np.concatenate([np.ravel(table) for table in tables])
+    low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 1.0)
+
+    def draw(figure: Figure, theme: str) -> None:
+        for axes, own, table in zip(
+            np.ravel(figure.subplots(1, len(drawn), squeeze=False)), drawn, tables, strict=True
+        ):
+            axes.imshow(table, cmap="viridis_r", vmin=low, vmax=high, aspect="auto")
+            for (y, x), loss in np.ndenumerate(table):
+                light = loss > (low + high) / 2  # dark colours stand for high losses
+                if np.isfinite(loss):
+                    axes.text(x, y, f"{loss:.4f}", ha="center", va="center", color="white" if light else "black")
+            axes.grid(visible=False)
+            axes.set_xticks(range(len(own.columns)), own.columns)
+            axes.set_yticks(range(len(own.rows)), own.rows)
+            axes.set_xlabel(own.column)
+            axes.set_ylabel(own.row)
+            axes.set_title(f"{own.name}: loss, nats per token")
+
+    tallest = max(len(own.rows) for own in drawn)
+    return rendered(1 + 4.5 * len(drawn), 1.5 + 0.6 * tallest, draw, "light", background="white")

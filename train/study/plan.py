@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mom_jax.config import ModelConfig
 from mom_jax.fields import require
 from train.config import Config
 from train.study.definition import Study
 from train.training.run import FREE
 
 SHARED = "shared"  # the folder of first phases, beside the studies' own
-# What a vanilla model has no use for: arms that differ in it share their first phase.
-_OF_ROUTING = ("router", "skip", "weighted_qkv", "balance", "z_loss", "capacity_loss", "capacity_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +85,11 @@ def _run(study: Study, arm: str, config: Config, seed: int, folder: Path, root: 
     return Run(arm, seed, dataclasses.replace(config, data=data, phases=phases, run=str(folder), seed=seed), start)
 
 
-def plain_vanilla(model: ModelConfig) -> ModelConfig:
-    """A model's vanilla counterpart without what it has no use for: the same for all models that share it."""
-    plain: dict[str, Any] = {name: getattr(ModelConfig, name) for name in _OF_ROUTING}
-    return dataclasses.replace(model.vanilla(), **plain)
-
-
 def _first_phase(config: Config, seed: int | None, root: Path) -> Config:
     phase = config.phases[0]
     model = config.model
     if phase.model == "vanilla":
-        model = plain_vanilla(model)
+        model = model.vanilla()
         phase = dataclasses.replace(phase, optim=dataclasses.replace(phase.optim, router_multiplier=1.0))
     config = dataclasses.replace(config, model=model, phases=(phase,))
     if seed is not None:

@@ -1,10 +1,14 @@
 """What a study keeps: `study.json` (the arms that its results are of) and `results.jsonl` (a line for each run)."""
 
 import contextlib
+import os
+import platform
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from mom_jax.fields import ConfigError, from_dict, to_dict
 from train import files
@@ -56,7 +60,8 @@ def write_result(plan: Plan, result: Result) -> None:
 def found_elsewhere(plan: Plan, run: Run) -> Result | None:
     """The result of the same training in another study below the same folder, as this study's; None without one.
 
-    What that study did after it is left out. Results that are another study's themselves do not count.
+    What that study did after it is left out. Results that are another study's themselves do not count, nor does one
+    without its run where this study has more to do with it.
     """
     same = fingerprint(plan.configs[run.arm])
     first = [] if run.start is None else [str(Path(run.start.run).relative_to(plan.root))]
@@ -66,15 +71,21 @@ def found_elsewhere(plan: Plan, run: Run) -> Result | None:
         for row in read_results(file.parent):
             own = str(row.get("run", "")).startswith(f"{file.parent.name}/")
             before = [phase["run"] for phase in row.get("first_phase", ())]
-            if own and (row["seed"], row.get("fingerprint"), before) == (run.seed, same, first):
+            alike = own and (row["seed"], row.get("fingerprint"), before) == (run.seed, same, first)
+            if alike and (not plan.study.after or folder_of(plan, run, row).is_dir()):
                 return {**row, "arm": run.arm, "after": {}}
     return None
 
 
 def trained_in(plan: Plan, run: Run) -> Path:
     """The folder of the run's checkpoints: its own, or that of the study that its result comes from."""
-    result = next((row for row in read_results(plan.folder) if key(row) == run.key), None)
-    return run.folder if result is None or "run" not in result else plan.root / result["run"]
+    result = next((row for row in read_results(plan.folder) if key(row) == run.key), {})
+    return folder_of(plan, run, result)
+
+
+def folder_of(plan: Plan, run: Run, result: Result) -> Path:
+    """The same, of a run whose result was read."""
+    return plan.root / result["run"] if "run" in result else run.folder
 
 
 def _write(folder: Path, results: list[Result]) -> None:
@@ -126,6 +137,12 @@ def _read_study(folder: Path) -> dict[str, Any]:
         return {}
     record = read_json(file, str(file), old=True)
     return record if isinstance(record, dict) and {"arms", "first_phase_seeded"} <= set(record) else {}
+
+
+def keep_programs(plan: Plan) -> None:
+    """Seeds of an arm share its compiled programs, also from one process to the next."""
+    if jax.config.values["jax_compilation_cache_dir"] is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(plan.root.absolute() / "compiled" / platform.node()))
 
 
 def forget(plan: Plan, arms: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from train.numbers import NumbersError
 from train.study.definition import Study
 from train.study.outcome import final_record, result_of
 from train.study.plan import Plan, Run
-from train.study.records import Result, found_elsewhere, key, read_results, trained_in, write_result
+from train.study.records import Result, folder_of, found_elsewhere, key, read_results, write_result
 from train.training import processes
 from train.training.loop import train
 from train.training.run import Busy
@@ -84,12 +84,14 @@ def run_all(plan: Plan, runs: Sequence[Run], say: Say, *, anew: bool = False) ->
 
 
 def missing(plan: Plan, run: Run, results: Sequence[Result]) -> list[str] | None:
-    """What a run's result lacks: names of `after`; None where there is no result."""
+    """What a run's result lacks: names of `after`; None where there is no result, or where it lacks something and the
+    run is not there any more: it is trained again, as if there were none."""
     found = next((row for row in results if key(row) == run.key), None)
     if found is None:
         return None
     have = found.get("after", {})
-    return [t.name for t in plan.study.after if have.get(t.name, {}).get("settings") != _plain(t.settings())]
+    lacking = [t.name for t in plan.study.after if have.get(t.name, {}).get("settings") != _plain(t.settings())]
+    return None if lacking and not folder_of(plan, run, found).is_dir() else lacking
 
 
 def _run(plan: Plan, run: Run, say: Say, *, anew: bool) -> int | None:
@@ -129,7 +131,7 @@ def _do_after(plan: Plan, run: Run, say: Say) -> None:
         [result] = [row for row in read_results(plan.folder) if key(row) == run.key]
         if result["after"].get(task.name, {}).get("settings") == _plain(task.settings()):
             continue
-        values = {name: float(value) for name, value in task(trained_in(plan, run), run.seed).items()}
+        values = {name: float(value) for name, value in task(folder_of(plan, run, result), run.seed).items()}
         say(f"{run}: {task.name}: {', '.join(f'{name} {value:.2f}' for name, value in values.items())}")
         done = {"settings": _plain(task.settings()), "metrics": values}
         if processes.is_first():

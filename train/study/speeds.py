@@ -35,14 +35,14 @@ class Speed:
 
 def write_measure(plan: Plan, speeds: Mapping[str, Speed]) -> None:
     """Writes what was measured of the arms, their baselines among them."""
-    found = {}
+    found, seconds = {}, {name: own.seconds for name, own in speeds.items()}
     for name, own in speeds.items():
-        base = speeds[plan.study.baselines[name]]
-        slower = [a / own.tokens / (b / base.tokens) for a, b in zip(own.seconds, base.seconds, strict=True)]
+        base = plan.study.baselines[name]
+        faster = [own.tokens / speeds[base].tokens * ratio for ratio in timing.ratios(seconds, base, name)]
         found[name] = {
             "tokens_per_s": own.tokens / statistics.median(own.seconds),
-            "speed_ratio": 1 / statistics.median(slower),
-            "speed_ratio_quartiles": timing.quartiles([1 / value for value in slower]),
+            "speed_ratio": statistics.median(faster),
+            "speed_ratio_quartiles": timing.quartiles(faster),
             "peak_bytes": own.peak,
             "temporary_bytes": own.temporaries,
             "parameters": "of a finished run" if own.trained else "new",

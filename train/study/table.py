@@ -1,18 +1,21 @@
 """A study's tables (`table.md`) and pictures, from its results alone."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mom_jax.config import SIDES
 from train.files import write_whole
 from train.reporting.history import is_number
-from train.reporting.tables import markdown
-from train.study.comparison import Paired, Row, metric_by_seed, paired, rows
+from train.reporting.tables import markdown, spread_of
+from train.study.comparison import Paired, Row, metric_by_seed, metrics_of, paired, rows
+from train.study.definition import Map
 from train.study.plan import Plan
 from train.study.records import locked, read_results
 from train.study.speeds import read_measure
 
-TABLE, PLOT, CURVES = "table.md", "plot.png", "curves.png"
+TABLE, PLOT, CURVES, MAPS = "table.md", "plot.png", "curves.png", "maps.png"
 
 _NOTES = """\
 loss: of the final evaluation, nats per token, mean ± standard deviation (n - 1) over the seeds. difference: to the
@@ -22,10 +25,14 @@ pass, with the choices of the final evaluation (SKIP counts nothing, routers cou
 on, the first phase included. tokens/s and memory: of the train step, measured side by side (`--measure`): the speed
 over the baseline's, and the compiled step's peak on a device.
 """
+_ALIKE = """
+similarity: of two modules' outputs for the same tokens, the mean over all pairs, from the first analysis to the last
+(docs/analysis.md); 1 where they are alike. A vanilla model's are of its layers.
+"""
 
 
 def write_table(plan: Plan) -> str:
-    """Writes `table.md` and the two pictures; returns the text. Without results there are no pictures."""
+    """Writes `table.md` and the pictures; returns the text. Without results there are no pictures."""
     results = read_results(plan.folder)
     found = rows(results, plan.study.baselines)
     text = _text(plan, found, read_measure(plan.folder))
@@ -36,7 +43,16 @@ def write_table(plan: Plan) -> str:
 
             write_whole(plan.folder / PLOT, pictures.losses(found))
             write_whole(plan.folder / CURVES, pictures.curves(found))
+            if plan.study.maps:
+                write_whole(plan.folder / MAPS, pictures.maps(found, plan.study.maps))
     return text
+
+
+def against(plan: Plan, arm: str) -> str:
+    """The table with differences to another arm than the study's baseline; nothing is written. Without speeds, which
+    were measured over the baseline's. Raises ConfigError where there is no such arm."""
+    other = dataclasses.replace(plan, study=dataclasses.replace(plan.study, baseline=arm))
+    return _text(other, rows(read_results(plan.folder), other.study.baselines), {})
 
 
 def _text(plan: Plan, found: Sequence[Row], measured: Mapping[str, dict[str, Any]]) -> str:
@@ -51,12 +67,15 @@ def _text(plan: Plan, found: Sequence[Row], measured: Mapping[str, dict[str, Any
     header = ["arm", "seeds", "loss", "difference", "95 % interval", "verdict", "parameters", "active", "MFLOPs/token"]
     header += ["tokens", *(["tokens/s", "speed", "memory, MB"] if measured else [])]
     parts.append(markdown(header, [_cells(row, measured) for row in found]))
+    parts += [_map(found, own) for own in study.maps]
     if any(r["routers"] for row in found for r in row.results):
         parts.append(_routers(found))
     # Another file of the study may have more to do after the same runs.
     tasks = dict.fromkeys(task for row in found for r in row.results for task in r.get("after", {}))
     parts += [_after(found, task) for task in tasks]
-    return "\n".join([*(part for part in parts if part), _NOTES])
+    alike = _similarity(found)
+    notes = _NOTES + (_ALIKE if alike else "")
+    return "\n".join([*(part for part in (*parts, alike) if part), notes])
 
 
 def _baselines(plan: Plan) -> str:
@@ -72,7 +91,7 @@ def _cells(row: Row, measured: Mapping[str, dict[str, Any]]) -> list[str]:
     cells = [
         row.arm,
         str(len(row.results)),
-        _spread(losses, 4),
+        spread_of(losses, 4),
         *_difference(row.difference, 4),
         row.verdict or "-",
         f"{first['parameters']:,}",
@@ -89,6 +108,16 @@ def _cells(row: Row, measured: Mapping[str, dict[str, Any]]) -> list[str]:
         )
         cells += speed or ["-"] * 3
     return cells
+
+
+def _map(found: Sequence[Row], own: Map) -> str:
+    """Losses, what differs by row before its name."""
+    losses = {row.arm: spread_of(row.losses, 4) for row in found}
+    lines = [
+        [f"{own.row}: {row}", *(losses.get(own.arms.get((row, column), ""), "-") for column in own.columns)]
+        for row in own.rows
+    ]
+    return markdown([own.name, *(f"{own.column}: {column}" for column in own.columns)], lines)
 
 
 def _routers(found: Sequence[Row]) -> str:
@@ -112,22 +141,38 @@ def _routers(found: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
+def _similarity(found: Sequence[Row]) -> str:
+    """How alike the modules' outputs are, at the first analysis and at the last, means over the seeds that have it."""
+
+    def way(row: Row, side: str) -> str:
+        curves = [r["similarity"][side] for r in row.results if r.get("similarity", {}).get(side)]
+        if not curves:
+            return "-"
+        first, last = ([curve[i][1] for curve in curves] for i in (0, -1))
+        return f"{statistics.fmean(first):.3f} to {statistics.fmean(last):.3f}"
+
+    lines = [
+        [row.arm, *(way(row, side) for side in SIDES)] for row in found if any(r.get("similarity") for r in row.results)
+    ]
+    return markdown(["similarity of modules' outputs", "attention", "FFN"], lines) if lines else ""
+
+
 def _after(found: Sequence[Row], task: str) -> str:
     """The metrics of what was done after the runs, in %, higher being better."""
-    tasks = [r.get("after", {}).get(task, {}).get("metrics", {}) for row in found for r in row.results]
-    names = list(dict.fromkeys(name for metrics in tasks for name in metrics))
+    names_of = {row.arm: [name for result in row.results for name in metrics_of(result, task)] for row in found}
+    names = list(dict.fromkeys(name for own in names_of.values() for name in own))
     if not names:
         return ""
     by_arm = {row.arm: row.results for row in found}
     lines = []
-    for row in found:
+    for row in (row for row in found if names_of[row.arm]):
         cells = [row.arm]
         for name in names:
             values = metric_by_seed(row.results, task, name)
             base = metric_by_seed(by_arm.get(row.baseline, ()), task, name)
             compared = None if row.arm == row.baseline else paired(values, base)
             verdict = compared.verdict(higher_is_better=True) if compared else ""
-            cells += [_spread(list(values.values()), 2), *_difference(compared, 2), verdict or "-"]
+            cells += [spread_of(list(values.values()), 2), *_difference(compared, 2), verdict or "-"]
         lines.append(cells)
     header = [task, *(cell for name in names for cell in (name, "difference", "95 % interval", "verdict"))]
     return markdown(header, lines)
@@ -135,13 +180,6 @@ def _after(found: Sequence[Row], task: str) -> str:
 
 def _mean(row: Row, of: Callable[[Any], float]) -> float:
     return statistics.fmean(map(of, row.results))
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def _difference(compared: Paired | None, digits: int) -> tuple[str, str]:

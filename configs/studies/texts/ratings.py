@@ -4,7 +4,9 @@ They come with vaderSentiment 3.3.2 (Hutto & Gilbert, ICWSM 2014). Film reviews 
 shortest of the texts there.
 """
 
-from train.study import After
+import dataclasses
+
+from train.study import Study
 from train.tasks.labelled import Labelled
 from train.tasks.settings import FineTuneConfig
 
@@ -16,13 +18,13 @@ _ADVICE = (
     "run: pip download --no-binary :all: --no-deps vaderSentiment==3.3.2 && mkdir -p data && tar xOzf "
     "vaderSentiment-3.3.2.tar.gz vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz | tar xz -C data"
 )
-NEEDS = {FILMS: _ADVICE, TWEETS: _ADVICE}
 
 
-def downstream() -> tuple[After, ...]:
-    """Two classes as in SST-2, and a regression as in STS-B."""
+def with_ratings(study: Study) -> Study:
+    """The study with two tasks after each run: two classes as in SST-2, and a regression as in STS-B."""
     tuning = FineTuneConfig(learning_rate=3e-4, length=64)
-    return (
+    tasks = (
         Labelled("films, good or bad", FILMS, "sign", tuning=tuning),
         Labelled("tweets, ratings", TWEETS, "number", tuning=tuning),
     )
+    return dataclasses.replace(study, after=tasks, needs=dict.fromkeys((FILMS, TWEETS), _ADVICE))

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+import math
 
 import browser
 import pytest
 from programs import call
-from test_report import CONFIG, Page, make
+from test_report import CONFIG, Page, collected, make
 
+from mom_jax.fields import to_dict
 from train.config import OptimConfig, Phase
 from train.report import main
-from train.reporting import pictures
 from train.reporting.comparison import figures as compared
 from train.reporting.comparison import page as page_of
 from train.reporting.comparison.page import compare, write_comparison
@@ -41,18 +42,8 @@ def runs(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Collects the figures, each for light and for dark, instead of drawing them; the browser's test draws them."""
-    found = []
-
-    class Canvas:
-        def __init__(self, figure):
-            found.append(figure)
-
-        def print_png(self, buffer):
-            buffer.write(b"png")
-
-    monkeypatch.setattr(pictures, "FigureCanvasAgg", Canvas)
-    return found
+    """The browser's test draws the figures."""
+    return collected(monkeypatch)
 
 
 @pytest.fixture
@@ -114,6 +105,11 @@ def test_differences(runs, tmp_path):
     data = dataclasses.replace(CONFIG.data, validation_fraction=0.2)
     four = make(tmp_path / "four", config=dataclasses.replace(CONFIG, data=data))
     assert "differ in data.validation_fraction: losses of other" in write_comparison([runs[0], four]).read_text()
+    # JSON has no infinity: it is said as the file says it.
+    signs = dataclasses.replace(CONFIG.signs, exchange_effect=math.inf)
+    (four / "config.json").write_text(json.dumps(to_dict(dataclasses.replace(CONFIG, signs=signs))))
+    found = compare([runs[0], four])["differences"]
+    assert found == {"signs.exchange_effect": [CONFIG.signs.exchange_effect, "inf"]}
     (four / "config.json").write_text('{"data": {"novel": [1]}}')
     found = compare([runs[0], four])["differences"]
     assert found["data.novel"] == [None, [1]]

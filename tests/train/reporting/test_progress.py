@@ -64,6 +64,14 @@ def test_a_resumed_work_counts_from_its_start(capsys, clock):
     assert capsys.readouterr().err.splitlines()[-1] == "mom: 96/100 steps (96 %), ETA 2 s"
 
 
+def test_what_is_compiled_on_the_way_does_not_count(capsys, clock):
+    with Progress(100, "mom") as progress:
+        for step in range(1, 21):
+            clock[0] += 60.0 if step == 10 else 1.0
+            progress.update(step)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("20/100 steps (20 %), ETA 1 min 20 s")
+
+
 def test_unknown_and_infinite_values(capsys):
     with Progress(1, "mom") as progress:
         progress.update(1, loss=float("nan"), mfu=None)

@@ -56,9 +56,8 @@ def make(folder, *, steps=(50, 20), config=CONFIG):
     return folder
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Collects the figures instead of drawing them: each twice, for the light and the dark theme."""
+def collected(monkeypatch):
+    """The figures, which are not drawn from here on: each twice, for the light and the dark theme."""
     found = []
 
     class Canvas:
@@ -70,6 +69,11 @@ def figures(monkeypatch):
 
     monkeypatch.setattr(pictures, "FigureCanvasAgg", Canvas)
     return found
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    return collected(monkeypatch)
 
 
 class Page(html.parser.HTMLParser):
@@ -205,6 +209,9 @@ def test_null_classes_are_named(tmp_path, figures):
     model = dataclasses.replace(MODEL, skip=False, router=dataclasses.replace(MODEL.router, classes="max"))
     write_report(make(tmp_path, config=dataclasses.replace(CONFIG, model=model)))
     assert labels(figures[4].axes[0]) == ["0", "1", "null"]
+    # ... and what no token can choose has no panel: two sides, and the steps' colours.
+    assert [axes.get_title() for axes in figures[6].axes] == ["Attention", "FFN", ""]
+    assert "SKIP" not in (tmp_path / "report.html").read_text().split("Entropy of the routers")[1].split("<h2>")[0]
 
 
 def test_entropy_and_skip_over_training(tmp_path, figures):

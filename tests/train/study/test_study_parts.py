@@ -10,6 +10,7 @@ import pytest
 import tiny
 from programs import ROOT, call
 from scipy import stats
+from study_results import result
 
 from configs.studies import start, two_arms
 from mom_jax.config import ChoiceConfig, RouterConfig
@@ -23,7 +24,7 @@ from train.study.comparison import paired, rows
 from train.study.plan import dealt, fingerprint, make_plan
 from train.study.records import forget, found_elsewhere, read_results, trained_in, write_result, write_study
 from train.study.running import check_sources
-from train.study.table import write_table
+from train.study.table import against, write_table
 from train.training.run import Busy, claimed
 
 BASE = Config(phases=(Phase("pretrain", 6, "vanilla"), Phase("mom", 4, init_from="previous")))
@@ -32,12 +33,6 @@ BASE = Config(phases=(Phase("pretrain", 6, "vanilla"), Phase("mom", 4, init_from
 def study(*arms, **fields):
     arms = arms or (Arm("vanilla", {"phases.mom.model": "vanilla"}), Arm("K=1", {"model.top_k": 1}))
     return Study(**{"name": "trial", "question": "Which?", "base": {"small": BASE}, "arms": arms, **fields})
-
-
-def result(arm, seed, loss, **fields):
-    common = {"evaluated_tokens": 100, "curve": [[2, 3.0], [4, loss]], "parameters": 1000, "active_parameters": 900}
-    common |= {"flops_per_token": 2e6, "tokens": 5000, "own_tokens": 2000, "seconds": 4.0, "routers": {}, "after": {}}
-    return {"arm": arm, "seed": seed, "loss": loss, **common, **fields}
 
 
 def test_changes_are_made_at_once():
@@ -220,6 +215,12 @@ def test_arms_have_baselines_of_their_own(tmp_path):
     task = " ".join(text[text.index("| rating") :].split())
     assert "| 48.75 ± 5.30 | +3.75 |" in task
     assert "| 16.25 ± 1.77 | -6.25 |" in task
+    # With which nothing was done is not in it.
+    write_result(plan, result("K=1, fr", 0, 4.5))
+    write_result(plan, result("K=1, fr", 1, 5.25))
+    text = write_table(plan)
+    assert "K=1, de" in text[text.index("| rating") :]
+    assert "K=1, fr" not in text[text.index("| rating") :]
 
 
 def test_nothing_is_trained_without_what_a_study_needs(tmp_path, capsys):
@@ -258,6 +259,24 @@ def test_results_and_tables(tmp_path):
     assert cells[6:] == ["1,000", "900", "2.000", "5,000"]
     assert "- / 50.0%" in text
     assert "K=2" not in text
+    assert "similarity" not in text
+    for seed, first in ((0, 0.5), (1, 0.25)):
+        curve = [[100, first], [200, first / 2]]
+        write_result(plan, result("K=1", seed, 4.0, routers=routers, similarity={"ffn": curve}))
+    [line] = [line for line in write_table(plan).splitlines() if "0.375 to 0.188" in line]
+    assert [cell.strip() for cell in line.strip("|").split("|")][:2] == ["K=1", "-"]
+    written = (plan.folder / "table.md").read_bytes()
+    other = against(plan, "K=1")
+    assert "baseline: K=1." in other
+    [line] = [line for line in other.splitlines() if line.startswith("| vanilla")]
+    assert [cell.strip() for cell in line.strip("|").split("|")][3:6] == [
+        "+0.6250",
+        "-0.9633 to +2.2133",
+        "not separated",
+    ]
+    with pytest.raises(ConfigError, match="baseline='K': must be an arm"):
+        against(plan, "K")
+    assert (plan.folder / "table.md").read_bytes() == written
     for picture in ("plot.png", "curves.png"):
         assert (plan.folder / picture).read_bytes().startswith(b"\x89PNG")
     measured = {"vanilla": {"tokens_per_s": 2000.0, "speed_ratio": 1.0, "peak_bytes": 5_000_000}}
@@ -368,9 +387,10 @@ def test_what_is_busy_is_waited_for_and_what_follows_is_done_once(tmp_path, monk
         if name == "shared" and len(waits) < 2:
             raise Busy("another process has it")
         trained.append(Path(config.run))
+        trained[-1].mkdir(parents=True)
 
     monkeypatch.setattr(running, "train", train)
-    monkeypatch.setattr(running, "final_record", lambda config: {} if Path(config.run) in trained else None)
+    monkeypatch.setattr(running, "final_record", lambda config: {} if Path(config.run).is_dir() else None)
     monkeypatch.setattr(running, "result_of", lambda run, whole, root: result(run.arm, run.seed, 4.0))
     monkeypatch.setattr(running.time, "sleep", waits.append)
     assert running.run_all(plan, plan.runs, lambda text: None) is None
@@ -379,9 +399,14 @@ def test_what_is_busy_is_waited_for_and_what_follows_is_done_once(tmp_path, monk
     assert task.done == [(f"seed-{run.seed}", run.seed) for run in plan.runs]
     assert running.run_all(plan, plan.runs, lambda text: None) is None
     assert len(task.done) == 4  # not again
+    # Results may be kept without their runs: what needs one trains it again.
+    lost = plan.runs[1].folder
+    lost.rmdir()
+    assert running.run_all(plan, plan.runs, lambda text: None) is None
+    assert len(trained) == 5
     other = make_plan(study(after=(Counted(2),), seeds=(0, 1)), "small", tmp_path)
     assert running.run_all(other, other.runs, lambda text: None) is None
-    assert len(trained) == 5
+    assert trained[5:] == [lost]
     assert len(other.study.after[0].done) == 4
     assert "50.50 ± 0.71" in write_table(other)
 
@@ -391,6 +416,7 @@ def test_a_run_that_another_study_has_trained_is_not_trained_again(tmp_path, mon
     for run in first.runs:
         fields = {"fingerprint": fingerprint(first.configs[run.arm]), "run": str(run.folder.relative_to(tmp_path))}
         start = {"run": str(Path(run.start.run).relative_to(tmp_path)), "loss": 4.5}
+        run.folder.mkdir(parents=True)
         write_result(first, result(*run.key, 4.0, first_phase=[start], after={"task": {}}, **fields))
     trained, task = [], Counted(1)
     arms = (Arm("one", {"model.top_k": 1}), Arm("two", {"model.top_k": 2}))
@@ -409,6 +435,13 @@ def test_a_run_that_another_study_has_trained_is_not_trained_again(tmp_path, mon
     assert trained_in(second, second.runs[0]) == first.runs[1].folder
     assert trained_in(second, second.runs[1]) == second.runs[1].folder
     assert len(task.done) == 4  # what the other study did after it does not count
+
+    # What is left to do with a run needs it; its result does not.
+    first.runs[1].folder.rmdir()
+    more = make_plan(study(*arms, name="more", after=(task,), seeds=(0,)), "small", tmp_path)
+    less = dataclasses.replace(more, study=dataclasses.replace(more.study, after=()))
+    assert found_elsewhere(more, more.runs[0]) is None
+    assert found_elsewhere(less, less.runs[0]) is not None
 
     # What a study has from another is no third one's.
     third = make_plan(study(*arms, name="third", seeds=(0,)), "small", tmp_path)
@@ -443,6 +476,7 @@ def write_file(folder, text="", seeds=(0, 1)):
         (["--size", "smal"], "size='smal': unknown; did you mean 'small'?"),
         (["--shard", "3/2"], "shard='3/2': must be I/N"),
         (["--fresh", "--table"], "one of these at a time"),
+        (["--against", "vanilla"], "against='vanilla': goes with --table"),
         (["--fresh", "--shard", "1/2"], "not with --shard"),
         (["--measure", "--rounds", "0"], "rounds=0: must be at least 1"),
     ],

@@ -76,3 +76,10 @@ def test_killed_and_resumed_in_parts_it_gives_the_same(tmp_path, capsys):
     measured = json.loads((parts / "trial-small" / "measure.json").read_text())["arms"]
     assert measured["taught"]["peak_bytes"] > measured["vanilla"]["peak_bytes"]
     assert measured["taught"]["parameters"] == "new"
+
+    # A vanilla model is analysed too, and has no choices that could change.
+    file = write_file(tmp_path, ", Arm('analysed', {'phases.mom.model': 'vanilla', 'analysis.every': 3})", seeds=(0,))
+    code, _, err = call(capsys, main, file, "--out", parts, "--only", "analysed")
+    assert code == 0, err
+    analysed = next(row for row in read_results(parts / "trial-small") if row["arm"] == "analysed")
+    assert (analysed["loss"], analysed["routers"]) == (expected[0]["loss"], {})

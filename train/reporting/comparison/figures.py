@@ -1,7 +1,6 @@
 """What several runs are compared by: their figures, one record a row, and what their configurations differ in."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from mom_jax.analysis.cost import forward_flops_per_token, parameter_count
 from mom_jax.config import SIDES
-from mom_jax.fields import require
+from mom_jax.fields import require, to_dict
 from train.config import Phase
 from train.reporting.history import Record, Run, is_number, latest_usage, router_value, understood
 from train.reporting.insight import table_of
@@ -73,7 +72,7 @@ def _is_default(name: str, values: Sequence[Any]) -> bool:
     """Whether a field of a phase that only some runs have says no more than that they have it."""
     _, _, field = name.removeprefix("phases.").partition(".")
     there = [value for value in values if value is not None]
-    usual = _flat(json.loads(json.dumps(dataclasses.asdict(Phase("phase", 1)))))
+    usual = _flat(to_dict(Phase("phase", 1)))
     absent = name.startswith("phases.") and len(there) < len(values) and field not in ("name", "steps", "model")
     return absent and field in usual and all(value == usual[field] for value in there)
 
@@ -85,7 +84,7 @@ def _below(name: str, place: str) -> bool:
 def _configuration(run: Run) -> Any:
     """With the fields that the file lacks where it can be read; else as it is."""
     if run.config is not None:
-        return json.loads(json.dumps(dataclasses.asdict(run.config)))
+        return to_dict(run.config)
     return run.raw if isinstance(run.raw, dict) else {}
 
 

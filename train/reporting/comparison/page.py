@@ -21,7 +21,7 @@ from train.reporting.comparison.figures import (
     routed_phase,
     routing_figures,
 )
-from train.reporting.history import Record, latest_usage, router_value, understood
+from train.reporting.history import latest_usage, router_value, understood
 from train.reporting.numbers import COUNTS
 from train.reporting.page import COLUMNS, whole_page
 from train.reporting.pictures import SIDE_NAMES, embedded, heat_maps
@@ -93,7 +93,7 @@ def _page(runs: Sequence[Compared]) -> str:
         "<h1>Comparison of runs</h1>",
         *_caution(found),
         "<h2>Final figures</h2>",
-        _table(_FIGURES, final_figures(runs)),
+        columns_as_html(_FIGURES, final_figures(runs), (*COUNTS, "signs")),
         *_configurations(runs, found),
         "<h2>Training</h2>",
         *_pictures(
@@ -131,13 +131,6 @@ def _value(value: Any) -> str:
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _table(columns: Sequence[Column], rows: list[Record]) -> str:
-    """Without the columns in which there is nothing."""
-    nothing = {name: (None, 0) if name in (*COUNTS, "signs", "skip") else (None,) for name, _, _ in columns}
-    shown = [column for column in columns if any(row[column[0]] not in nothing[column[0]] for row in rows)]
-    return columns_as_html(shown, rows)
-
-
 def _routing(runs: Sequence[Compared]) -> list[str]:
     rows = [{**row, "side": SIDE_NAMES[row["side"]]} for row in routing_figures(runs)]
     if not rows:
@@ -146,7 +139,7 @@ def _routing(runs: Sequence[Compared]) -> list[str]:
         "In the last phase with routers. The exchange test says by how much the loss rises where tokens take each "
         "other's choices: nothing, if the routers know nothing of the tokens."
     )
-    parts = ["<h2>Routing</h2>", _table(_ROUTING, rows), f"<p>{html.escape(caption)}</p>"]
+    parts = ["<h2>Routing</h2>", columns_as_html(_ROUTING, rows, ("skip",)), f"<p>{html.escape(caption)}</p>"]
     sides = [side for side in SIDES if any(row["side"] == SIDE_NAMES[side] for row in rows)]
     known = [("entropy", drawn.entropy, "Entropy of the routers' probabilities in training.")]
     known.append(("skip", drawn.skip, "The share of choices on SKIP in training."))

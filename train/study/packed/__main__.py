@@ -10,8 +10,6 @@ ended. docs/studies.md
 
 import argparse
 import dataclasses
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +24,7 @@ from train.study.definition import Study, load_study
 from train.study.packed.program import Program, planned
 from train.study.packed.sizing import SIZING
 from train.study.packed.tokens import open_tokens
-from train.study.records import forget
+from train.study.records import forget, keep_programs
 
 START = time.monotonic()
 
@@ -48,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags.fresh:
         forget(plan, list(plan.configs))
         (plan.folder / SIZING).unlink(missing_ok=True)
-    if jax.config.values["jax_compilation_cache_dir"] is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(plan.root.absolute() / "compiled" / platform.node()))
+    keep_programs(plan)
     notify(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {tokens.describe()}")
     deadline = None if flags.seconds is None else begin + flags.seconds
     program = Program(plan, tokens, deadline, notify, lambda line: print(line, flush=True))

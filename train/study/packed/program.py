@@ -1,7 +1,6 @@
 """A study's runs, one after the other, each result written the moment that it is there."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 from mom_jax.fields import ConfigError, require
 from mom_jax.sharding import make_mesh
 from train.config import Config
+from train.files import to_json
 from train.reporting.history import Record
 from train.steps import timing
 from train.steps.compiled import check_devices
@@ -24,7 +24,7 @@ from train.study.packed.running import EVALUATIONS, Device, evaluated, keep, kep
 from train.study.packed.sizing import Cost, read_sizing, sized, write_sizing
 from train.study.packed.tokens import TokenFile, batches, held_out_batches
 from train.study.plan import Plan, Run, make_plan
-from train.study.records import check_study, read_results, write_result, write_study
+from train.study.records import check_study, key, read_results, write_result, write_study
 from train.study.speeds import Speed, write_measure
 
 ROUNDS = 3  # calls of each arm that are timed
@@ -112,7 +112,7 @@ class Program:
         return len(self._pending())
 
     def _pending(self) -> list[Run]:
-        done = {(row["arm"], row["seed"]) for row in read_results(self.plan.folder)}
+        done = set(map(key, read_results(self.plan.folder)))
         return [run for run in self.plan.runs if run.key not in done]
 
     def _compile(self, runs: list[Run]) -> None:
@@ -229,7 +229,7 @@ class Program:
         outcome = Outcome(run.config, ran.final, ran.curve, ran.seconds, {}, first_loss)
         result = line(run, self.plan.configs[run.arm], self.plan.root, outcome)
         write_result(self.plan, result)
-        self.emit(json.dumps(result, allow_nan=False))
+        self.emit(to_json(result).decode().rstrip())
 
 
 def _caller(

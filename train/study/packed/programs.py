@@ -22,7 +22,6 @@ from train.steps.evaluation_step import evaluation_step
 from train.steps.optimizer import make_schedule, with_schedule
 from train.steps.state import TrainState, abstract_params, abstract_state, init_state
 from train.steps.train_step import train_step
-from train.study.plan import plain_vanilla
 from train.training.initial_state import taken_over
 
 # Steps of one call, a loop on the device: a small model's step is over before Python has asked for the next one.
@@ -46,7 +45,7 @@ def trained(config: Config, phase: Phase, source: ModelConfig | None) -> Trained
     model = config.model_of(phase.name)
     plain = {name: getattr(OptimConfig, name) for name in ("schedule", "warmup_steps", "decay_steps", "final_fraction")}
     optim = dataclasses.replace(phase.optim, learning_rate=1.0, **plain)
-    return Trained(plain_vanilla(model) if phase.model == "vanilla" else model, optim, source)
+    return Trained(model.vanilla() if phase.model == "vanilla" else model, optim, source)
 
 
 def rates(phase: Phase) -> jax.Array:

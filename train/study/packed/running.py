@@ -1,7 +1,6 @@
 """Trains one phase over tokens on the device, and keeps shared first phases."""
 
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from mom_jax import sharding
 from mom_jax.analysis import routing
 from mom_jax.config import ModelConfig
 from train.config import Config
-from train.files import whole_file, write_whole
+from train.files import read_json, to_json, whole_file, write_whole
 from train.numbers import for_json
 from train.reporting.history import Record
 from train.steps.optimizer.names import path_name
@@ -108,7 +107,7 @@ def keep(folder: Path, ran: Ran) -> None:
     with whole_file(folder / PARAMS) as partial, partial.open("wb") as file:
         arrays: dict[str, Any] = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
         np.savez(file, **arrays)
-    write_whole(folder / FINAL, (json.dumps(ran.final) + "\n").encode())
+    write_whole(folder / FINAL, to_json(ran.final))
 
 
 def kept(folder: Path, model: ModelConfig, mesh: Mesh) -> tuple[Any, Record] | None:
@@ -121,4 +120,4 @@ def kept(folder: Path, model: ModelConfig, mesh: Mesh) -> tuple[Any, Record] | N
             return jax.device_put(jnp.asarray(arrays[path_name(path)]), like.sharding)
 
         params = jax.tree_util.tree_map_with_path(read, abstract_params(model, mesh))
-    return params, json.loads((folder / FINAL).read_text())
+    return params, read_json(folder / FINAL, str(folder / FINAL))

@@ -1,14 +1,13 @@
 """How many steps fit: from each arm's measured speed to the steps of all phases, kept in `sizing.json`."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mom_jax.fields import ConfigError
 from train.config import Config
-from train.files import write_whole
+from train.files import read_json, to_json, write_whole
 from train.study.packed.programs import CALL
 from train.study.plan import Run
 from train.study.records import locked
@@ -58,14 +57,16 @@ def read_sizing(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        record = json.loads(file.read_text())
+        record = read_json(file, str(file))
         return {"tokens": record["tokens"], "steps": record["steps"], "costs": record["costs"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); --fresh begins anew") from None
+    except ConfigError as error:
+        raise ConfigError(f"{error}; --fresh begins anew") from None
 
 
 def write_sizing(folder: Path, tokens: str, steps: Mapping[str, Any], costs: Mapping[str, Cost]) -> None:
     """tokens: the digest of the file of tokens."""
     record = {"tokens": tokens, "steps": steps, "costs": {arm: dataclasses.asdict(cost) for arm, cost in costs.items()}}
     with locked(folder):
-        write_whole(folder / SIZING, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(folder / SIZING, to_json(record, indent=1))

@@ -2,15 +2,16 @@
 
 `small` is for two CPU cores: the quickstart's data and width, one anchor, six layers that become modules, one anchor;
 600 steps of the vanilla model, which all arms share, and 400 steps of each arm, or 200 in studies of many arms. `full`
-is the paper's small model on OpenWebText (configs/mom_small.py), for a pod.
+is the paper's small model on OpenWebText (configs/paper_routing/small.py), for a pod.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from configs import mom_small, quickstart_paper
-from mom_jax.config import BalanceConfig, ModelConfig, RouterConfig
+from configs import quickstart_paper
+from configs.paper_routing import small as paper_small
+from mom_jax.config import BalanceConfig, ChoiceConfig, ModelConfig, RouterConfig
 from mom_jax.interop.recipe import recommended
 from train.config import AnalysisConfig, Config
 from train.study import Arm, changed
@@ -20,14 +21,17 @@ DEEPER, SHALLOWER = 1.38, 0.4  # times the vanilla model's layers: the paper's d
 VANILLA = Arm("vanilla", {"phases.mom.model": "vanilla", "phases.mom.optim.router_multiplier": 1.0})
 
 
+def modules(number: int) -> dict[str, int]:
+    """So many layers between the anchors, which become modules."""
+    return dict.fromkeys(("model.num_attn_modules", "model.num_ffn_modules", "model.num_steps"), number)
+
+
 def sizes(steps: int = 400) -> dict[str, Config]:
     """The configurations that arms change, by size. steps: of the small one's arms after the shared phase."""
     small = changed(
         quickstart_paper.get_config(),
         {
-            "model.num_attn_modules": 6,
-            "model.num_ffn_modules": 6,
-            "model.num_steps": 6,
+            **modules(6),
             "model.top_k": 1,
             "phases.pretrain.steps": 600,
             "phases.mom.steps": steps,
@@ -35,7 +39,7 @@ def sizes(steps: int = 400) -> dict[str, Config]:
             "analysis": AnalysisConfig(every=100),
         },
     )
-    return {"small": small, "full": changed(mom_small.get_config(), {"model.num_steps": 8})}
+    return {"small": small, "full": changed(paper_small.get_config(), {"model.num_steps": 8})}
 
 
 def paper(**fields: Any) -> Callable[[Config], Config]:
@@ -62,21 +66,8 @@ def deep(config: Config) -> Config:
 
 
 def at_depth(share: float) -> Callable[[Config], Config]:
-    """So many steps for each layer that became modules, and steps with modules of their own: the layers in order, some
-    of them twice in a row or left out."""
-
-    def change(config: Config) -> Config:
-        layers = config.model.num_attn_modules
-        steps = max(1, round(share * layers))
-        own = tuple(h * layers // steps for h in range(steps))
-        return changed(config, {"model.num_steps": steps, "model.attention.schedule": own, "model.ffn.schedule": own})
-
-    return change
-
-
-def deep_in_turn(config: Config) -> Config:
-    """38 % more depth where steps have modules of their own."""
-    return at_depth(steps_for(config.model, DEEPER) / config.model.num_attn_modules)(config)
+    """So many steps for each layer that became modules."""
+    return lambda config: changed(config, {"model.num_steps": max(1, round(share * config.model.num_attn_modules))})
 
 
 def wide(config: Config) -> Config:
@@ -88,6 +79,48 @@ def ours(**router: Any) -> Callable[[Config], Config]:
     """Our recipe (`mom_jax.interop.recipe`), with FFN modules of half a layer's width, of which each step takes two;
     with further fields of the `router`."""
     return lambda config: changed(config, {"model": recommended(config.model, parts=2, **router)})
+
+
+OURS = Arm("ours", ours())
+OURS_DEEP = Arm("ours, deep", (deep, ours()))
+
+
+def ours_wide(layers: int = 3) -> Callable[[Config], Config]:
+    """60 % less depth by our recipe, so many layers' work a step on both sides. Attention is routed too: a step that
+    stands for several layers has no module of its own, and none is preferred."""
+
+    def change(config: Config) -> Config:
+        attention = ChoiceConfig(top_k=layers, scale=2.0)
+        cut = recommended(config.model, parts=2, taken=2 * layers, step_bias=None)
+        ffn = dataclasses.replace(cut.ffn, scale=2.0)
+        steps = steps_for(config.model, SHALLOWER)
+        return changed(config, {"model": dataclasses.replace(cut, attention=attention, ffn=ffn, num_steps=steps)})
+
+    return change
+
+
+def ours_wide_in_order(config: Config) -> Config:
+    """60 % less depth by our recipe, with attention in order: three layers' FFNs a step, and one layer's attention. The
+    attention of the other layers has nothing to do."""
+    shallow = dataclasses.replace(config.model, num_steps=steps_for(config.model, SHALLOWER))
+    return changed(config, {"model": recommended(shallow, parts=2, taken=6, step_bias=None)})
+
+
+def from_scratch(config: Config) -> Config:
+    """One phase of the steps of both, by the first one's schedule."""
+    first, second = config.phases
+    steps = first.steps + second.steps
+    multiplier = second.optim.router_multiplier
+    optim = dataclasses.replace(first.optim, router_multiplier=multiplier)
+    return dataclasses.replace(
+        config, phases=(dataclasses.replace(second, steps=steps, init_from="scratch", optim=optim),)
+    )
+
+
+VANILLA_AT_ONCE = Arm("vanilla, one phase", ({"phases.mom.model": "vanilla"}, from_scratch))
+OURS_AT_ONCE = Arm("ours, from scratch", (ours(), from_scratch))
+
+LONG_WARM_UP = {"phases.0.optim.warmup_steps": 200}  # of one phase's, in place of 50; of 800 at the small size
 
 
 def parts(number: int, taken: int | None = None) -> Callable[[Config], Config]:

@@ -1,0 +1,1 @@
+"""Studies whose runs are fine-tuned on texts with human ratings."""

@@ -1,7 +1,7 @@
 """Paths: which modules tokens pass through from step to step, how deep they go, and which tokens go where."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,9 +122,10 @@ def transitions(routes: Routes) -> dict[Side, np.ndarray]:
     return result
 
 
-def churn(before: Routes, after: Routes) -> dict[Side, float]:
-    """Of each routed side the share of best choices that differ between two captures of the same tokens."""
-    return {side: float((own.top != after.sides[side].top).mean()) for side, own in before.sides.items()}
+def churn(before: Mapping[Side, np.ndarray], after: Mapping[Side, np.ndarray]) -> dict[Side, float]:
+    """Of each routed side the share of best choices (`Routes.tops`) that differ between two captures of the same
+    tokens."""
+    return {side: float((top != after[side]).mean()) for side, top in before.items()}
 
 
 @dataclasses.dataclass(frozen=True)

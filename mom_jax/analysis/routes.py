@@ -64,6 +64,11 @@ class Routes:
         """T."""
         return len(self.ids_T)
 
+    @property
+    def tops(self) -> dict[Side, np.ndarray]:
+        """Each routed side's best choices, [S·H, T]."""
+        return {side: own.top for side, own in self.sides.items()}
+
 
 def capture(
     params: dict[str, Any],

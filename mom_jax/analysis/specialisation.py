@@ -33,14 +33,14 @@ class Specialisation:
     similarity: dict[Side, Similarity]
     dependence: dict[Side, Dependence]
 
-    def record(self, before: "Specialisation | None" = None) -> dict[str, Any]:
-        """Plain numbers for a log, tables to four digits. before: an earlier measurement on the same tokens, from which
-        `churn` is counted; null without one."""
+    def record(self, before: Mapping[Side, np.ndarray] | None = None) -> dict[str, Any]:
+        """Plain numbers for a log, tables to four digits. before: `routes.tops` of an earlier measurement on the same
+        tokens, from which `churn` is counted; null without one."""
         record: dict[str, Any] = {"similarity": {side: _similar(own) for side, own in self.similarity.items()}}
         if self.routes.sides:
             record["dependence"] = {side: dataclasses.asdict(own) for side, own in self.dependence.items()}
             record["depth"] = depth(self.routes).record()
-            changed = None if before is None else churn(before.routes, self.routes)
+            changed = None if before is None else churn(before, self.routes.tops)
             record["churn"] = {side: changed and changed[side] for side in self.routes.sides}
         return record
 

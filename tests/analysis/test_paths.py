@@ -61,8 +61,8 @@ def test_transitions_and_churn():
     np.testing.assert_array_equal(ffn, [[1, 0, 0], [1, 0, 0], [0, 0, 1]])
     other = SideRoutes(ATTENTION[:, ::-1], np.zeros(ATTENTION.shape, np.float32), 3)
     after = routes(sides={"attention": other, "ffn": routes().sides["ffn"]})
-    assert paths.churn(routes(), after) == {"attention": 0.5, "ffn": 0.0}
-    assert paths.churn(routes(), routes()) == {"attention": 0.0, "ffn": 0.0}
+    assert paths.churn(routes().tops, after.tops) == {"attention": 0.5, "ffn": 0.0}
+    assert paths.churn(routes().tops, routes().tops) == {"attention": 0.0, "ffn": 0.0}
 
 
 def test_usage_by_classes_of_tokens():

@@ -95,7 +95,7 @@ def differences_on_a_mesh(shape):
     one = measure(params, config, [{"tokens": ids}], step=0)
     many = measure(placed, config, [{"tokens": ids}], step=0, mesh=mesh)
     np.testing.assert_array_equal(one.routes.window_T, many.routes.window_T)
-    churned = max(churn(one.routes, many.routes).values())
+    churned = max(churn(one.routes.tops, many.routes.tops).values())
     tables = [(own, many.similarity[side]) for side, own in one.similarity.items()]
     # Rows on other devices give the stream before the same steps.
     similar = max(float(np.abs(a.outputs - b.outputs).max()) for a, b in tables)

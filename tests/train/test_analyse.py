@@ -159,7 +159,8 @@ def test_pieces_of_a_text_make_it_whole(config):
     assert tokenizers.pieces(tokenizers.IdsTokenizer(9), [1, 2]) is None
 
 
-def test_training_measures_the_same_tokens_again_and_again(run, config):
+def test_training_measures_the_same_tokens_again_and_again(run, config, tmp_path):
+    config = dataclasses.replace(config, run=str(tmp_path))
     watch = Watch(config, config.phases[1], prepare(config.data), make_mesh())
     assert [step for step in range(1, 7) if watch.wanted(step)] == [1, 4, 6]
     params = random_params(config.model)
@@ -174,6 +175,12 @@ def test_training_measures_the_same_tokens_again_and_again(run, config):
     names = {"/".join(path) for path, _ in metrics._scalars(for_json(first))}
     assert {"similarity/attention/attention_patterns", "dependence/ffn/token", "depth/mean"} <= names
     assert not any("NxN" in name or "histogram" in name for name in names)
+    # A run that was interrupted between two analyses knows what was chosen at the one before, unless that is damaged.
+    for damage, expected in ((None, other["churn"]), (b"PK", {"attention": None, "ffn": None})):
+        if damage is not None:
+            (tmp_path / "routes" / "mom-4.npz").write_bytes(damage)
+        later = Watch(config, config.phases[1], prepare(config.data), make_mesh())
+        assert later.record(random_params(config.model, seed=1), 6)["churn"] == expected
     never = Watch(dataclasses.replace(config, analysis=AnalysisConfig(every=0)), config.phases[1], None, make_mesh())
     assert not any(never.wanted(step) for step in range(1, 7))
 

@@ -114,7 +114,7 @@ def agreement(before: Routes, after: Routes) -> dict[Side, float] | None:
     same = shape == {side: (own.top.shape, own.modules) for side, own in after.sides.items()}
     if not before.sides or not same or not np.array_equal(before.ids_T, after.ids_T):
         return None
-    return paths.churn(before, after)
+    return paths.churn(before.tops, after.tops)
 
 
 def write_pictures(analysed: Sequence[Analysed], output: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 from mom_jax.analysis.pruning import keep_after
 from mom_jax.config import Side
 from train.analysis.removal import RANKS, Rank, Ranking, Removal
-from train.reporting.tables import markdown
+from train.reporting.tables import markdown, spread_of
 
 PAPER: dict[Side, float] = {"attention": 0.5, "ffn": 0.25}
 POINTS = 16  # of a curve, however many modules there are
@@ -98,18 +98,41 @@ def share_of(modules: int, share: float) -> int:
 
 def table(curve: PruneCurve) -> str:
     """A Markdown table: what is cut, and the loss by each ranking."""
-    header = ["cut", *(f"{NAMES[side]} modules left" for side in curve.modules)]
-    header += [f"by {rank}, nats/token" for rank in curve.rankings]
-    rows = [("nothing", *(str(n) for n in curve.modules.values()), *[f"{curve.loss:.4f}"] * len(curve.rankings))]
-    for name, points in [*curve.curves.items(), ("paper", [curve.paper])]:
-        for point in points:
+    return mean_table([curve])
+
+
+def alike(curves: Sequence[PruneCurve]) -> bool:
+    """Whether several models' curves have the same points, so that there is a mean of them."""
+    return len(curves) > 1 and len({(str(own.modules), own.chunks, str(tuple(own.rankings))) for own in curves}) == 1
+
+
+def mean_table(curves: Sequence[PruneCurve]) -> str:
+    """The same of several models that are `alike`, such as a run's seeds: means and standard deviations (n - 1) of the
+    losses with nothing cut, and of how far they rise."""
+    first = curves[0]
+    header = ["cut", *(f"{NAMES[side]} modules left" for side in first.modules)]
+    header += [f"by {rank}, nats/token" for rank in first.rankings]
+    whole = spread_of([own.loss for own in curves], 4)
+    rows = [("nothing", *(str(n) for n in first.modules.values()), *[whole] * len(first.rankings))]
+    for name, points in [*first.curves.items(), ("paper", [first.paper])]:
+        for i, point in enumerate(points):
             if name != "paper" and not any(point.cut.values()):
                 continue
-            left = [str(n - point.cut.get(side, 0)) for side, n in curve.modules.items()]
-            losses = [f"{loss:.4f} ({loss - curve.loss:+.4f})" for loss in point.losses.values()]
+            left = [str(n - point.cut.get(side, 0)) for side, n in first.modules.items()]
+            of_all = [own.paper if name == "paper" else own.curves[name][i] for own in curves]
+            losses = [
+                _risen([(own.loss, of.losses[rank]) for own, of in zip(curves, of_all, strict=True)])
+                for rank in first.rankings
+            ]
             mark = ("**", "**") if name == "paper" else ("", "")
             rows.append((NAMES[name].join(mark), *left, *losses))
     return markdown(header, rows)
+
+
+def _risen(losses: Sequence[tuple[float, float]]) -> str:
+    """Of the losses of each model whole and cut; one model's with the loss itself."""
+    rises = [cut - whole for whole, cut in losses]
+    return f"{losses[0][1]:.4f} ({rises[0]:+.4f})" if len(losses) == 1 else spread_of(rises, 4, "+")
 
 
 def _counts(modules: int) -> list[int]:

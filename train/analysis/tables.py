@@ -25,6 +25,10 @@ def tables(analysed: Sequence[Analysed]) -> str:
         if own.curve is not None:
             title = f" of {own.name}" if len(analysed) > 1 else ""
             parts += [f"## Modules removed{title}", prune_curve.table(own.curve)]
+    curves = [own.curve for own in routed if own.curve is not None]
+    if prune_curve.alike(curves):
+        title = f"## Modules removed, mean ± standard deviation of the {len(curves)} checkpoints"
+        parts += [title, prune_curve.mean_table(curves)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 

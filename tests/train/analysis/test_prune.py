@@ -14,9 +14,9 @@ from mom_jax.analysis import pruning
 from mom_jax.config import ChoiceConfig
 from mom_jax.fields import ConfigError
 from train import convert, generate, main
-from train.analysis.prune_curve import measure, share_of, table
+from train.analysis.prune_curve import Point, PruneCurve, alike, mean_table, measure, share_of, table
 from train.analysis.prune_run import parse_shares
-from train.analysis.removal import Removal, first_tokens
+from train.analysis.removal import Ranking, Removal, first_tokens
 from train.checkpoints import single_file
 from train.checkpoints.models import open_model, write_run
 from train.checkpoints.run_config import read_config
@@ -113,6 +113,25 @@ def test_a_pruned_run_is_the_full_one_with_modules_forbidden(run, tmp_path, caps
     ]
     assert f"{curve.paper.losses['loss']:.4f}" in lines[-1]
     json.dumps(curve.record(), allow_nan=False)
+
+
+def test_the_mean_of_several_curves():
+    def curve(loss, rises, modules=3):
+        points = [Point({"ffn": cut}, {"loss": loss + rise}) for cut, rise in enumerate(rises)]
+        return PruneCurve(loss, 100, {"ffn": modules}, 1, {"loss": Ranking("loss", {}, {})}, {"ffn": points}, points[1])
+
+    one, other = curve(4.0, [0.0, 0.25, 0.5]), curve(5.0, [0.0, 0.75, np.inf])
+    assert alike([one, other])
+    assert not alike([one])
+    assert not alike([one, curve(4.0, [0.0, 0.25, 0.5], modules=4)])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in mean_table([one, other]).splitlines()]
+    assert [cells[0], *cells[2:]] == [
+        ["cut", "FFN modules left", "by loss, nats/token"],
+        ["nothing", "3", "4.5000 ± 0.7071"],
+        ["FFN", "2", "+0.5000 ± 0.3536"],
+        ["FFN", "1", "+inf"],
+        ["**the paper's point**", "2", "+0.5000 ± 0.3536"],
+    ]
 
 
 def programs():

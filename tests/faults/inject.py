@@ -3,6 +3,7 @@
 They take a file or a folder, of which the largest file is hit, and are deterministic: places come from a seed.
 """
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def flip(path: Path, seed: int = 0, bits: int = 1) -> str:
         content[place // 8] ^= 1 << place % 8
     stat = file.stat()
     file.write_bytes(content)
-    _set_times(file, stat)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     return f"{bits} bits of {file.name} flipped"
 
 
@@ -63,12 +64,6 @@ def garble(path: Path, seed: int = 0) -> str:
     file = _file(path)
     file.write_bytes(random.Random(seed).randbytes(file.stat().st_size))
     return f"{file.name} is noise"
-
-
-def _set_times(file: Path, stat: object) -> None:
-    import os
-
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # type: ignore[attr-defined]
 
 
 # What every file may meet, by the name that a table has for it.

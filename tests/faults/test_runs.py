@@ -52,9 +52,8 @@ def train(config):
 def ends(run, phase="mom"):
     """(parameters, the log without times) of a run."""
     found = locate.find(run / locate.FOLDER / phase, field="run")
-    times = ("seconds", "tokens_per_s", "mfu", "data_wait")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return found.arrays(found.meta().model), [{k: v for k, v in r.items() if k not in times} for r in records]
+    return found.arrays(found.meta().model), [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in records]
 
 
 def assert_same(one, other):

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from programs import call
 
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
-from train import main
+from train import cli, main
 from train.checkpoints import manager, manifest, steps
 from train.checkpoints.locate import FOLDER
 from train.reporting.metrics import MetricsLog, read
@@ -117,6 +118,27 @@ def test_what_fails_in_the_background_is_found_at_the_next_steps(run, disk, monk
     assert manifest.sealed(run.checkpoints.folder / "1")
 
 
+def test_checksums_that_a_checkpoint_lacks_and_does_not_get_are_a_save_that_fails(run, monkeypatch, tmp_path, config):
+    """A run that was killed just before, and goes on where the disk is full."""
+    run.save(1)
+    run.checkpoints.wait()
+    (run.checkpoints.folder / "1" / manifest.MANIFEST).unlink()
+    again = Run(run.checkpoints.folder.parent, config)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write_whole", lambda *_, **__: (_ for _ in ()).throw(FULL))
+        again.checkpoints.seal(1)
+        again.checkpoints._completing.join()
+        assert not again.saver.due()
+        assert "checksums could not be saved (No space left on device); training goes on" in again.said[0]
+    again.now = 1.5
+    assert again.saver.due()
+    again.save(2)
+    again.saver.settle(again.at(2), stopping=False)
+    assert steps.ordered(again.checkpoints.folder)[0] == 2
+    again.checkpoints.close()
+    again.log.close()
+
+
 def test_the_last_try_ends_the_run_and_leaves_what_was_saved(run, disk):
     run.save(1)
     run.checkpoints.wait()
@@ -214,3 +236,42 @@ def test_a_checkpoint_knows_the_log_it_was_saved_with(run, tmp_path):
     file.write_bytes(b"".join(lines))
     run.log.truncate(["mom"], "mom", 2)
     assert run.log.mark() == meta.log
+
+
+def test_of_several_processes_the_one_that_cannot_save_ends_at_its_next_step(run, monkeypatch):
+    """The others do not know of it: it must not wait for them, as a process does that ends."""
+    monkeypatch.setattr(saving.jax, "process_count", lambda: 2)
+    saver = saving.Saver(run.checkpoints, run.log, run.said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "seal", lambda folder: (_ for _ in ()).throw(FULL))
+        saver.checkpoints._beside(lambda: manifest.seal(run.checkpoints.folder))
+        saver.checkpoints._completing.join()
+    with pytest.raises(saving.SavingFailedError, match="could not be saved") as raised:
+        saver.due()
+    ended = []
+    monkeypatch.setattr(cli.os, "_exit", lambda code: ended.append(code) or sys.exit(code))
+    monkeypatch.setattr(cli, "prepare_process", lambda: None)
+    for others, way in ((2, [75]), (1, [])):
+        monkeypatch.setattr(saving.jax, "process_count", lambda others=others: others)
+        ended.clear()
+        with pytest.raises(SystemExit) as left:
+            cli.run_program(lambda: (_ for _ in ()).throw(raised.value))
+        assert (left.value.code, ended) == (75, way)
+
+
+def test_a_process_with_an_error_does_not_wait_for_the_others(monkeypatch):
+    """Orbax would: for each other process's barrier 20 minutes."""
+    waited = []
+    monkeypatch.setattr(manager.ocp.multihost, "get_barrier_sync_fn", lambda: lambda **given: waited.append(given))
+    barrier = manager._barrier()
+    barrier(key="a", timeout_ms=5)
+
+    def fails():
+        try:
+            raise FULL
+        finally:
+            barrier(key="b", timeout_ms=5)
+
+    with pytest.raises(OSError, match="No space"):
+        fails()
+    assert waited == [{"key": "a", "timeout_ms": 5}]

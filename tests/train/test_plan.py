@@ -11,7 +11,7 @@ from cuda_compiler import environment as cuda_environment
 from cuda_compiler import needs_cuda_compiler
 from tpu_compiler import INSTALLED, ROOT, environment, needs_libtpu
 
-from configs import mom_large
+from configs.paper_routing import large as paper_large
 from mom_jax.analysis.chips import chip
 from mom_jax.analysis.cost import busiest_share, train_flops_per_token
 from mom_jax.analysis.hlo import Collective, HloCost
@@ -21,7 +21,7 @@ from train.planning import advice, program, roofline
 from train.planning.search import candidates
 from train.planning.topology import devices_of
 
-CONFIG = mom_large.get_config()
+CONFIG = paper_large.get_config()
 PHASE = CONFIG.phases[1]
 V5E = chip("TPU v5 lite")
 GIB = 2**30
@@ -208,7 +208,7 @@ def test_what_is_no_topology_is_refused(name):
 
 
 def plan(*arguments, code=0, **settings):
-    command = [sys.executable, "-m", "train.plan", "--config", "configs/mom_small.py", *arguments]
+    command = [sys.executable, "-m", "train.plan", "--config", "configs/paper_routing/small.py", *arguments]
     run = subprocess.run(command, cwd=ROOT, env=environment() | settings, capture_output=True, text=True, check=False)
     assert run.returncode == code, run.stderr[-4000:]
     return run
@@ -298,7 +298,7 @@ def test_a_search_compiles_the_best_and_says_why():
     # Two moments, and four counters or so.
     assert 0 <= memory["optimizer"] - 2 * memory["parameters"] < 100
     model = dataclasses.replace(
-        mom_large.get_config().model, d_model=768, num_heads=12, num_chunks=1, vocab_size=4096, top_k=1, num_steps=2
+        paper_large.get_config().model, d_model=768, num_heads=12, num_chunks=1, vocab_size=4096, top_k=1, num_steps=2
     )
     needed = train_flops_per_token(model, 256) * 8 * 256 / 4
     # Attention's square, and what is made again.

@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import logging
 import math
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class Checkpoints:
             create=not self._read_only,
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier()) if jax.process_count() > 1 else None,
         )
         return ocp.CheckpointManager(self.folder.absolute(), options=options, item_handlers=self._handlers)
 
@@ -115,25 +117,32 @@ class Checkpoints:
         items["meta"] = ocp.args.JsonSave(record)
         if meta.step not in steps.steps(self.folder):  # else it was saved before, and its checksums were not
             self._manager.save(meta.step, args=ocp.args.Composite(**items), metrics=metrics)
-        self._completing = threading.Thread(target=self._complete, args=(meta.step,), name="checksums", daemon=True)
-        self._completing.start()
+        self._beside(lambda: self._complete(meta.step))
 
     def _complete(self, step: int) -> None:
         """What follows when orbax has saved a checkpoint: its checksums, and the end of those that it replaces."""
-        try:
-            self._manager.wait_until_finished()
-            if jax.process_index() == 0:  # orbax has waited for the other processes
-                manifest.seal(self.folder / str(step))
-                for old in steps.superfluous(self.folder, self.keep):
-                    steps.remove(self.folder, old)
-        except BaseException as error:  # told to whoever waits
-            self._failure = error
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:  # orbax has waited for the other processes
+            manifest.seal(self.folder / str(step))
+            for old in steps.superfluous(self.folder, self.keep):
+                steps.remove(self.folder, old)
 
     def seal(self, step: int) -> None:
-        """Gives a checkpoint checksums, beside the training, where it has none."""
+        """Gives a checkpoint checksums, beside the training, where it has none. A failure is that of a save."""
         if not manifest.sealed(self.folder / str(step)) and jax.process_index() == 0:
-            self._completing = threading.Thread(target=manifest.seal, args=(self.folder / str(step),), daemon=True)
-            self._completing.start()
+            self._beside(lambda: manifest.seal(self.folder / str(step)))
+
+    def _beside(self, work: Callable[[], object]) -> None:
+        """Does what completes a checkpoint in a thread of its own."""
+
+        def work_and_tell() -> None:
+            try:
+                work()
+            except BaseException as error:  # told to whoever asks or waits
+                self._failure = error
+
+        self._completing = threading.Thread(target=work_and_tell, name="checksums", daemon=True)
+        self._completing.start()
 
     def failure(self) -> BaseException | None:
         """What kept the last save from its end, as far as that is known yet."""
@@ -230,6 +239,23 @@ class Checkpoints:
             self._completing.join()
         with contextlib.suppress(Exception):
             self._manager.close()
+
+
+def _barrier() -> Callable[..., None]:
+    """Orbax's barrier of all processes, for its threads; whoever comes with an error does not wait.
+
+    Of a save that failed in one process orbax tells nobody: that process would wait for the others to end the save, and
+    these for it to write its part, 20 minutes long.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn()
+
+    def barrier(*, key: str, timeout_ms: int) -> None:
+        error = sys.exception()  # where orbax waits in a `finally`
+        if error is not None:
+            raise error
+        wait(key=key, timeout_ms=timeout_ms)
+
+    return barrier
 
 
 def _parts(sizes: list[int]) -> Iterator[set[int]]:

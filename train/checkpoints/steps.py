@@ -45,11 +45,9 @@ def ordered(phase: Path, *, best: bool = False) -> list[int]:
     return sorted(latest, key=lambda step: known[step])
 
 
-def problem(phase: Path, step: int, *, contents: bool = True) -> Problem | None:
-    """What is wrong with a checkpoint; None where nothing is. contents: whether all of it is read."""
+def problem(phase: Path, step: int) -> Problem | None:
+    """What is wrong with a checkpoint, all of which is read; None where nothing is."""
     folder = phase / str(step)
-    if not contents:
-        return manifest.problem(folder, contents=False)
     state = sorted(_states(folder))
     if folder not in _known or _known[folder][0] != state:
         _known[folder] = state, manifest.problem(folder)
@@ -93,7 +91,7 @@ def remove_leftovers(phase: Path) -> None:
 def superfluous(phase: Path, keep: int) -> list[int]:
     """The steps that need not stay beside the latest `keep` and the one with the lowest validation loss; of those that
     are not whole, as far as sizes tell, none counts and none is named."""
-    whole = [step for step in steps(phase) if problem(phase, step, contents=False) is None]
+    whole = [step for step in steps(phase) if manifest.problem(phase / str(step), contents=False) is None]
     stay = set(whole[-keep:])
     evaluated = [step for step in ordered(phase, best=True) if step in whole and loss(phase, step) is not None]
     return [step for step in whole if step not in stay | set(evaluated[:1])]

@@ -72,11 +72,6 @@ class Remembered:
     window: tuple[tuple[float, float], ...] = ()
     limits: tuple[tuple[float | None, ...], ...] = ((None, None), (None, None))
 
-    @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """All but what the medians are made of."""
-        return self.skipped, self.rewinds, self.in_a_row, self.rewound_from
-
 
 WATCH = WatchConfig()
 

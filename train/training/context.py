@@ -41,9 +41,7 @@ class Context:
         self.run = Path(config.run).expanduser()
         self.peak = mesh_peak(config.model.dtype, mesh)
         self.data = TrainingData(prepared, config.data)
-        self.offsets, steps = {}, 0
-        for phase in config.phases:
-            self.offsets[phase.name], steps = steps, steps + phase.steps
+        self.offsets = config.offsets
 
     def notify(self, text: str) -> None:
         """Tells the user, on the process that has a console."""

@@ -27,7 +27,18 @@ ROUTES_TOKENS = 2048  # of the text whose routes the report explores
 
 
 def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch, saver: Saver) -> None:
-    """The phase's last word: a longer evaluation, the exchange test, the routes of a fixed text, a sample."""
+    """The phase's last word: a longer evaluation, the exchange test, the routes of a fixed text, a sample.
+
+    A signal that comes meanwhile ends it: everything is saved, and the same command begins the last word anew. Several
+    processes, which would have to agree on the moment, come to the end of it first."""
+    alone = jax.process_count() == 1
+
+    def stopped() -> bool:
+        if alone and context.stop.signal is not None:
+            context.notify(f"{phase.name}: stopped in its last evaluation; the same command goes on with it")
+            return True
+        return False
+
     model = context.config.model_of(phase.name)
     evaluation = context.validate(phase, state, context.config.final_batches)
     evaluation.check(f"{phase.name}: after its last step")
@@ -36,6 +47,8 @@ def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch, 
         f"{phase.name}: validation loss {evaluation.loss:.4f} nats/token, perplexity {evaluation.perplexity:.2f} "
         f"per token, over {evaluation.tokens:,} tokens"
     )
+    if stopped():
+        return
     if evaluation.routers:
         data = context.config.data
         losses = exchange_test(state.params, model, context.prepared, data, step=phase.steps, mesh=context.mesh)
@@ -43,7 +56,11 @@ def finish(context: Context, phase: Phase, state: TrainState, signs: SignWatch, 
         context.notify(describe_exchange(phase.name, losses))
         for side, summary in evaluation.routers.items():
             context.notify(f"{phase.name}: {describe_routing(side, summary, model.skip)}")
+        if stopped():
+            return
         _write_routes(context, phase, state, model)
+    if stopped():
+        return
     prompt, text = _sample(context, model, state)
     if text:
         record["prompt"], record["sample"] = prompt, text

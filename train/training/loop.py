@@ -168,7 +168,7 @@ def _goes_back(
                 loop.save_before(state)
                 loop.saver.settle(state, stopping=stopping)
                 raise stop(context, phase, loop.saver, loop.refused)
-            if int(state.step) == phase.steps:
+            if int(state.step) == phase.steps and not stopping:
                 finish(context, phase, state, signs, loop.saver)
     finally:
         checkpoints.close()

@@ -73,7 +73,10 @@ def check_unchanged(config: Config) -> bool:
         config = config.with_vocabulary(old.model.vocab_size)
     changed = differences(old, config)
     if changed:
-        raise ConfigError(f"run={config.run!r}: holds a run with another configuration ({'; '.join(changed)})")
+        raise ConfigError(
+            f"run={config.run!r}: holds a run with another configuration ({'; '.join(changed)}); give this one a "
+            "folder of its own, with resume where it is to go on from that run"
+        )
     return True
 
 

@@ -1,12 +1,13 @@
-"""Runs the campaign: PYTHONPATH=tests:tests/helpers:tests/faults:. python -m campaign [--only WORDS]
+"""Runs the campaign: PYTHONPATH=tests:tests/helpers:tests/faults:. python -m campaign [--only WORDS] [--missing]
 
-A campaign that was killed goes on where it was. The results of all of it, or with --only of those jobs, take their
+A campaign that was killed goes on where it was. The results of all of it, or of the jobs that a flag chose, take their
 place in results.jsonl, and docs/faults.md is made of them.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import sys
@@ -28,39 +29,32 @@ WORK = Path(tempfile.gettempdir()) / "mom_jax_faults"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m campaign", description=__doc__)
     parser.add_argument("--only", metavar="WORDS", help="jobs whose group or name has these words")
+    parser.add_argument("--missing", action="store_true", help="jobs that have no results in results.jsonl yet")
     parser.add_argument("--work", type=Path, default=WORK, help="a folder for the runs, and the results so far")
     parser.add_argument("--list", action="store_true", help="name the jobs and end")
     parser.add_argument("--table", action="store_true", help="only write the page from the results")
     flags = parser.parse_args()
-    nursery = Lazy()
+    stack = contextlib.ExitStack()
+    nursery = functools.cache(lambda: stack.enter_context(Nursery()))  # made when it is asked for
     jobs = [job for job in catalogue.jobs(nursery) if flags.only is None or flags.only in f"{job.group}: {job.name}"]
+    if flags.missing:
+        known = {row["job"] for row in table.read(table.RESULTS)}
+        jobs = [job for job in jobs if job.name not in known]
     if flags.list:
         print(*(f"{job.group}: {job.name}" for job in jobs), sep="\n")
         return 0
     so_far, bad = flags.work / "results.jsonl", []
     if not flags.table:
-        with nursery.stack:
+        with stack:
             run(jobs, flags.work, so_far)
         new = table.read(so_far)
         bad = [row for row in new if row["wrong"] or row["silent"] or row["data"]]
-        table.put(new, whole=flags.only is None)
+        table.put(new, whole=flags.only is None and not flags.missing)
         so_far.unlink()
     rows = table.read(table.RESULTS)
     table.PAGE.write_text(table.page(rows, [job.name for job in catalogue.jobs(nursery)]))
     print(table.summary(rows))
     return 1 if bad else 0
-
-
-class Lazy:
-    """A nursery that is made when it is asked for."""
-
-    def __init__(self) -> None:
-        self.stack, self._made = contextlib.ExitStack(), None
-
-    def __call__(self) -> Nursery:
-        if self._made is None:
-            self._made = self.stack.enter_context(Nursery())
-        return self._made
 
 
 def run(jobs: list[Job], work: Path, results: Path) -> None:

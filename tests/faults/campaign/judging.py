@@ -53,3 +53,10 @@ def refuses(outcome: Outcome, said: Said, says: str | None = None, code: int = 2
     outcome.happened = happened or f"stopped, exit code {said.code}"
     outcome.silent |= said.code == 0
     return outcome
+
+
+def resumed(outcomes: Sequence[Outcome], said: Said) -> None:
+    """What the start after the last fault says of the steps that it cost, if it came so far."""
+    if outcomes and ("resuming at" in said.err or "finished before" in said.err):
+        done = int(outcomes[-1].what.split()[0])
+        outcomes[-1].steps_lost = max(outcomes[-1].steps_lost, done - resumed_at(said, done))

@@ -4,13 +4,13 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from programs import ROOT, environment
 
 from campaign.nursery import Child, Nursery
-from campaign.workshop import PHASES, STEPS, Place, records, steps_done
+from campaign.workshop import PHASES, STEPS, Place, records
 
 # In the order in which a run comes to them.
 MOMENTS = (
@@ -35,44 +35,36 @@ class Started:
     def __init__(self, place: Place, nursery: Nursery, moment: str) -> None:
         self.place = place
         flags = [*place.flags(), "--checkpoint.keep", "1"]
-        self.child: Child | None = None
-        self.process: subprocess.Popen | None = None
+        self.child: Child | subprocess.Popen
         self.files = [place.folder / name for name in ("said.out", "said.err")]
         if moment == "importing":
             command = [sys.executable, "-m", "train.main", *map(str, flags)]
             with self.files[0].open("w") as out, self.files[1].open("w") as err:
                 # Not as in a shell's background, where a program would not hear an interrupt.
-                self.process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=out, stderr=err)
+                self.child = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=out, stderr=err)
         else:
             self.child = nursery.start("train.main", flags, place.folder)
         self.had = unfinished(place.run)
-        self.before = steps_done(place.run)
-
-    def poll(self) -> int | None:
-        return self.process.poll() if self.process is not None else self.child.poll()  # type: ignore[union-attr]
-
-    def signal(self, number: int) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-        else:
-            self.child.signal(number)  # type: ignore[union-attr]
-
-    def wait(self) -> int:
-        return self.process.wait(300) if self.process is not None else self.child.wait()  # type: ignore[union-attr]
 
     @property
     def err(self) -> str:
         return self.files[1].read_text(errors="replace")
 
     def reach(self, moment: str, rng: random.Random) -> bool:
-        """Waits for the moment, and a little longer; whether it came before the program's end."""
-        came = begun(moment, self.place, self.had, rng.randint(1, STEPS - 1))
-        while not came():
-            if self.poll() is not None:
-                return False
-            time.sleep(0.004)
-        time.sleep(rng.uniform(0, AFTER[moment]))
-        return self.poll() is None
+        return reach(moment, self.place, self.had, rng, [self.child])
+
+
+def reach(
+    moment: str, place: Place, had: set[Path], rng: random.Random, children: Sequence[Child | subprocess.Popen]
+) -> bool:
+    """Waits for the moment, and a little longer; whether it came before the end of one of the programs."""
+    came = begun(moment, place, had, rng.randint(1, STEPS - 1))
+    while not came():
+        if any(child.poll() is not None for child in children):
+            return False
+        time.sleep(0.004)
+    time.sleep(rng.uniform(0, AFTER[moment]))
+    return all(child.poll() is None for child in children)
 
 
 def unfinished(run: Path) -> set[Path]:

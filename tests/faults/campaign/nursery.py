@@ -45,6 +45,8 @@ class Nursery:
 
 
 class Child:
+    """Such a program, to be handled as a `subprocess.Popen`."""
+
     def __init__(self, nursery: Nursery, pid: int, files: list[Path]) -> None:
         self.nursery, self.pid, self.files = nursery, pid, files
         self.code: int | None = None
@@ -59,12 +61,12 @@ class Child:
         end = time.monotonic() + seconds
         while self.poll() is None:
             if time.monotonic() > end:
-                self.signal(signal.SIGKILL)
+                self.send_signal(signal.SIGKILL)
             time.sleep(0.02)
         assert self.code is not None
         return self.code
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
 

@@ -30,7 +30,6 @@ from train.training import ending, initial_state, loop
 PHASES = ("pretrain", "mom")
 STEPS = 6  # of each
 DONE = 2 * STEPS - 1  # steps of the run that is copied, of which the last is in its log only
-TIMES = ("seconds", "tokens_per_s", "mfu", "data_wait")
 
 
 def config(folder: Path, source: str | None = None) -> Config:
@@ -120,7 +119,7 @@ def end_of(run: Path, phases: Sequence[str] = PHASES) -> End:
     for record in log:
         if record["kind"] == "train":
             data.setdefault((record["phase"], record["step"]), []).append(record["examples_seen"])
-    return End(arrays, [{k: v for k, v in record.items() if k not in TIMES} for record in log], data)
+    return End(arrays, [{k: v for k, v in record.items() if k not in tiny.TIMES} for record in log], data)
 
 
 def _checksum(folder: Path) -> str:

@@ -73,7 +73,9 @@ def test_xl_in_and_out_in_the_memory_of_one_model(tmp_path):
         "written": convert(tmp_path / "run", tmp_path / "back", "--to", "huggingface"),
     }
     print({name: peak / size for name, peak in peaks.items()})
-    assert max(peaks.values()) < 1.2 * size + 4e8, peaks  # and the program itself
+    # Beside the model: the program itself, 0.3 GB, and what orbax has in hand while it writes, at most 0.7 GB whatever
+    # the size. A copy of the largest array would be 0.7 GB more, one of the model 2.3 GB.
+    assert max(peaks.values()) < size + 1.3e9, peaks
     files = (tmp_path / folder / "model.safetensors" for folder in ("xl", "back"))
     one, other = (safe_open(file, framework="np", backend="pread") for file in files)
     assert sorted(one.keys()) == sorted(other.keys())
@@ -86,13 +88,13 @@ def test_the_recipe_for_gpt2_starts_as_gpt2(tmp_path):
     peak = convert(
         tmp_path / "gpt2", tmp_path / "mom", "--to", "mom", "--config", ROOT / "configs" / "mom_gpt2_small.py"
     )
-    # The program itself, without a model, takes up to 0.5 GB, in which it compiles the routers' initialisation.
-    assert peak < 1.3 * size + 6e8
+    # The program itself, without a model, takes up to 0.6 GB, in which it compiles the routers' initialisation.
+    assert peak < 1.3 * size + 7e8
     ids = np.random.default_rng(1).integers(0, 50257, (1, 48)).astype(np.int32)
     logits = []
     for folder in ("gpt2", "mom"):
         model = open_model(tmp_path / folder, field="path")
         config = dataclasses.replace(model.config, dtype="float32")  # the recipe computes in bfloat16
         logits.append(np.asarray(with_parameters(config, model.params)(ids).logits))
-    assert (config.num_steps, config.kind("ffn")) == (13, "routed")
+    assert (config.num_steps, config.kind("ffn")) == (8, "routed")
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-3)

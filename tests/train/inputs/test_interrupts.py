@@ -62,6 +62,13 @@ def test_twice_while_a_library_computes(tmp_path):
     assert (code in (130, -signal.SIGINT), out, err) == (True, "", "interrupted\n")
 
 
+def test_twice_where_the_second_one_meets_the_program_s_end(tmp_path):
+    """What has to be done at the exit takes its time."""
+    late = "import atexit, time\n    atexit.register(time.sleep, 60)"
+    code = f"def main():\n    {late}\n    print('go', flush=True)\n    time.sleep(60)"
+    assert interrupted(tmp_path, code, times=2) == (130, "", "interrupted\n")
+
+
 def test_while_sentencepiece_trains(tmp_path):
     """Its training, of which Python hears nothing before its end, is that of the test here: no test waits as long."""
     code = (
@@ -94,3 +101,29 @@ def test_what_a_thread_raises_is_raised_where_it_is_waited_for(error):
     with pytest.raises(type(error)):
         apart(fail)
     assert apart(lambda: 3) == 3
+
+
+# Python reports what is raised in these, and goes on.
+CALLBACKS = {
+    "the garbage collector's": "gc.callbacks.append(lambda *_: wait())\n    gc.collect()",
+    "an object's end": "class Thing:\n        __del__ = lambda self: wait()\n    Thing()",
+}
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_in_a_callback_whose_errors_are_ignored(tmp_path, name):
+    code = (
+        "import gc, time\n\ndef wait():\n    gc.callbacks.clear()\n    print('go', flush=True)\n    time.sleep(60)\n\n"
+        f"def main():\n    {CALLBACKS[name]}\n    time.sleep(60)"
+    )
+    assert interrupted(tmp_path, code) == (130, "", "interrupted\n")
+
+
+def test_python_does_not_end_around_what_computes(tmp_path):
+    """Ending would unwind the other thread, and C++ aborts a process in which that meets threads of its own."""
+    code = (
+        "import atexit, time\nfrom train.process import interrupts\n\ndef main():\n"
+        "    atexit.register(print, 'Python has ended')\n    print('go', flush=True)\n"
+        "    interrupts.apart(lambda: time.sleep(60))"
+    )
+    assert interrupted(tmp_path, code) == (130, "", "interrupted\n")

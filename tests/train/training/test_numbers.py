@@ -12,7 +12,7 @@ import pytest
 import tiny
 from programs import call
 
-from mom_jax.fields import ConfigError
+from mom_jax.fields import ConfigError, from_dict
 from mom_jax.sharding import make_mesh
 from train import main
 from train.checkpoints import locate
@@ -95,9 +95,21 @@ def killed_at(monkeypatch, *at):
     monkeypatch.setattr(loop.PhaseLoop, "train", train)
 
 
+def ends_alike_when_killed(experiment, tmp_path, monkeypatch, *at, **watch):
+    """Killed at these steps, one after the other, and then to its end: as the run in `whole`."""
+    with monkeypatch.context() as patch:
+        killed_at(patch, *at)
+        for _ in at:
+            with pytest.raises(KeyboardInterrupt):
+                run(experiment, tmp_path / "killed", **watch)
+    config, ended = run(experiment, tmp_path / "killed", **watch)
+    assert ended is None
+    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
+    chex.assert_trees_all_equal(*(stored(tmp_path / name, STEPS, config) for name in ("killed", "whole")))
+
+
 def comparable(folder):
-    timing = ("seconds", "tokens_per_s", "mfu", "data_wait")
-    return [{k: v for k, v in r.items() if k not in timing} for r in metrics.read(folder / "metrics.jsonl")]
+    return [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in metrics.read(folder / "metrics.jsonl")]
 
 
 @pytest.mark.slow
@@ -117,7 +129,7 @@ def test_skipping_leaves_the_state_alone_and_goes_on_alike_after_a_kill(experime
             return original(self, state, examples_seen)
 
         patch.setattr(loop.PhaseLoop, "train", train)
-        config, ended = run(experiment, tmp_path / "whole", **SKIP)
+        _, ended = run(experiment, tmp_path / "whole", **SKIP)
     assert ended is None
     for step in range(1, STEPS):
         before, after = seen[step], seen[step + 1]
@@ -136,14 +148,7 @@ def test_skipping_leaves_the_state_alone_and_goes_on_alike_after_a_kill(experime
     err = capsys.readouterr().err
     assert "step 5: the loss is nan; the gradient's norm is nan; the update is skipped" in err
     assert "skipped 2" in err
-    with monkeypatch.context() as patch:
-        killed_at(patch, 6, 8)
-        for _ in range(2):
-            with pytest.raises(KeyboardInterrupt):
-                run(experiment, tmp_path / "killed", **SKIP)
-    assert run(experiment, tmp_path / "killed", **SKIP)[1] is None
-    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
-    chex.assert_trees_all_equal(*(stored(tmp_path / name, STEPS, config) for name in ("killed", "whole")))
+    ends_alike_when_killed(experiment, tmp_path, monkeypatch, 6, 8, **SKIP)
 
 
 def test_stopping_keeps_the_state_before_and_the_batch(experiment, tmp_path, capsys):
@@ -173,21 +178,15 @@ def test_stopping_keeps_the_state_before_and_the_batch(experiment, tmp_path, cap
 @pytest.mark.slow
 def test_rewinding_leaves_examples_out_and_goes_on_alike_after_a_kill(experiment, tmp_path, monkeypatch, capsys):
     watch = {"non_finite": "rewind", "rewind_steps": 2}
-    config, ended = run(experiment, tmp_path / "whole", **watch)
+    _, ended = run(experiment, tmp_path / "whole", **watch)
     assert ended is None
     train, [record] = records(tmp_path / "whole", "train"), records(tmp_path / "whole", "watch")
     assert (record["step"], record["at"], record["rewinds"]) == (2, 5, 1)
     assert [r["step"] for r in train] == list(range(1, STEPS + 1))
     assert [r["examples_seen"] for r in train] == [4, 8, *range(24, 48, 4)]
     assert "back to step 2, without the examples from 8 to 20" in capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        killed_at(patch, 3, 3, 8)  # before it went back, after it, and after the next checkpoint
-        for _ in range(3):
-            with pytest.raises(KeyboardInterrupt):
-                run(experiment, tmp_path / "killed", **watch)
-    assert run(experiment, tmp_path / "killed", **watch)[1] is None
-    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
-    chex.assert_trees_all_equal(*(stored(tmp_path / name, STEPS, config) for name in ("killed", "whole")))
+    # Before it went back, after it, and after the next checkpoint.
+    ends_alike_when_killed(experiment, tmp_path, monkeypatch, 3, 3, 8, **watch)
 
 
 @pytest.mark.slow
@@ -244,15 +243,9 @@ def test_spikes_are_seen_by_the_median_of_the_steps_up_to_the_one_before_the_las
         part = Watcher(watch, make_mesh())
         begun, _ = play(part, watch, numbers[:cut])
         text = json.dumps(dataclasses.asdict(part.remembered(cut)), allow_nan=False)
-        known = manager_reads(text)
+        known = from_dict(Remembered, json.loads(text))
         rest, _ = play(Watcher(watch, make_mesh(), cut, known), watch, numbers[cut:], first=cut + 1)
         assert begun + rest == outcomes
-
-
-def manager_reads(text):
-    from mom_jax.fields import from_dict
-
-    return from_dict(Remembered, json.loads(text))
 
 
 def test_patience_ends_and_what_is_refused_holds_the_steps_behind_it():

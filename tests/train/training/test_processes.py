@@ -286,7 +286,7 @@ def test_modules_divided_among_processes(modules):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saved_by", ["two", "one"])
+@pytest.mark.parametrize("saved_by", ["two", pytest.param("one", marks=pytest.mark.exhaustive)])
 def test_a_run_goes_on_with_other_processes_and_another_mesh(modules, tmp_path, saved_by):
     run = tmp_path / "run"
     shutil.copytree(modules.parent / saved_by, run)
@@ -304,6 +304,7 @@ def test_a_run_goes_on_with_other_processes_and_another_mesh(modules, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_random_numbers_on_a_mesh(tmp_path):
     run = tmp_path / "run"
     random = ("--model.router.kind", "gru_random", "--model.dropout.residual", "0.1")

@@ -23,7 +23,7 @@ from train.data.prepared import prepare
 from train.reporting import metrics
 from train.steps.optimizer import make_optimizer
 from train.steps.state import init_state
-from train.training import initial_state, loop
+from train.training import ending, initial_state, loop
 
 pytestmark = pytest.mark.usefixtures("shared_steps")
 
@@ -181,8 +181,7 @@ def test_an_interrupted_run_ends_alike(finished, tmp_path, monkeypatch, step):
     theirs = metrics.read(folder / "run" / "metrics.jsonl")
 
     def comparable(records):
-        timing = ("seconds", "tokens_per_s", "mfu", "data_wait")
-        return [{k: v for k, v in r.items() if k not in timing} for r in records if r["kind"] in ("train", "sign")]
+        return [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in records if r["kind"] in ("train", "sign")]
 
     assert comparable(ours) == comparable(theirs)
     said = {(r["sign"], r["side"]): r["step"] for r in theirs if r["kind"] == "sign"}
@@ -190,6 +189,35 @@ def test_an_interrupted_run_ends_alike(finished, tmp_path, monkeypatch, step):
     assert 3 in said.values()
     assert said["token", None] == 6
     assert len(said) == sum(r["kind"] == "sign" for r in theirs)
+
+
+def test_a_signal_in_the_last_evaluation_of_a_phase(finished, tmp_path, monkeypatch):
+    """It ends at once; the same command begins that evaluation anew and goes on."""
+    folder, config, _ = finished
+    again = dataclasses.replace(config, run=str(tmp_path / "run"))
+    original = ending.exchange_test
+
+    def interrupted(*args, **kwargs):
+        monkeypatch.setattr(ending, "exchange_test", original)
+        stops[-1].signal = 15
+        return original(*args, **kwargs)
+
+    stops = []
+    enter = loop.processes.Stop.__enter__
+    monkeypatch.setattr(loop.processes.Stop, "__enter__", lambda self: stops.append(self) or enter(self))
+    monkeypatch.setattr(ending, "exchange_test", interrupted)
+    assert loop.train(again) == 15
+    records = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    assert [r["phase"] for r in records if r["kind"] == "final"] == ["pretrain"]
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert loop.train(again) is None
+
+    def last_words(run):
+        records = metrics.read(run / "metrics.jsonl")
+        return [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in records if r["kind"] == "final"]
+
+    assert last_words(tmp_path / "run") == last_words(folder / "run")
+    assert_same(final_params(tmp_path / "run", "mom"), final_params(folder / "run", "mom"))
 
 
 def test_a_finished_run_is_left_alone(finished):
@@ -265,7 +293,7 @@ def test_a_checkpoint_of_another_model_or_tokenizer_is_refused(finished, tmp_pat
 def test_a_changed_configuration_is_refused(finished):
     folder, config, _ = finished
     changed = dataclasses.replace(config, seed=1)
-    with pytest.raises(ConfigError, match=r"run=.*another configuration \(seed: 0 -> 1\)"):
+    with pytest.raises(ConfigError, match=r"run=.*another configuration \(seed: 0 -> 1\); give this one"):
         loop.train(changed)
     assert json.loads((folder / "run" / "config.json").read_text())["seed"] == 0
 

@@ -28,6 +28,12 @@ class SavingFailedError(Exception):
 
     exit_code = 75  # of the program: try again (EX_TEMPFAIL of sysexits.h)
 
+    @property
+    def others_go_on(self) -> bool:
+        """Whether other processes, which can save, know nothing of it: at its end this one would wait for them, and
+        they for it in a step, until JAX aborts all."""
+        return jax.process_count() > 1
+
 
 class Saver:
     """Saves the checkpoints of one phase.
@@ -67,8 +73,10 @@ class Saver:
             self._failed(error)
 
     def due(self) -> bool:
-        """Whether to save after this step, whatever the configuration says: the time for another try has come."""
-        if self.pauses and (error := self.checkpoints.failure()) is not None:
+        """Whether to save after this step, whatever the configuration says: the time for another try has come.
+
+        Raises SavingFailedError where there is no other try."""
+        if (error := self.checkpoints.failure()) is not None:
             self._failed(error)
         return self._again is not None and self.clock() >= self._again
 
@@ -96,7 +104,8 @@ class Saver:
 
     @property
     def _name(self) -> str:
-        return "" if self._meta is None else f"step {self._meta.step} of {self._meta.phase}"
+        # Before the first save of this process it is what the checkpoint that it goes on from has lacked.
+        return "checksums" if self._meta is None else f"step {self._meta.step} of {self._meta.phase}"
 
     def _await(self) -> None:
         """Waits for the save before, if there was one."""

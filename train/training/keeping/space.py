@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from mom_jax.fields import ConfigError
 from train.checkpoints.locate import FOLDER, last_step
-from train.config import Config
+from train.config import Config, Phase
 from train.steps.optimizer import make_optimizer
 from train.steps.state import abstract_state
 
@@ -25,7 +25,7 @@ def check_space(config: Config, mesh: Mesh, notify: Callable[[str], None]) -> No
     last = config.phases[-1]
     if last_step(run / FOLDER / last.name) == last.steps:
         return  # all is saved
-    sizes = [_size(config, phase.name, mesh) for phase in config.phases]
+    sizes = [_size(config, phase, mesh) for phase in config.phases]
     have = _used(run / FOLDER)
     # A checkpoint that is there already needs its room no more, but the next one does.
     needed = max(max(sizes), sum(sizes) + max(sizes) - have)
@@ -43,10 +43,9 @@ def check_space(config: Config, mesh: Mesh, notify: Callable[[str], None]) -> No
         notify(f"{text.format(f'up to {_bytes(wanted)}')}; a checkpoint that cannot be saved is tried again")
 
 
-def _size(config: Config, phase: str, mesh: Mesh) -> int:
+def _size(config: Config, phase: Phase, mesh: Mesh) -> int:
     """Bytes of a checkpoint: parameters, moments, step."""
-    [row] = [row for row in config.phases if row.name == phase]
-    state = abstract_state(config.model_of(phase), make_optimizer(row.optim, row.steps), mesh)
+    state = abstract_state(config.model_of(phase.name), make_optimizer(phase.optim, phase.steps), mesh)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 import io
-import math
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +12,7 @@ from mom_jax.fields import ConfigError
 from train.checkpoints import steps
 from train.config import Phase
 from train.files import read_json, to_json, write_whole
-from train.numbers import FOLDER, NumbersError, Remembered
+from train.numbers import FOLDER, NumbersError, Remembered, for_json
 from train.training import processes
 from train.training.context import Context
 from train.training.initial_state import InitialState
@@ -55,8 +53,8 @@ def keep_batch(context: Context, phase: Phase, saver: Saver, refused: Refused) -
             "fault": trouble.fault,
             "policy": trouble.policy,
             "reason": trouble.reason,
-            "loss": _number(trouble.loss),
-            "grad_norm": _number(trouble.grad_norm),
+            "loss": for_json(trouble.loss),
+            "grad_norm": for_json(trouble.grad_norm),
         }
 
         def write() -> None:
@@ -137,7 +135,3 @@ def gone_back(context: Context, phase: Phase, start: InitialState) -> InitialSta
 
 def _batch_file(run: Path, phase: str, step: int) -> Path:
     return run / FOLDER / f"{phase}-{step}.npz"
-
-
-def _number(value: float) -> Any:
-    return value if math.isfinite(value) else None

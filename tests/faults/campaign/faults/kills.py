@@ -5,10 +5,11 @@ import signal
 import time
 from collections.abc import Callable
 
+from campaign.judging import resumed
 from campaign.moments import MOMENTS, Started
 from campaign.nursery import Nursery
 from campaign.outcomes import Job, Outcome, Said
-from campaign.workshop import Place, resumed_at, steps_done
+from campaign.workshop import Place, steps_done
 
 # Runs to which that happens, and how often to each.
 CHAINS = (
@@ -24,28 +25,28 @@ Send = Callable[[Started, random.Random], None]
 
 
 def _kill(started: Started, rng: random.Random) -> None:
-    started.signal(signal.SIGKILL)
+    started.child.send_signal(signal.SIGKILL)
 
 
 def _terminate(started: Started, rng: random.Random) -> None:
-    started.signal(signal.SIGTERM)
+    started.child.send_signal(signal.SIGTERM)
 
 
 def _interrupt(started: Started, rng: random.Random) -> None:
-    started.signal(signal.SIGINT)
+    started.child.send_signal(signal.SIGINT)
 
 
 def _twice(started: Started, rng: random.Random) -> None:
     number = rng.choice((signal.SIGINT, signal.SIGTERM))
-    started.signal(number)
+    started.child.send_signal(number)
     time.sleep(rng.uniform(0, 0.1))
-    started.signal(number)
+    started.child.send_signal(number)
 
 
 def _stop_and_go(started: Started, rng: random.Random) -> None:
-    started.signal(signal.SIGSTOP)
+    started.child.send_signal(signal.SIGSTOP)
     time.sleep(rng.uniform(0.5, 2))
-    started.signal(signal.SIGCONT)
+    started.child.send_signal(signal.SIGCONT)
 
 
 # By the words of the table: what is sent, and the exit codes that are right for it.
@@ -71,9 +72,9 @@ def _chain(kind: str, moments: list[str], nursery: Callable[[], Nursery]) -> Cal
             reached = started.reach(moment, place.rng)
             if reached:
                 send(started, place.rng)
-            code = started.wait()
+            code = started.child.wait(300)
             said = Said(code, "", started.err)
-            _resumed(outcomes, said)
+            resumed(outcomes, said)
             if reached:
                 outcome = Outcome(f"{kind} {moment}", f"{steps_done(place.run)} steps done")
                 outcome.wrong += said.complaints()
@@ -83,8 +84,8 @@ def _chain(kind: str, moments: list[str], nursery: Callable[[], Nursery]) -> Cal
             else:
                 assert code == 0, said.err
         last = Started(place, nursery(), "")
-        said = Said(last.wait(), "", last.err)
-        _resumed(outcomes, said)
+        said = Said(last.child.wait(300), "", last.err)
+        resumed(outcomes, said)
         if outcomes:
             outcomes[-1].wrong += said.complaints()
             if outcomes[-1].expect(said.code == 0, f"the last start ended with {said.code}: {said.err[-300:]!r}"):
@@ -92,14 +93,6 @@ def _chain(kind: str, moments: list[str], nursery: Callable[[], Nursery]) -> Cal
         return outcomes
 
     return do
-
-
-def _resumed(outcomes: list[Outcome], said: Said) -> None:
-    """What the start after a fault says of the steps that it cost, if it came so far."""
-    if outcomes and outcomes[-1].steps_lost == 0:
-        done = int(outcomes[-1].what.split()[0])
-        if "resuming at" in said.err or "finished before" in said.err:
-            outcomes[-1].steps_lost = max(0, done - resumed_at(said, done))
 
 
 def jobs(nursery: Callable[[], Nursery]) -> list[Job]:

@@ -129,7 +129,7 @@ def jobs(nursery: Callable[[], Nursery]) -> list[Job]:
     changes = (
         ("--seed", 1),
         ("--data.seed", 1),
-        ("--model.router.kind", "gru"),
+        ("--model.router.kind", "mlp"),
         ("--phases.1.steps", 8),
         ("--data.batch-size", 2),
     )

@@ -27,7 +27,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all quickstart test test-slow faults lint docs dist clean
+.PHONY: help setup setup-all quickstart test test-slow test-exhaustive faults lint docs dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -44,7 +44,10 @@ test: setup ## the tests
 
 test-slow: setup $(LIBTPU)/installed $(CUDA)/installed ## the slow tests, and parity with all goldens; MOM_GOLDENS=FOLDER says where they are
 	@$(if $(MOM_GOLDENS),MOM_GOLDENS=$(MOM_GOLDENS)) MOM_LIBTPU=$(abspath $(LIBTPU)) MOM_CUDA=$(abspath $(CUDA)) \
-		$(RUN) pytest $(WORKERS) -m 'slow or parity'
+		$(RUN) pytest $(WORKERS) -m '(slow or parity) and not exhaustive'
+
+test-exhaustive: setup $(LIBTPU)/installed $(CUDA)/installed ## further combinations of what the slow tests test
+	@MOM_LIBTPU=$(abspath $(LIBTPU)) MOM_CUDA=$(abspath $(CUDA)) $(RUN) pytest $(WORKERS) -m exhaustive
 
 faults: setup ## does some 300 faults to runs, and makes docs/faults.md; half an hour
 	@PYTHONPATH=tests:tests/helpers:tests/faults:. $(RUN) campaign

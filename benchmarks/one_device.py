@@ -1,13 +1,13 @@
 """Memory on one device, against the paper's -43 %: `python -m benchmarks.one_device [--json]`.
 
-GPT-2 large and MoM-large, wide and deep, with batches of 8 x 1024 tokens. Training: the whole step (AdamW, bfloat16)
-compiled for one TPU v5p, without one; needs libtpu (`pip install 'jax[tpu]'`), which may be in a folder of PYTHONPATH.
+GPT-2 medium and large, and the paper's MoMs beside them, wide and deep, with batches of 8 x 1024 tokens. Training: the
+whole step (AdamW, bfloat16) compiled for one TPU v5p, without one; needs libtpu (`pip install 'jax[tpu]'`), which may
+be in a folder of PYTHONPATH.
 Inference: the weights that decoding reads and a full cache of keys and values, from the shapes of the arrays.
 """
 
 import argparse
 import dataclasses
-import importlib
 import json
 import math
 import sys
@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from configs import paper
 from mom_jax.analysis.chips import chip
 from mom_jax.config import ModelConfig
 from mom_jax.generation import programs
@@ -27,7 +28,7 @@ from train.planning.program import compile_program
 from train.planning.tpu import devices_of, prepare_environment
 from train.steps.state import abstract_params
 
-MODELS = ("gpt2_large", "mom_large", "mom_large_deep")
+MODELS = ("gpt2_medium", "paper_routing/medium_wide", "gpt2_large", "paper_routing/large", "paper_routing/large_deep")
 BATCH, LENGTH = 8, 1024
 TOPOLOGY = "v5p:2x2x1"  # of which one chip is used: one that has room for all of it
 
@@ -68,11 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     prepare_environment()
     rows: dict[str, dict[str, int]] = {}
     for name in MODELS:
-        config = importlib.import_module(f"configs.{name}").get_config()
+        config = paper.config_of(name)
         rows[name] = training(config) | inference(config.model_of(config.phases[-1].name))
         rows[name]["inference_bytes"] = rows[name]["weight_bytes"] + rows[name]["cache_bytes"]
-        first = rows[MODELS[0]]
-        parts = (f"{key} {value / 2**30:.2f} GiB ({value / first[key]:.2f})" for key, value in rows[name].items())
+        plain = rows[f"gpt2_{paper.MODELS[name]}"]
+        parts = (f"{key} {value / 2**30:.2f} GiB ({value / plain[key]:.2f})" for key, value in rows[name].items())
         print(f"{name}: {', '.join(parts)}", file=sys.stderr if flags.json else sys.stdout, flush=True)
     if flags.json:
         print(json.dumps({"batch": BATCH, "length": LENGTH, "jax": jax.__version__, "models": rows}))

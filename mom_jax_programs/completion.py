@@ -12,11 +12,11 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     from argcomplete import shellcode
 
-    from train.cli import Parser, called
+    from train.cli import Parser
     from train.flags.completion import complete
 
     as_it_is = argparse.RawDescriptionHelpFormatter
-    parser = Parser(called("mom completion"), description=__doc__, formatter_class=as_it_is)
+    parser = Parser("mom completion", description=__doc__, formatter_class=as_it_is)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
     complete(lambda: parser)
     flags = parser.parse_args(arguments)

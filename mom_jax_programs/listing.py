@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from train.cli import Parser, called
+    from train.cli import Parser
     from train.flags.completion import complete, complete_names
     from train.flags.experiments import experiments, find_experiment
 
-    parser = Parser(called("mom list"), description=__doc__)
+    parser = Parser("mom list", description=__doc__)
     complete_names(parser.add_argument("name", nargs="?", metavar="NAME", help="print the file of this one"))
     parser.add_argument("--json", action="store_true", help="print a JSON list of name, function, title and file")
     complete(lambda: parser)

@@ -6,10 +6,10 @@ from mom_jax_programs import home
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from train.cli import Parser, called
+    from train.cli import Parser
     from train.flags.completion import complete
 
-    parser = Parser(called("mom path"), description=__doc__)
+    parser = Parser("mom path", description=__doc__)
     complete(lambda: parser)
     parser.parse_args(arguments)
     print(home())

@@ -12,10 +12,10 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from train.cli import Parser, called
+    from train.cli import Parser
     from train.flags.completion import complete
 
-    parser = Parser(called("mom version"), description=__doc__)
+    parser = Parser("mom version", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     complete(lambda: parser)
     flags = parser.parse_args(arguments)

@@ -27,12 +27,15 @@ def run_program(main: Callable[[], int]) -> None:
     """Ends the process with main's exit code: 2 and one line for whatever is wrong with what the program was given, 130
     for Ctrl-C, and one line for an error that has an `exit_code` of its own."""
     prepare_process()
+    at_once = False  # without Python's own end, which would wait for what goes on, or abort
     try:
         code = main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        sys.stderr.flush()
+        interrupts.say()
         code = 130
+        at_once = interrupts.computes()
     except BrokenPipeError:  # the reader of a pipe has left: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
@@ -42,6 +45,11 @@ def run_program(main: Callable[[], int]) -> None:
             raise
         print(f"error: {called(said)}", file=sys.stderr)
         code = getattr(error, "exit_code", 2)
+        at_once = getattr(error, "others_go_on", False)
+    if at_once:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -51,7 +59,7 @@ def prepare_process() -> None:
     # Where orbax fails to read or write, its tasks and threads repeat that one by one, with stack traces.
     for name in ("asyncio", "absl"):
         logging.getLogger(name).addFilter(_without_trace)
-    sys.unraisablehook = _but_closed_loops
+    sys.unraisablehook = _unraisable
     interrupts.listen()
 
 
@@ -59,10 +67,12 @@ def _without_trace(record: logging.LogRecord) -> bool:
     return not record.exc_info
 
 
-def _but_closed_loops(what: Any) -> None:
-    """Tensorstore tells tasks that a write has failed when nobody waits for them any more; what comes of that is not to
-    be seen."""
-    if str(what.exc_value) != "Event loop is closed":
+def _unraisable(what: Any) -> None:
+    """For errors that Python ignores; Ctrl-C is none. Tensorstore tells tasks that a write has failed when nobody waits
+    for them any more; what comes of that is not to be seen."""
+    if what.exc_type is KeyboardInterrupt:
+        interrupts.swallowed()
+    elif str(what.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(what)
 
 

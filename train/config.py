@@ -83,7 +83,8 @@ class OptimConfig:
         clip_norm: the gradient is scaled down to this norm where it is longer.
         router_multiplier: the routers' learning rate over everybody else's.
         multipliers: (pattern, factor) pairs, the first that matches a parameter's path wins; `*` matches anything.
-        freeze: patterns of parameters that do not change; for a whole side: `chunks/*/attention/*`.
+        freeze: patterns of parameters that do not change; for a whole side: `chunks/*/attention/*`. The biases of
+            `model.balance.bias_rate` follow what was chosen all the same.
         freeze_until: (pattern, steps) pairs: parameters that do not change in so many first steps of the phase and then
             begin as if it were the first; the first pattern that matches wins.
         accumulation: micro-batches per optimizer step; the step equals the whole batch's, balance loss included.
@@ -170,7 +171,7 @@ class Phase:
             value, usual = getattr(self, name), getattr(Phase, name)
             require(self.distill is not None or value == usual, name, value, "is not used without distill")
         total = self.optim.warmup_steps + (self.optim.decay_steps if self.optim.schedule == "wsd" else 0)
-        allowed = f"with decay_steps must be at most the phase's {self.steps} steps"
+        allowed = f"with decay_steps must be at most the {self.steps} steps of the phase {self.name!r}; lower it too"
         require(total <= self.steps, "optim.warmup_steps", self.optim.warmup_steps, allowed)
         for row in self.optim.freeze_until:
             allowed = f"must have fewer steps than the phase's {self.steps}; what never changes is optim.freeze's"
@@ -272,6 +273,14 @@ class Config:
             allowed = f"must divide data.batch_size={self.data.batch_size}"
             divides = self.data.batch_size % phase.optim.accumulation == 0
             require(divides, f"phases[{i}].optim.accumulation", phase.optim.accumulation, allowed)
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """By phase the steps of those before it."""
+        offsets, before = dict[str, int](), 0
+        for phase in self.phases:
+            offsets[phase.name], before = before, before + phase.steps
+        return offsets
 
     def model_of(self, phase: str) -> ModelConfig:
         """The model that the phase of this name trains, on the mesh."""

@@ -6,6 +6,7 @@ of the program. `--search` ranks all meshes by arithmetic and compiles the best.
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from train.planning import advice
     from train.planning.program import compile_program
     from train.planning.roofline import ASSUMPTIONS, estimate
-    from train.planning.search import candidates
+    from train.planning.search import by_arithmetic, candidates
     from train.planning.topology import devices_of, prepare_environment
 
     if config.model.vocab_size == 0:
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_environment(own.topology)
     config, note = compilable(config, own.topology)
     devices = devices_of(own.topology)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # libtpu would print a trace of its own
     device = chip(devices[0].device_kind)
     if device is None:
         raise ConfigError(f"topology={own.topology!r}: there are no figures for the chip {devices[0].device_kind!r}")
@@ -66,19 +68,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if note:
         console.print(note)
-    meshes, ranked = [config.mesh], []
+    model, ranked = config.model_of(name), []
     if own.search:
-        ranked = candidates(config, phase, config.model_of(name), len(devices), device)
+        ranked = candidates(config, phase, model, len(devices), device)
         allowed = f"no mesh of {len(devices)} chips divides the model and the batch of {config.data.batch_size}"
         require(bool(ranked), "topology", own.topology, allowed)
-        meshes = [candidate.mesh for candidate in ranked[: own.compile]]
-        console.print(f"{len(ranked)} meshes are possible; compiling {len(meshes)}")
+        chosen = ranked[: own.compile]
+        console.print(f"{len(ranked)} meshes are possible; compiling {len(chosen)}")
+    else:
+        chosen = [by_arithmetic(config, phase, model, config.mesh, len(devices), device)]
     records = []
-    for mesh in meshes:
-        program = compile_program(config, phase, mesh, devices, device)
-        guess = estimate(config, phase, program)
-        records.append(advice.record(config, phase, program, guess))
-        console.print(advice.table(config, phase, program, guess))
+    for guess in chosen:
+        console.print(
+            f"by arithmetic {guess.seconds:.3g} s a step and {guess.memory / 2**30:.1f} GiB a chip; compiling the step "
+            f"for {len(devices)} {device.name}, which takes minutes where the model is large",
+            soft_wrap=True,
+        )
+        program = compile_program(config, phase, guess.mesh, devices, device)
+        bounds = estimate(config, phase, program)
+        records.append(advice.record(config, phase, program, bounds))
+        console.print(advice.table(config, phase, program, bounds))
     if own.search:
         # Those that fit, the fastest first.
         records.sort(key=lambda r: (not r["fits"], r["estimate"]["step_worst"] if r["estimate"] else 0))

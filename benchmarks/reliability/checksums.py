@@ -8,10 +8,8 @@ the most that it takes from one.
 """
 
 import dataclasses
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +42,17 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
         checkpoints.close()
         place = Path(folder) / "1"
         size = manifest.seal(place)
-        seal = _median(lambda: manifest.seal(place), rounds)
-        compare = _median(lambda: manifest.problem(place), rounds)
-    step = seal / config.checkpoint.every
-    return {"bytes": size, "seal": seal, "compare": compare, "gib": seal / size * 2**30, "step": step} | {
+        calls = {"seal": lambda: manifest.seal(place), "compare": lambda: manifest.problem(place)}
+        medians = timing.medians(timing.interleaved(calls, rounds, clock=time.process_time))
+    seal = medians["seal"]
+    return {
+        "bytes": size,
+        **medians,
+        "gib": seal / size * 2**30,
+        "step": seal / config.checkpoint.every,
         "rounds": rounds,
         **timing.machine(),
     }
-
-
-def _median(call: Callable[[], Any], rounds: int) -> float:
-    """Seconds of processor time."""
-    seconds = []
-    for _ in range(rounds):
-        start = time.process_time()
-        call()
-        seconds.append(time.process_time() - start)
-    return statistics.median(seconds)
 
 
 def main() -> None:

@@ -97,7 +97,8 @@ class RoutedSide:
         if left is not None:
             prior = unless_left(left, prior, config.classes(side))
         table = getattr(self.router, "step_bias", None)
-        bias_C = None if table is None else table[...][inputs.step]
+        # Parameters that were read from a file may be NumPy's, which no traced number can index.
+        bias_C = None if table is None else jnp.asarray(table[...])[inputs.step]
         selection, scores = select(
             logits, config, side, prior, inputs.rivals, bias_C=bias_C, nudge_TxC=self._nudge(logits)
         )

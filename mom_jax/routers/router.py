@@ -72,7 +72,8 @@ class Router(nnx.Module):
     def _make_scores(self, width: int, rngs: nnx.Rngs) -> None:
         """The parameters of the last map, from `width` to the classes."""
         classes = self.config.classes(self.side)
-        self.score_kernel = normal(rngs, width, classes, axes=("width", "classes"))
+        std = self.config.router.score_init
+        self.score_kernel = normal(rngs, width, classes, axes=("width", "classes"), std=std)
         self.score_bias = zeros(classes, axes=("classes",))
 
     def _scores(self, hidden: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from letters import Letters
+from letters import Letters, build
 from programs import call
 
 from mom_jax.fields import ConfigError
@@ -14,9 +14,8 @@ from train import prepare
 from train.config import Config, DataConfig
 from train.data import encode as encoding
 from train.data import prepared
-from train.data.cache import TokenCache, describe_left_out
+from train.data.cache import describe_left_out
 from train.data.documents import SIDES, Broken, Document, Part, Source
-from train.data.encode import encode
 from train.data.pipeline import TrainingData
 from train.data.sources import text_files
 from train.data.sources.kinds import open_source
@@ -51,11 +50,6 @@ def of(parts, on_bad="skip"):
     """parts: functions that read."""
     made = tuple(Part(str(k), 10, read) for k, read in enumerate(parts))
     return Source("s", made, {}).with_on_bad(on_bad)
-
-
-def build(folder, source):
-    encode(folder, source, Letters(), 0.3, {}, lambda share, tokens: None)
-    return {side: TokenCache.open(folder, side) for side in SIDES}
 
 
 @pytest.fixture

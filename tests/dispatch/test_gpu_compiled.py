@@ -30,7 +30,7 @@ def measure(*arguments: str) -> dict:
 
 @pytest.mark.slow
 @needs_cuda_compiler
-@pytest.mark.parametrize(("top_k", "temporaries"), [(1, 1.5), (3, 2.5)])
+@pytest.mark.parametrize(("top_k", "temporaries"), [(1, 1.5), pytest.param(3, 2.5, marks=pytest.mark.exhaustive)])
 def test_memory_and_loops(top_k, temporaries):
     vanilla, mom = measure("--vanilla"), measure("--top-k", str(top_k))
     assert mom["temp_bytes"] <= temporaries * vanilla["temp_bytes"]
@@ -59,7 +59,7 @@ def test_every_module_for_every_token_is_seen_to_cost_more():
 
 @pytest.mark.slow
 @needs_cuda_compiler
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.exhaustive)])
 def test_the_kernels_for_other_cards_compile(dtype):
     result = measure("--kind", "a100", "--dtype", dtype)
     assert result["kind"] == "NVIDIA A100-SXM4-80GB"

@@ -9,7 +9,7 @@ import pytest
 from devices import on_eight
 from jax.sharding import PartitionSpec
 from mesh_steps import MODEL, compare_gradients
-from small import change
+from small import EXHAUSTIVE, change
 
 from mom_jax import pool
 from mom_jax.dispatch import PooledWeights, blocked, exchanged
@@ -142,16 +142,16 @@ def test_a_device_multiplies_its_own_modules_rows_only():
     ("function", "name", "shapes", "force"),
     [
         *(
-            pytest.param(function, name, shapes, force, marks=pytest.mark.slow)
-            for function, name, shapes, force in [
-                (compare_gradients, "k1", [(1, 1, 8, 1)], 0),
-                (gradients_with_ragged_rounds, "uneven", [(2, 1, 4, 1)], None),
-                (compare_gradients, "k1", MESHES[1:], None),
-                (compare_gradients, "k3", MESHES[1:3], None),
-                (compare_gradients, "uneven", [(1, 1, 8, 1)], 2),
-                (compare_gradients, "k1", [(2, 1, 4, 1)], SKIP),
-                (gradients_with_ragged_rounds, "k1", [(1, 2, 2, 2)], 0),
-                (gradients_with_ragged_rounds, "k3", [(1, 1, 8, 1)], None),
+            pytest.param(function, name, shapes, force, marks=marks)
+            for function, name, shapes, force, marks in [
+                (compare_gradients, "k1", [(1, 1, 8, 1)], 0, pytest.mark.slow),
+                (gradients_with_ragged_rounds, "uneven", [(2, 1, 4, 1)], None, pytest.mark.slow),
+                (compare_gradients, "k1", MESHES[1:], None, pytest.mark.slow),
+                (compare_gradients, "k3", MESHES[1:3], None, EXHAUSTIVE),
+                (compare_gradients, "uneven", [(1, 1, 8, 1)], 2, EXHAUSTIVE),
+                (compare_gradients, "k1", [(2, 1, 4, 1)], SKIP, pytest.mark.slow),
+                (gradients_with_ragged_rounds, "k1", [(1, 2, 2, 2)], 0, pytest.mark.slow),
+                (gradients_with_ragged_rounds, "k3", [(1, 1, 8, 1)], None, EXHAUSTIVE),
             ]
         ),
     ],

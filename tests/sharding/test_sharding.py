@@ -11,9 +11,9 @@ from devices import on_eight
 from flax import nnx
 from jax.sharding import AbstractMesh
 from mesh_steps import MODEL, compare_gradients, compare_training
-from small import change
+from small import EXHAUSTIVE, change
 
-from configs import mom_small
+from configs.paper_routing import small as paper_small
 from mom_jax import pool
 from mom_jax.analysis import hlo
 from mom_jax.fields import ConfigError
@@ -31,11 +31,11 @@ MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), 
     [
         ("vanilla", [(1, 2, 2, 2)]),
         *(
-            pytest.param(name, shapes, marks=pytest.mark.slow)
-            for name, shapes in [
-                ("k1", [(2, 2, 2, 1)]),
-                ("k1", [(1, 1, 1, 8)]),
-                ("k3", [(1, 8, 1, 1), (2, 1, 2, 2)]),
+            pytest.param(name, shapes, marks=marks)
+            for name, shapes, marks in [
+                ("k1", [(2, 2, 2, 1)], EXHAUSTIVE),
+                ("k1", [(1, 1, 1, 8)], EXHAUSTIVE),
+                ("k3", [(1, 8, 1, 1), (2, 1, 2, 2)], pytest.mark.slow),
             ]
         ),
     ],
@@ -50,7 +50,9 @@ def test_training_on_a_mesh_is_training_on_one_device(name, shapes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rule"), [("wide", "adafactor"), ("k1", "muon")])
+@pytest.mark.parametrize(
+    ("name", "rule"), [pytest.param("wide", "adafactor", marks=pytest.mark.exhaustive), ("k1", "muon")]
+)
 def test_an_optimizer_on_a_mesh_is_the_same_on_one_device(name, rule):
     """Adafactor's moments are factored there; Muon's matrices are divided among devices."""
     first, last, [[losses, params, compiled]] = on_eight(compare_training, name, [(1, 2, 2, 2)], rule)
@@ -64,18 +66,18 @@ def test_an_optimizer_on_a_mesh_is_the_same_on_one_device(name, rule):
 @pytest.mark.parametrize(
     ("name", "shapes", "accumulation"),
     [
-        pytest.param(name, shapes, accumulation, marks=pytest.mark.slow)
-        for name, shapes, accumulation in [
-            ("uneven", [(1, 2, 2, 2)], 1),
-            ("capacity", [(8, 1, 1, 1), (1, 1, 4, 1)], 1),
-            ("straight-through", [(2, 1, 2, 2)], 1),
-            ("shared", [(1, 2, 2, 2)], 1),
-            ("megablox", [(1, 2, 2, 2)], 1),
-            ("untied", [(1, 2, 2, 2)], 1),
-            ("scheduled", [(1, 2, 2, 2)], 1),
-            ("sigmoid", [(1, 2, 2, 2)], 2),
-            ("narrow-values", [(1, 2, 2, 2)], 1),
-            ("k1", [(1, 2, 2, 1)], 2),
+        pytest.param(name, shapes, accumulation, marks=marks)
+        for name, shapes, accumulation, marks in [
+            ("uneven", [(1, 2, 2, 2)], 1, pytest.mark.slow),
+            ("capacity", [(8, 1, 1, 1), (1, 1, 4, 1)], 1, pytest.mark.slow),
+            ("straight-through", [(2, 1, 2, 2)], 1, pytest.mark.slow),
+            ("shared", [(1, 2, 2, 2)], 1, EXHAUSTIVE),
+            ("megablox", [(1, 2, 2, 2)], 1, pytest.mark.slow),
+            ("untied", [(1, 2, 2, 2)], 1, EXHAUSTIVE),
+            ("scheduled", [(1, 2, 2, 2)], 1, EXHAUSTIVE),
+            ("sigmoid", [(1, 2, 2, 2)], 2, pytest.mark.slow),
+            ("narrow-values", [(1, 2, 2, 2)], 1, pytest.mark.slow),
+            ("k1", [(1, 2, 2, 1)], 2, EXHAUSTIVE),
         ]
     ],
 )
@@ -88,12 +90,9 @@ def test_gradients_on_a_mesh_are_those_on_one_device(name, shapes, accumulation)
 @pytest.mark.parametrize(
     ("name", "shapes", "accumulation"),
     [
-        pytest.param(name, shapes, accumulation, marks=pytest.mark.slow)
-        for name, shapes, accumulation in [
-            ("k3", [(1, 1, 2, 4)], 2),
-            ("special", [(1, 1, 2, 4)], 2),
-            ("splash", [(1, 2, 2, 2)], 1),
-        ]
+        pytest.param("k3", [(1, 1, 2, 4)], 2, marks=EXHAUSTIVE),
+        pytest.param("special", [(1, 1, 2, 4)], 2, marks=pytest.mark.slow),
+        pytest.param("splash", [(1, 2, 2, 2)], 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_step_on_packed_windows_is_that_on_one_device(name, shapes, accumulation):
@@ -105,10 +104,10 @@ def test_a_step_on_packed_windows_is_that_on_one_device(name, shapes, accumulati
 @pytest.mark.parametrize(
     ("name", "shapes", "accumulation"),
     [
-        pytest.param("vanilla", [(1, 4, 2, 1)], 2, marks=pytest.mark.slow),
+        pytest.param("vanilla", [(1, 4, 2, 1)], 2, marks=EXHAUSTIVE),
         pytest.param("uneven", [(1, 2, 2, 2)], 2, marks=pytest.mark.slow),
         pytest.param("k3", [(2, 4, 1, 1), (1, 4, 2, 1)], 1, marks=pytest.mark.slow),
-        pytest.param("untied", [(1, 2, 4, 1)], 2, marks=pytest.mark.slow),
+        pytest.param("untied", [(1, 2, 4, 1)], 2, marks=EXHAUSTIVE),
     ],
 )
 def test_gradients_of_parameters_that_are_gathered_once_are_those_on_one_device(name, shapes, accumulation):
@@ -128,8 +127,8 @@ def logical_axes(config):
 
 @pytest.mark.parametrize("sizes", [*MESHES, (1, 4, 2, 1), (1, 32, 8, 1), (2, 4, 4, 4)])
 def test_a_device_has_its_part_of_every_array(sizes):
-    """All mesh axes that the rules name for an array divide it: mom_small's, whose pools have 8 modules."""
-    config, mesh = mom_small.get_config().model, AbstractMesh(sizes, AXES)
+    """All mesh axes that the rules name for an array divide it: paper_small's, whose pools have 8 modules."""
+    config, mesh = paper_small.get_config().model, AbstractMesh(sizes, AXES)
     state = abstract_state(config, make_optimizer(OptimConfig(), 10), mesh)
     names = logical_axes(config)
     found = []

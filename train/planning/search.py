@@ -4,6 +4,7 @@ The model knows memory (state, gathered pools and their gradients, activations) 
 travel; it does not know what XLA makes of them. It serves to leave out what cannot be good.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -36,11 +37,8 @@ def candidates(config: Config, phase: Phase, model: ModelConfig, chips: int, chi
     found = []
     for sizes in _factors(chips, 4):
         mesh = MeshConfig(**dict(zip(AXES, sizes, strict=True)), room=config.mesh.room, gather=config.mesh.gather)
-        try:
-            check_sizes(config, phase, model, mesh.sizes(chips))
-        except ConfigError:
-            continue
-        found.append(_candidate(config, phase, model, mesh, chips, chip))
+        with contextlib.suppress(ConfigError):
+            found.append(by_arithmetic(config, phase, model, mesh, chips, chip))
     return sorted(found, key=lambda candidate: candidate.order(chip))
 
 
@@ -54,7 +52,11 @@ def _factors(number: int, parts: int) -> Iterator[tuple[int, ...]]:
             yield from ((first, *rest) for rest in _factors(number // first, parts - 1))
 
 
-def _candidate(config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfig, chips: int, chip: Chip) -> Candidate:
+def by_arithmetic(
+    config: Config, phase: Phase, model: ModelConfig, mesh: MeshConfig, chips: int, chip: Chip
+) -> Candidate:
+    """One mesh, before it is compiled. Raises ConfigError where it divides the model or the batch unevenly."""
+    check_sizes(config, phase, model, mesh.sizes(chips))
     length, width = config.data.length, 2 if model.dtype == "bfloat16" else 4
     sequences = config.data.batch_size // chips // phase.optim.accumulation
     tokens = config.data.batch_size // chips * length  # of one chip in one step

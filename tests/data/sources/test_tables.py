@@ -9,14 +9,12 @@ import sys
 import hub
 import numpy as np
 import pytest
-from letters import Letters
+from letters import build
 from programs import ROOT, environment
 
 from mom_jax.fields import ConfigError
 from train.data import encode as encoding
-from train.data.cache import TokenCache
 from train.data.documents import SIDES, Broken
-from train.data.encode import encode
 from train.data.sources import hf, parquet
 from train.data.sources.kinds import open_source
 from train.data.texts import documents_of
@@ -166,11 +164,6 @@ def dataset(folder, files=3):
 @pytest.fixture
 def datasets():
     return pytest.importorskip("datasets", reason="needs the [hf] extra")
-
-
-def build(folder, source):
-    encode(folder, source, Letters(), 0.3, {}, lambda share, tokens: None)
-    return {side: TokenCache.open(folder, side) for side in SIDES}
 
 
 @pytest.mark.usefixtures("datasets")

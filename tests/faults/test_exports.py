@@ -54,7 +54,8 @@ def test_every_fault_of_a_file_is_noticed(exported, which):
     header = int.from_bytes(content[:8], "little")
     # The configuration, the names, the checksums themselves; and each byte of the names by which these are found, which
     # the format's library puts wherever it likes.
-    marks = [content.index(mark.encode()) + k for mark in (weights.CHECKSUMS, weights.CHECKED) for k in range(len(mark))]
+    names = (weights.CHECKSUMS, weights.CHECKED)
+    marks = [content.index(name.encode()) + place for name in names for place in range(len(name))]
     for place in (*range(8, 8 + header, 97), *marks):
         changed = bytearray(content)
         changed[place] ^= 2

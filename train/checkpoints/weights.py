@@ -19,8 +19,8 @@ from train.files import parse_json, read_json, to_json, within
 from train.steps.numbers.finite import complaint, count
 
 # In the header of the safetensors files that we write: of each array the CRC-32 of its bytes, and of the header's other
-# texts, as JSON. A second text says that there are checksums, since a bit that flips in the name of the first would else
-# make a file without any of it.
+# texts, as JSON. A second text says that there are some: a bit that flips in the name of the first would else make it a
+# file that never had any.
 CHECKSUMS = "mom_jax.crc32"
 CHECKED, CHECKED_BY = "mom_jax.checked", "crc32"
 _TEXTS = ""  # in the place of an array's name

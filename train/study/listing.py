@@ -9,7 +9,7 @@ from train.reporting.history import is_number
 from train.reporting.tables import markdown
 from train.study.outcome import final_record, steps_done
 from train.study.plan import Plan, Run
-from train.study.records import Result, read_results
+from train.study.records import Result, found_elsewhere, read_results
 from train.study.running import missing
 from train.study.speeds import read_measure
 
@@ -19,22 +19,22 @@ def listing(plan: Plan, runs: Sequence[Run]) -> str:
     results = read_results(plan.folder)
     speeds = _speeds(plan, results)
     lines, left, hours, unknown = [], 0, 0.0, 0
-    starts = {run.start.run: run.start for run in runs if run.start is not None}
-    work: list[tuple[str, str, Config, str]] = []
+    states = [_state(plan, run, results) for run in runs]
+    # A first phase is only trained for runs that are.
+    needing = [run for run, (_, to_train) in zip(runs, states, strict=True) if to_train]
+    starts = {run.start.run: run.start for run in needing if run.start is not None}
+    work: list[tuple[str, str, Config, str, bool]] = []
     for start in starts.values():
-        state = "finished" if final_record(start) else _begun(start)
-        work.append((Path(start.run).name, str(start.seed), start, state))
-    for run in runs:
-        lacking = missing(plan, run, results)
-        state = _begun(run.config) if lacking is None else f"lacks {', '.join(lacking)}" if lacking else "finished"
-        work.append((run.arm, str(run.seed), run.config, state))
-    for name, seed, config, state in work:
+        there = final_record(start) is not None
+        work.append((Path(start.run).name, str(start.seed), start, "finished" if there else _begun(start), not there))
+    work += [(run.arm, str(run.seed), run.config, *state) for run, state in zip(runs, states, strict=True)]
+    for name, seed, config, state, to_train in work:
         steps = sum(phase.steps for phase in config.phases)
         per_step = config.data.batch_size * config.data.length
         speed = speeds.get(name, statistics.fmean(speeds.values()) if speeds else None)
         estimate = "-" if speed is None else f"{steps * per_step / speed / 3600:.2f}"
         lines.append([name, seed, f"{steps:,}", f"{steps * per_step:,}", estimate, state])
-        if state != "finished" and not state.startswith("lacks"):
+        if to_train:
             left += 1
             rest = (steps - steps_done(config)) * per_step
             if speed is None:
@@ -47,6 +47,15 @@ def listing(plan: Plan, runs: Sequence[Run]) -> str:
     else:
         estimate = f"about {hours:.2f} hours of training steps, compiling and evaluations not counted"
     return f"{table}\n{left} of {len(work)} runs to train: {estimate}." if left else f"{table}\nAll runs are finished."
+
+
+def _state(plan: Plan, run: Run, results: Sequence[Result]) -> tuple[str, bool]:
+    """A word on how far a run is, and whether any of it is still to be trained."""
+    lacking = missing(plan, run, results)
+    if lacking is not None:
+        return f"lacks {', '.join(lacking)}" if lacking else "finished", False
+    same = found_elsewhere(plan, run)
+    return (_begun(run.config), True) if same is None else (f"in {Path(same['run']).parts[0]}", False)
 
 
 def _begun(config: Config) -> str:

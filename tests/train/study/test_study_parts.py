@@ -21,6 +21,7 @@ from train.steps.state import abstract_params
 from train.study import Arm, Study, changed, measure, running
 from train.study.__main__ import main
 from train.study.comparison import paired, rows
+from train.study.listing import listing
 from train.study.plan import dealt, fingerprint, make_plan
 from train.study.records import forget, found_elsewhere, read_results, trained_in, write_result, write_study
 from train.study.running import check_sources
@@ -424,6 +425,10 @@ def test_a_run_that_another_study_has_trained_is_not_trained_again(tmp_path, mon
     monkeypatch.setattr(running, "train", lambda config: trained.append(Path(config.run)))
     monkeypatch.setattr(running, "final_record", lambda config: {} if Path(config.run) in trained else None)
     monkeypatch.setattr(running, "result_of", lambda run, whole, root: result(run.arm, run.seed, 5.0))
+    text = listing(second, second.runs)
+    assert "in trial-small" in text
+    assert "4 of 5 runs to train" in text  # three, and what they start from
+    assert "pretrain" not in listing(second, second.runs[:1])  # none of these needs one
     said = []
     assert running.run_all(second, second.runs, said.append) is None
     assert {row["arm"]: row["loss"] for row in read_results(second.folder) if row["seed"] == 0} == {

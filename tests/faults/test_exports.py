@@ -54,8 +54,7 @@ def test_every_fault_of_a_file_is_noticed(exported, which):
     header = int.from_bytes(content[:8], "little")
     # The configuration, the names, the checksums themselves; and each byte of the names by which these are found, which
     # the format's library puts wherever it likes.
-    names = (weights.CHECKSUMS, weights.CHECKED)
-    marks = [content.index(name.encode()) + place for name in names for place in range(len(name))]
+    marks = [content.index(name.encode()) + place for name in weights.MARKS for place in range(len(name))]
     for place in (*range(8, 8 + header, 97), *marks):
         changed = bytearray(content)
         changed[place] ^= 2
@@ -67,8 +66,7 @@ def test_every_fault_of_a_file_is_noticed(exported, which):
 def test_files_without_checksums_are_read(exported, tmp_path):
     single, weights_file = exported
     with safe_open(single, "np") as opened:
-        marks = (weights.CHECKSUMS, weights.CHECKED)
-        texts = {name: text for name, text in opened.metadata().items() if name not in marks}
+        texts = {name: text for name, text in opened.metadata().items() if name not in weights.MARKS}
     save_file(load_file(single), tmp_path / "single.safetensors", metadata=texts)
     np.testing.assert_equal(read(tmp_path / "single.safetensors").params, read(single).params)
     arrays = load_file(weights_file)

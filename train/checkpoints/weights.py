@@ -23,6 +23,7 @@ from train.steps.numbers.finite import complaint, count
 # file that never had any.
 CHECKSUMS = "mom_jax.crc32"
 CHECKED, CHECKED_BY = "mom_jax.checked", "crc32"
+MARKS = (CHECKSUMS, CHECKED)
 _TEXTS = ""  # in the place of an array's name
 
 # Of these names a folder has one; a shard index names the files.

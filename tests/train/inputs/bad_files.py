@@ -10,7 +10,7 @@ import tiny
 
 from train.checkpoints import formats, single_file
 from train.checkpoints.models import open_model
-from train.checkpoints.weights import CHECKSUMS
+from train.checkpoints.weights import MARKS
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -126,7 +126,7 @@ def _weights(folder):
     size = struct.unpack("<Q", whole[:8])[0]
     header = json.loads(whole[8 : 8 + size])
     # As an earlier version wrote it: with checksums of the header, each of these would be found by them alone.
-    texts = {name: text for name, text in header["__metadata__"].items() if name != CHECKSUMS}
+    texts = {name: text for name, text in header["__metadata__"].items() if name not in MARKS}
     config = json.loads(texts["config"])
 
     def single(name, **changes):

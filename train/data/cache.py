@@ -23,7 +23,7 @@ import numpy as np
 
 from mom_jax.fields import ConfigError
 from train.data.documents import Side
-from train.files import locked, read_json, to_json, write_whole
+from train.files import locked, read_json, to_json, with_checksum, without_checksum, write_whole
 
 # Bytes up to which a file's checksum is compared whenever its cache is opened: some tenths of a second.
 CHECKED = 2**28
@@ -33,6 +33,8 @@ FORMAT = 2
 META = "meta.json"
 STEMS: dict[Side, str] = {"train": "train", "validation": "val"}
 DTYPES = ("uint16", "uint32")
+# What meta.json may have beside its checksum, which older caches do not have.
+_NAMES = ("format", "source", "split", "tokenizer", "vocab_size", "eos_id", "dtype", "left_out", *STEMS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +80,7 @@ class TokenCache:
 
     def _damaged(self, file: Path, why: str) -> ConfigError:
         if file.parent == self.folder:
-            return _damaged(file, why)
+            return damaged(file, why)
         again = f"if the file is right, delete {str(self.folder)!r}, and it is read anew"
         return ConfigError(f"data.source: {str(file)!r} {why} since it was read first; {again}")
 
@@ -105,23 +107,31 @@ class TokenCache:
         """Opens one side of a finished cache; raises `ConfigError` if it is not whole."""
         folder = Path(folder)
         try:
-            meta = _side(read_json(folder / META, META), side)
+            meta = _side(_facts(folder), side)
             dtype, count = np.dtype(meta["dtype"]), meta["tokens"]
             file = folder / meta["file"]
             size = file.stat().st_size
             ends = np.memmap(folder / f"{STEMS[side]}.ends", np.int64, mode="r")
         except (OSError, ValueError, ConfigError) as error:
-            raise _damaged(folder, f"is not whole ({error})") from None
+            raise damaged(folder, f"is not whole ({error})") from None
         if size != count * dtype.itemsize:
-            raise _damaged(file, f"has {size:,} bytes, not {count * dtype.itemsize:,}")
+            raise damaged(file, f"has {size:,} bytes, not {count * dtype.itemsize:,}")
         if len(ends) != meta["documents"] or ends[-1] != count or ends[0] < 1:
-            raise _damaged(folder / f"{STEMS[side]}.ends", f"does not fit {META}")
+            raise damaged(folder / f"{STEMS[side]}.ends", f"does not fit {META}")
         return cls(folder, file, np.memmap(file, dtype, mode="r"), ends, meta)
 
 
-def _side(facts: Any, side: Side) -> dict[str, Any]:
+def _facts(folder: Path) -> dict[str, Any]:
+    record = read_json(folder / META, META)
+    try:
+        return without_checksum(record, _NAMES)
+    except ValueError as error:
+        raise ValueError(f"{META} {error}") from None
+
+
+def _side(facts: dict[str, Any], side: Side) -> dict[str, Any]:
     """What `meta.json` says of a side. Raises ValueError for another shape than `encode` and `index` give it."""
-    if not isinstance(facts, dict) or not isinstance(facts.get(side), dict):
+    if not isinstance(facts.get(side), dict):
         raise ValueError(f"{META} says nothing of {side!r}")
     meta = {name: value for name, value in facts.items() if name not in STEMS} | facts[side] | {"stem": STEMS[side]}
     for name in ("tokens", "documents", "vocab_size", "crc32", "ends_crc32"):
@@ -132,12 +142,13 @@ def _side(facts: Any, side: Side) -> dict[str, Any]:
     left_out = meta.get("left_out", {})
     if not isinstance(left_out, dict) or not all(type(count) is int for count in left_out.values()):
         raise ValueError(f"{META} has a 'left_out' that counts nothing")
-    if meta.get("dtype") not in DTYPES or not isinstance(meta.get("tokenizer"), str | None):
+    if meta.get("dtype") not in DTYPES or not isinstance(meta.get("tokenizer", 0), str | None):
         raise ValueError(f"{META} must have a 'dtype' of {' or '.join(DTYPES)}, and a 'tokenizer'")
     return meta
 
 
-def _damaged(path: Path, why: str) -> ConfigError:
+def damaged(path: Path, why: str) -> ConfigError:
+    """The error of a cache, or of what a cache is made with, that is not what was written."""
     return ConfigError(f"data.cache: {str(path)!r} {why}; delete its folder to have it made again")
 
 
@@ -216,5 +227,6 @@ def _writing(folder: Path) -> Iterator[None]:
         raise ConfigError(f"data.cache={str(folder)!r}: {must} ({error.strerror})") from None
 
 
-def write_json(path: Path, facts: dict[str, Any]) -> None:
-    write_whole(path, to_json(facts, indent=2))
+def write_record(path: Path, facts: dict[str, Any]) -> None:
+    """Writes a JSON file with its checksum."""
+    write_whole(path, to_json(with_checksum(facts), indent=2))

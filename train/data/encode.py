@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from mom_jax.fields import ConfigError
-from train.data.cache import META, STEMS, build_folder, describe_left_out, write_json
+from train.data.cache import META, STEMS, build_folder, describe_left_out, write_record
 from train.data.documents import SIDES, Broken, Document, Item, Side, Source, side_of
 from train.data.tokenizers import Tokenizer
-from train.files import open_own, read_json
+from train.files import open_own, read_json, without_checksum
 
 JOURNAL = "journal.json"
 # Characters that are tokenized at once, and seconds between two points from which an interrupted work goes on.
@@ -104,7 +104,7 @@ class _Writer(contextlib.ExitStack):
         self.sync()
         place = {"part": part, "name": self._source.parts[part].name, "pieces": pieces}
         sides = {side: dataclasses.asdict(written) for side, written in self.written.items()}
-        write_json(self._journal, place | sides | {"left_out": self.left_out})
+        write_record(self._journal, place | sides | {"left_out": self.left_out})
 
 
 _Place = tuple[int, int, dict[Side, _Written], dict[str, int]]
@@ -116,7 +116,7 @@ def _read_journal(journal: Path, source: Source) -> _Place:
     if not journal.exists():
         return anew
     try:
-        record = read_json(journal, "journal", 2**20)
+        record = without_checksum(read_json(journal, "journal", 2**20))
         part, pieces, written = record["part"], record["pieces"], {side: _Written(**record[side]) for side in SIDES}
         left_out = dict(record.get("left_out", {}))
         numbers = [part, pieces, *(n for side in written.values() for n in dataclasses.astuple(side))]
@@ -163,7 +163,7 @@ def encode(
         broken = {} if source.on_bad == "fail" else {"left_out": writer.left_out}
         sides: dict[str, Any] = {side: {"file": f"{STEMS[side]}.bin", **facts[side]} for side in SIDES}
         vocabulary = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "dtype": dtype.name}
-        write_json(partial / META, {**meta, "tokenizer": tokenizer.fingerprint, **vocabulary, **broken, **sides})
+        write_record(partial / META, {**meta, "tokenizer": tokenizer.fingerprint, **vocabulary, **broken, **sides})
 
     build_folder(folder, fill, notify, keep=lambda partial: (partial / JOURNAL).exists())
     # Only now: whatever happens before, no work is lost.

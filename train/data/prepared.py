@@ -12,7 +12,7 @@ import sentencepiece
 from mom_jax.fields import ConfigError, require
 from train.config import DataConfig
 from train.data import token_files
-from train.data.cache import CHECKED, FORMAT, TokenCache, build_folder, digest
+from train.data.cache import CHECKED, FORMAT, META, TokenCache, build_folder, damaged, digest, write_record
 from train.data.documents import SIDES, Broken, Source, side_of
 from train.data.encode import Report, encode
 from train.data.sources.kinds import open_source
@@ -20,6 +20,7 @@ from train.data.token_files import TokenFiles
 from train.data.tokenizers import Tokenizer, find, load
 from train.data.tokenizers.spm import SETTINGS, SentencePieceTokenizer, train_sentencepiece
 from train.data.tokenizers.token_ids import IdsTokenizer
+from train.files import read_json, without_checksum
 
 # Characters that a tokenizer is trained on: so many that more change little, so few that they fit into memory.
 TRAINING_TEXT = 2**26
@@ -120,17 +121,27 @@ def _trained(config: DataConfig, texts: list[tuple[Source, float]], notify: Say)
         "vocab_size": config.vocab_size,
         "settings": SETTINGS,
         "sentencepiece": sentencepiece.__version__,
+        "files": [SentencePieceTokenizer.file_name, META],
     }
     folder = _root(config) / f"tokenizer-{digest(recipe)}"
 
     def fill(partial: Path) -> None:
         notify(f"training a tokenizer of {config.vocab_size} pieces on {config.source}")
         sample = (text for source, weight in texts for text in _sample(source, config, int(weight * TRAINING_TEXT)))
-        SentencePieceTokenizer(train_sentencepiece(sample, config.vocab_size)).save(partial)
+        tokenizer = SentencePieceTokenizer(train_sentencepiece(sample, config.vocab_size))
+        tokenizer.save(partial)
+        write_record(partial / META, {"fingerprint": tokenizer.fingerprint})
 
     if not folder.exists():
         build_folder(folder, fill, notify)
-    return load(folder / "tokenizer.model")
+    tokenizer = load(folder / SentencePieceTokenizer.file_name)
+    try:
+        good = without_checksum(read_json(folder / META, META)) == {"fingerprint": tokenizer.fingerprint}
+    except (ConfigError, ValueError):
+        good = False
+    if not good:
+        raise damaged(folder, "does not have the tokenizer that was trained")
+    return tokenizer
 
 
 def _sample(source: Source, config: DataConfig, characters: int) -> Iterator[str]:

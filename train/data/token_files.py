@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mom_jax.fields import ConfigError, require
-from train.data.cache import DTYPES, META, STEMS, build_folder, digest, write_json
+from train.data.cache import DTYPES, META, STEMS, build_folder, digest, write_record
 from train.data.documents import NO_EOS, SIDES
 from train.files import read_json
 
@@ -110,7 +110,7 @@ def index(root: Path, files: TokenFiles, notify: Callable[[str], None]) -> Path:
         allowed = f"has the token {largest}, {kind} vocabulary has {vocab_size}{hint}"
         require(largest < vocab_size, "data.source", files.source, allowed)
         meta = {"source": files.facts, "vocab_size": vocab_size, "eos_id": files.eos_id, "dtype": files.dtype}
-        write_json(partial / META, {**meta, "tokenizer": files.tokenizer, **sides})
+        write_record(partial / META, {**meta, "tokenizer": files.tokenizer, **sides})
 
     if not folder.exists():
         build_folder(folder, fill, notify)

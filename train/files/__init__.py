@@ -1,5 +1,7 @@
-"""Files that programs write (writing.py) and those that they read, which may be a stranger's (reading.py)."""
+"""Files that programs write (writing.py) and those that they read, which may be a stranger's (reading.py); records with
+a checksum (checked.py)."""
 
+from train.files.checked import CHECKSUM, with_checksum, without_checksum
 from train.files.reading import MOST_JSON, parse_json, read_bytes, read_json, read_text, within
 from train.files.writing import (
     check_new,
@@ -14,6 +16,7 @@ from train.files.writing import (
 )
 
 __all__ = [
+    "CHECKSUM",
     "MOST_JSON",
     "check_new",
     "check_no_links",
@@ -26,7 +29,9 @@ __all__ = [
     "to_json",
     "whole_file",
     "whole_folder",
+    "with_checksum",
     "within",
+    "without_checksum",
     "write_whole",
     "writing",
 ]

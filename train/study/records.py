@@ -13,7 +13,7 @@ import jax
 from mom_jax.fields import ConfigError, from_dict, to_dict
 from train import files
 from train.config import Config
-from train.files import read_json, to_json, write_whole, writing
+from train.files import CHECKSUM, read_bytes, read_json, to_json, with_checksum, without_checksum, write_whole, writing
 from train.reporting import metrics
 from train.study.plan import Plan, Run, fingerprint
 from train.training.run import Busy, differences
@@ -42,10 +42,19 @@ def read_results(folder: Path) -> list[Result]:
     file = folder / RESULTS
     if not file.is_file():
         return []
-    results = metrics.read(file)
-    for i, result in enumerate(results, 1):
+    again = "without the line, the result is made again"
+    records, results = metrics.read(file), []
+    for i, record in enumerate(records, 1):
+        try:
+            result = without_checksum(record) if CHECKSUM in record else record  # older ones have none
+        except ValueError as error:
+            raise ConfigError(f"{file}, line {i}: {error}; {again}") from None
         if not {"arm", "seed", "loss"} <= set(result):
-            raise ConfigError(f"{file}, line {i}: is no result of a study")
+            raise ConfigError(f"{file}, line {i}: is no result of a study; {again}")
+        results.append(result)
+    # Unlike a log, of which the last line may be half-written.
+    if len(results) < len(read_bytes(file, str(file), metrics.MOST).splitlines()):
+        raise ConfigError(f"{file}, line {len(results) + 1}: is no whole result of a study; {again}")
     return list({key(result): result for result in results}.values())
 
 
@@ -89,7 +98,7 @@ def folder_of(plan: Plan, run: Run, result: Result) -> Path:
 
 
 def _write(folder: Path, results: list[Result]) -> None:
-    write_whole(folder / RESULTS, b"".join(map(to_json, results)))
+    write_whole(folder / RESULTS, b"".join(to_json(with_checksum(row)) for row in results))
 
 
 def check_study(plan: Plan) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from mom_jax.fields import ConfigError, require
-from train.files import read_json, to_json, write_whole, writing
+from train.files import read_json, to_json, with_checksum, without_checksum, write_whole, writing
 
-VERSION = 1
+VERSION = 2
+_BARE = 1  # had no checksum
 
 
 def read(file: Path) -> dict[str, Any] | None:
@@ -20,18 +21,20 @@ def read(file: Path) -> dict[str, Any] | None:
         return None
     try:
         record = read_json(file, str(file))
+        if not isinstance(record, dict) or record.get("version") not in (VERSION, _BARE):
+            raise ConfigError(f"{file}: is no result that this program wrote")
+        return record if record["version"] == _BARE else without_checksum(record)
     except ConfigError as error:
         raise ConfigError(f"{error}; delete it to do that part again") from None
-    if not isinstance(record, dict) or record.get("version") != VERSION:
-        raise ConfigError(f"{file}: is no result that this program wrote; delete it to do that part again")
-    return record
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}; delete it to do that part again") from None
 
 
 def write(file: Path, record: Mapping[str, Any]) -> None:
     """Writes a result, whole. Raises ConfigError where that cannot be."""
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, to_json({"version": VERSION, **record}))
+        write_whole(file, to_json(with_checksum({"version": VERSION, **record})))
 
 
 def check_output(output: Path) -> None:

@@ -31,7 +31,7 @@ from train.data.sources.text_files import open_text
 from train.data.sources.tfds_builder import _check_features
 from train.data.token_files import index, open_token_files
 from train.data.tokenizers.spm import train_sentencepiece
-from train.files import parse_json, within
+from train.files import parse_json, with_checksum, within
 from train.reporting.page import summary
 from train.reporting.routes import read_routes
 from train.tasks import results
@@ -200,7 +200,10 @@ PARSERS = {
     "config": (jsons(CONFIG), lambda folder, text: read_config(put(folder, "config.json", text).parent, "run")),
     "meta": (changed(META), lambda folder, value: from_dict(Meta, value)),
     "format": (jsons(CONFIG), lambda folder, text: formats.detect(put(folder, "config.json", text).parent, "input")),
-    "journal": (jsons(JOURNAL), lambda folder, text: _read_journal(put(folder, "journal.json", text), SOURCE)),
+    "journal": (
+        changed(JOURNAL).filter(lambda value: isinstance(value, dict)).map(with_checksum).map(written),
+        lambda folder, text: _read_journal(put(folder, "journal.json", text), SOURCE),
+    ),
     "log": (jsons(RECORD), lambda folder, text: summary(put(folder, "metrics.jsonl", text + b"\n" + text).parent)),
     "routes": (
         jsons({"version": 1}),

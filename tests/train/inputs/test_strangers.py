@@ -27,7 +27,7 @@ from train.data.sources import text_files
 from train.data.sources.builders import extraction
 from train.data.sources.text_files import open_text
 from train.data.sources.tfds import open_tfds
-from train.files import locked, parse_json, read_bytes, within, write_whole, writing
+from train.files import locked, parse_json, read_bytes, with_checksum, within, write_whole, writing
 from train.files.writing import to_json as json_file
 from train.reporting.metrics import MetricsLog
 from train.training.run import claimed
@@ -246,7 +246,8 @@ def test_a_damaged_journal_begins_anew(tmp_path):
     partial = cache.folder.with_name(f".{cache.folder.name}.partial")
     whole = {"tokens": 9, "documents": 1, "crc32": 0, "ends_crc32": 0}
     elsewhere = {"part": 0, "name": "x", "pieces": 1, "train": whole, "validation": whole}
-    for text in ("", "{", "{}", "[]", '{"part": "x", "name": "x"}', '{"part": -1, "name": "x"}', json.dumps(elsewhere)):
+    records = ({}, {"part": "x", "name": "x"}, {"part": -1, "name": "x"}, elsewhere)
+    for text in ("", "{", "[]", *(json.dumps(with_checksum(record)) for record in records)):
         cache.folder.rename(partial)
         (partial / "journal.json").write_text(text)
         [cache] = prepare(data).train

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.fields import ConfigError, nearest, require
-from train.data.cache import digest, write_json
+from train.data.cache import digest, write_record
 from train.data.documents import SIDES, Item, Part, Source
 from train.data.sources.columns import choose, rows, text_columns
 from train.data.sources.files import Files
-from train.files import read_json
+from train.files import read_json, without_checksum
 
 REFERENCE = re.compile(
     r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?",
@@ -107,7 +107,7 @@ def find_hf(source: str, root: Path, notify: Callable[[str], None]) -> None:
     found = _Stream(dataclasses.replace(reference, revision=revision), None).found()
     choose(source, found.columns)
     root.mkdir(parents=True, exist_ok=True)
-    write_json(_record(reference, root), dataclasses.asdict(found))
+    write_record(_record(reference, root), dataclasses.asdict(found))
     notify(f"{source}: commit {revision}; delete {_record(reference, root)} to have a newer one looked for")
 
 
@@ -136,7 +136,8 @@ def _read_record(reference: _Reference, root: Path) -> _Found:
     if not file.exists():
         raise reference.error(f"is not prepared in {root}; run: {reference.command}")
     try:
-        record = read_json(file, str(file), 2**24)
+        names = [field.name for field in dataclasses.fields(_Found)]
+        record = without_checksum(read_json(file, str(file), 2**24), names)
         splits = {str(name): (shards, examples) for name, (shards, examples) in record["splits"].items()}
         found = _Found(record["revision"], splits, [str(name) for name in record["columns"]])
         known = isinstance(found.revision, str) and "train" in splits

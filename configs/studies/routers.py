@@ -1,4 +1,4 @@
-"""Routers: the official kinds and others, and the official ones' width, with the paper's routing of both sides, K = 2.
+"""Routers: kinds, widths and starts, with the paper's routing of both sides, K = 2.
 
 Command: python -m train.study configs/studies/routers.py
 """
@@ -28,5 +28,6 @@ def get_study() -> Study:
             *(routed_by(kind) for kind in ("linear", "mingru", "transformer", "hierarchical")),
             routed_by("gru", norm="layer"),
             routed_by("linear", norm="layer", step_bias=2.0),
+            *(routed_by(kind, score_init=0.2) for kind in ("gru", "mlp")),
         ),
     )

@@ -27,4 +27,5 @@ def get_study() -> Study:
             Arm("ours, wide, attention in order", ours_wide_in_order),
             Arm("ours, wide, attention in order, long warm-up", (ours_wide_in_order, LONG), baseline=warm),
         ),
+        seeds=(0, 1, 2, 3, 4),
     )

@@ -6,6 +6,7 @@ Command: python -m train.study configs/studies/phases.py
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from configs.studies.setting import OURS_AT_ONCE, VANILLA, VANILLA_AT_ONCE, from_scratch, ours, paper, sizes
@@ -29,6 +30,17 @@ def annealed(config: Config) -> Config:
     )
 
 
+def first_phase(quarters: int) -> Callable[[Config], Config]:
+    """So many quarters of all steps for the first phase, and the rest for the second; three are the study's own."""
+
+    def change(config: Config) -> Config:
+        steps = sum(phase.steps for phase in config.phases)
+        first = steps * quarters // 4
+        return changed(config, {"phases.pretrain.steps": first, "phases.mom.steps": steps - first})
+
+    return change
+
+
 def get_study() -> Study:
     exploring = {"model.router.noise": 1.0, "model.router.noise_steps": 500}
     by_bias = {"model.balance": BalanceConfig(weight=0.0, bias_rate=0.01)}
@@ -44,6 +56,7 @@ def get_study() -> Study:
             Arm("paper, from scratch, annealed preference", (paper(top_k=2), from_scratch, annealed)),
             Arm("paper, from scratch, noise", (paper(top_k=2), from_scratch, exploring)),
             Arm("ours, two phases", ours()),
+            *(Arm(f"ours after {n}/4 of the steps", (first_phase(n), ours())) for n in (1, 2)),
             OURS_AT_ONCE,
             Arm("ours, from scratch, balance by bias", (ours(), from_scratch, by_bias)),
         ),

@@ -23,7 +23,7 @@ import numpy as np
 
 from mom_jax.fields import ConfigError
 from train.data.documents import Side
-from train.files import locked, read_json, to_json, with_checksum, without_checksum, write_whole
+from train.files import locked, read_record
 
 # Bytes up to which a file's checksum is compared whenever its cache is opened: some tenths of a second.
 CHECKED = 2**28
@@ -107,7 +107,7 @@ class TokenCache:
         """Opens one side of a finished cache; raises `ConfigError` if it is not whole."""
         folder = Path(folder)
         try:
-            meta = _side(_facts(folder), side)
+            meta = _side(read_record(folder / META, META, _NAMES), side)
             dtype, count = np.dtype(meta["dtype"]), meta["tokens"]
             file = folder / meta["file"]
             size = file.stat().st_size
@@ -119,14 +119,6 @@ class TokenCache:
         if len(ends) != meta["documents"] or ends[-1] != count or ends[0] < 1:
             raise damaged(folder / f"{STEMS[side]}.ends", f"does not fit {META}")
         return cls(folder, file, np.memmap(file, dtype, mode="r"), ends, meta)
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    record = read_json(folder / META, META)
-    try:
-        return without_checksum(record, _NAMES)
-    except ValueError as error:
-        raise ValueError(f"{META} {error}") from None
 
 
 def _side(facts: dict[str, Any], side: Side) -> dict[str, Any]:
@@ -225,8 +217,3 @@ def _writing(folder: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         must = "must be a folder that can be written" if not full else "needs more room, what is finished is kept"
         raise ConfigError(f"data.cache={str(folder)!r}: {must} ({error.strerror})") from None
-
-
-def write_record(path: Path, facts: dict[str, Any]) -> None:
-    """Writes a JSON file with its checksum."""
-    write_whole(path, to_json(with_checksum(facts), indent=2))

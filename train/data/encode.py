@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from mom_jax.fields import ConfigError
-from train.data.cache import META, STEMS, build_folder, describe_left_out, write_record
+from train.data.cache import META, STEMS, build_folder, describe_left_out
 from train.data.documents import SIDES, Broken, Document, Item, Side, Source, side_of
 from train.data.tokenizers import Tokenizer
-from train.files import open_own, read_json, without_checksum
+from train.files import open_own, read_record, write_record
 
 JOURNAL = "journal.json"
 # Characters that are tokenized at once, and seconds between two points from which an interrupted work goes on.
@@ -116,7 +116,7 @@ def _read_journal(journal: Path, source: Source) -> _Place:
     if not journal.exists():
         return anew
     try:
-        record = without_checksum(read_json(journal, "journal", 2**20))
+        record = read_record(journal, "journal", most=2**20)
         part, pieces, written = record["part"], record["pieces"], {side: _Written(**record[side]) for side in SIDES}
         left_out = dict(record.get("left_out", {}))
         numbers = [part, pieces, *(n for side in written.values() for n in dataclasses.astuple(side))]

@@ -12,7 +12,7 @@ import sentencepiece
 from mom_jax.fields import ConfigError, require
 from train.config import DataConfig
 from train.data import token_files
-from train.data.cache import CHECKED, FORMAT, META, TokenCache, build_folder, damaged, digest, write_record
+from train.data.cache import CHECKED, FORMAT, META, TokenCache, build_folder, damaged, digest
 from train.data.documents import SIDES, Broken, Source, side_of
 from train.data.encode import Report, encode
 from train.data.sources.kinds import open_source
@@ -20,7 +20,7 @@ from train.data.token_files import TokenFiles
 from train.data.tokenizers import Tokenizer, find, load
 from train.data.tokenizers.spm import SETTINGS, SentencePieceTokenizer, train_sentencepiece
 from train.data.tokenizers.token_ids import IdsTokenizer
-from train.files import read_json, without_checksum
+from train.files import read_record, write_record
 
 # Characters that a tokenizer is trained on: so many that more change little, so few that they fit into memory.
 TRAINING_TEXT = 2**26
@@ -136,8 +136,8 @@ def _trained(config: DataConfig, texts: list[tuple[Source, float]], notify: Say)
         build_folder(folder, fill, notify)
     tokenizer = load(folder / SentencePieceTokenizer.file_name)
     try:
-        good = without_checksum(read_json(folder / META, META)) == {"fingerprint": tokenizer.fingerprint}
-    except (ConfigError, ValueError):
+        good = read_record(folder / META, META) == {"fingerprint": tokenizer.fingerprint}
+    except ConfigError:
         good = False
     if not good:
         raise damaged(folder, "does not have the tokenizer that was trained")

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from mom_jax.fields import ConfigError, require
-from train.data.cache import DTYPES, META, STEMS, build_folder, digest, write_record
+from train.data.cache import DTYPES, META, STEMS, build_folder, digest
 from train.data.documents import NO_EOS, SIDES
-from train.files import read_json
+from train.files import read_json, write_record
 
 GPT2_VOCABULARY, GPT2_EOS = 50257, 50256
 _CHUNK = 2**24  # tokens

@@ -1,7 +1,7 @@
 """Files that programs write (writing.py) and those that they read, which may be a stranger's (reading.py); records with
 a checksum (checked.py)."""
 
-from train.files.checked import CHECKSUM, with_checksum, without_checksum
+from train.files.checked import CHECKSUM, read_record, with_checksum, without_checksum, write_record
 from train.files.reading import MOST_JSON, parse_json, read_bytes, read_json, read_text, within
 from train.files.writing import (
     check_new,
@@ -25,6 +25,7 @@ __all__ = [
     "parse_json",
     "read_bytes",
     "read_json",
+    "read_record",
     "read_text",
     "to_json",
     "whole_file",
@@ -32,6 +33,7 @@ __all__ = [
     "with_checksum",
     "within",
     "without_checksum",
+    "write_record",
     "write_whole",
     "writing",
 ]

@@ -3,9 +3,29 @@
 import json
 import zlib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from mom_jax.fields import ConfigError
+from train.files.reading import MOST_JSON, read_json
+from train.files.writing import to_json, write_whole
+
 CHECKSUM = "checksum"
+
+
+def write_record(path: Path, facts: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Writes a JSON file with its checksum, whole."""
+    write_whole(path, to_json(with_checksum(facts), indent))
+
+
+def read_record(path: Path, name: str, known: Collection[str] | None = None, most: int = MOST_JSON) -> dict[str, Any]:
+    """What `write_record` wrote. Raises `ConfigError` beginning with `name` where it is not that; known: see
+    `without_checksum`."""
+    record = read_json(path, name, most)
+    try:
+        return without_checksum(record, known)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def with_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,17 @@ import jax
 from mom_jax.fields import ConfigError, from_dict, to_dict
 from train import files
 from train.config import Config
-from train.files import CHECKSUM, read_bytes, read_json, to_json, with_checksum, without_checksum, write_whole, writing
+from train.files import (
+    CHECKSUM,
+    parse_json,
+    read_bytes,
+    read_json,
+    to_json,
+    with_checksum,
+    without_checksum,
+    write_whole,
+    writing,
+)
 from train.reporting import metrics
 from train.study.plan import Plan, Run, fingerprint
 from train.training.run import Busy, differences
@@ -42,20 +52,28 @@ def read_results(folder: Path) -> list[Result]:
     file = folder / RESULTS
     if not file.is_file():
         return []
-    again = "without the line, the result is made again"
-    records, results = metrics.read(file), []
-    for i, record in enumerate(records, 1):
+    results = []
+    for i, line in enumerate(read_bytes(file, str(file), metrics.MOST).splitlines(), 1):
         try:
-            result = without_checksum(record) if CHECKSUM in record else record  # older ones have none
+            results.append(_result(line))
         except ValueError as error:
+            again = "without the line, the result is made again"
             raise ConfigError(f"{file}, line {i}: {error}; {again}") from None
-        if not {"arm", "seed", "loss"} <= set(result):
-            raise ConfigError(f"{file}, line {i}: is no result of a study; {again}")
-        results.append(result)
-    # Unlike a log, of which the last line may be half-written.
-    if len(results) < len(read_bytes(file, str(file), metrics.MOST).splitlines()):
-        raise ConfigError(f"{file}, line {len(results) + 1}: is no whole result of a study; {again}")
     return list({key(result): result for result in results}.values())
+
+
+def _result(line: bytes) -> Result:
+    """Raises ValueError for what is none. The file is written whole: its last line may not be half, as a log's may."""
+    try:
+        record = parse_json(line, RESULTS)
+    except ConfigError:
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError("is no whole result of a study")
+    result = without_checksum(record) if CHECKSUM in record else record  # older ones have none
+    if not {"arm", "seed", "loss"} <= set(result):
+        raise ValueError("is no result of a study")
+    return result
 
 
 def write_result(plan: Plan, result: Result) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mom_jax.fields import ConfigError, require
-from train.files import read_json, to_json, with_checksum, without_checksum, write_whole, writing
+from train.files import read_json, without_checksum, write_record, writing
 
 VERSION = 2
 _BARE = 1  # had no checksum
@@ -34,7 +34,7 @@ def write(file: Path, record: Mapping[str, Any]) -> None:
     """Writes a result, whole. Raises ConfigError where that cannot be."""
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, to_json(with_checksum({"version": VERSION, **record})))
+        write_record(file, {"version": VERSION, **record}, indent=None)
 
 
 def check_output(output: Path) -> None:

@@ -120,7 +120,7 @@ def from_scratch(config: Config) -> Config:
 VANILLA_AT_ONCE = Arm("vanilla, one phase", ({"phases.mom.model": "vanilla"}, from_scratch))
 OURS_AT_ONCE = Arm("ours, from scratch", (ours(), from_scratch))
 
-LONG_WARM_UP = {"phases.0.optim.warmup_steps": 200}  # of one phase's, in place of 50; of 800 at the small size
+LONG_WARM_UP = {"phases.0.optim.warmup_steps": 200}  # in place of 50 at the small size
 
 
 def parts(number: int, taken: int | None = None) -> Callable[[Config], Config]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.fields import ConfigError, nearest, require
-from train.data.cache import digest, write_record
+from train.data.cache import digest
 from train.data.documents import SIDES, Item, Part, Source
 from train.data.sources.columns import choose, rows, text_columns
 from train.data.sources.files import Files
-from train.files import read_json, without_checksum
+from train.files import read_record, write_record
 
 REFERENCE = re.compile(
     r"(?P<name>[\w.-]+(/[\w.-]+)?)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?",
@@ -137,7 +137,7 @@ def _read_record(reference: _Reference, root: Path) -> _Found:
         raise reference.error(f"is not prepared in {root}; run: {reference.command}")
     try:
         names = [field.name for field in dataclasses.fields(_Found)]
-        record = without_checksum(read_json(file, str(file), 2**24), names)
+        record = read_record(file, str(file), names, 2**24)
         splits = {str(name): (shards, examples) for name, (shards, examples) in record["splits"].items()}
         found = _Found(record["revision"], splits, [str(name) for name in record["columns"]])
         known = isinstance(found.revision, str) and "train" in splits

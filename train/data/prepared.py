@@ -134,14 +134,13 @@ def _trained(config: DataConfig, texts: list[tuple[Source, float]], notify: Say)
 
     if not folder.exists():
         build_folder(folder, fill, notify)
-    tokenizer = load(folder / SentencePieceTokenizer.file_name)
     try:
-        good = read_record(folder / META, META) == {"fingerprint": tokenizer.fingerprint}
-    except ConfigError:
-        good = False
-    if not good:
-        raise damaged(folder, "does not have the tokenizer that was trained")
-    return tokenizer
+        tokenizer = load(folder / SentencePieceTokenizer.file_name)
+        if read_record(folder / META, META) == {"fingerprint": tokenizer.fingerprint}:
+            return tokenizer
+    except ConfigError:  # neither field is the user's
+        pass
+    raise damaged(folder, "does not have the tokenizer that was trained")
 
 
 def _sample(source: Source, config: DataConfig, characters: int) -> Iterator[str]:

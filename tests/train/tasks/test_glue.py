@@ -14,7 +14,7 @@ import task_models
 import tensorflow_datasets as tfds
 
 from mom_jax.fields import ConfigError
-from train.tasks import finetune
+from train.tasks import finetune, results
 from train.tasks.glue import evaluation
 from train.tasks.glue.settings import GlueConfig
 from train.tasks.glue.tasks import AVERAGED, NAMES, TASKS
@@ -215,12 +215,12 @@ def test_all_of_glue(place, capsys):
     assert {path.parent.name for path in files.values()} == set(NAMES) - {"ax"}
     # MNLI is done again where it was finished without the diagnostics and they are asked for.
     [file] = [path for key, path in files.items() if key[0].startswith("mom") and key[1:] == ("mnli", "seed-1.json")]
-    whole = read(file)
-    file.write_text(json.dumps(whole | {"test": {k: v for k, v in whole["test"].items() if k != "AX.tsv"}}))
+    whole = results.read(file)
+    results.write(file, whole | {"test": {k: v for k, v in whole["test"].items() if k != "AX.tsv"}})
     _, err = run(place, capsys, tasks=("ax",), config=config, models=("vanilla", "mom"), output="all")
     assert err.count("MNLI, seed") - err.count("steps (") == 4
     assert err.count("finished before") == 3
-    assert {**read(file), "seconds": 0} == {**whole, "seconds": 0}
+    assert {**results.read(file), "seconds": 0} == {**whole, "seconds": 0}
 
 
 def test_an_unknown_task(place, capsys):

@@ -210,6 +210,12 @@ def test_verify_says_what_can_be_trusted(tmp_path, capsys):
         assert call(capsys, verify.main, caches)[0] == (2 if place.is_relative_to(caches) else 0)
         shutil.rmtree(place) if place.is_dir() else place.unlink()
         copy.rename(place)
+    whole = (run / "config.json").read_text()
+    (run / "config.json").write_text(whole.replace('"temperature": ', '"temperature": 1', 1))
+    code, out, _ = call(capsys, verify.main, run)
+    assert code == 2
+    assert "config.json: is not what the checkpoints were trained with (model.router.temperature: " in out
+    (run / "config.json").write_text(whole)
     assert call(capsys, verify.main, run, "--json")[0] == 0
     code, _, err = call(capsys, verify.main, tmp_path / "corpus")
     assert code == 2

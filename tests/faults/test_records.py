@@ -1,7 +1,6 @@
 """What is kept about data and results: whatever changes in such a file is noticed by whoever reads it."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -101,10 +100,7 @@ def test_every_flipped_bit_of_a_study_s_result_is_noticed(tmp_path):
     content = b"".join(to_json(with_checksum(row)) for row in rows)
     file.write_bytes(content)
     assert read_results(tmp_path) == rows
-    names = [match.span() for match in re.finditer(CHECKSUM, content.decode())]
-    for place, changed in enumerate(flipped(content)):
-        if any(begin <= place < end for begin, end in names):
-            continue  # a result without a checksum, and with another field, may be an older one's
+    for changed in flipped(content):
         file.write_bytes(changed)
         with pytest.raises(ConfigError, match=r"line [12]: "):
             read_results(tmp_path)

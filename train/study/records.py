@@ -14,7 +14,6 @@ from mom_jax.fields import ConfigError, from_dict, to_dict
 from train import files
 from train.config import Config
 from train.files import (
-    CHECKSUM,
     parse_json,
     read_bytes,
     read_json,
@@ -31,6 +30,13 @@ from train.training.run import Busy, differences
 STUDY, RESULTS = "study.json", "results.jsonl"
 
 Result = dict[str, Any]
+
+# What results have that older versions wrote, without checksums.
+_BARE = (
+    *("arm", "seed", "fingerprint", "loss", "evaluated_tokens", "curve", "parameters", "active_parameters"),
+    *("flops_per_token", "steps", "tokens", "own_tokens", "seconds", "routers", "exchanged", "similarity"),
+    *("first_phase", "run", "after"),
+)
 
 
 def key(result: Result) -> tuple[str, int]:
@@ -70,7 +76,7 @@ def _result(line: bytes) -> Result:
         record = None
     if not isinstance(record, dict):
         raise ValueError("is no whole result of a study")
-    result = without_checksum(record) if CHECKSUM in record else record  # older ones have none
+    result = without_checksum(record, _BARE)
     if not {"arm", "seed", "loss"} <= set(result):
         raise ValueError("is no result of a study")
     return result

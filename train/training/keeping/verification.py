@@ -17,6 +17,7 @@ from train.data.documents import SIDES
 from train.data.prepared import cache_folders
 from train.reporting import metrics
 from train.training.keeping.damage import changed_log, missing_steps
+from train.training.run import differences
 
 State = Literal["good", "damaged", "unknown"]
 CACHES = ("data-*", "bin-*")
@@ -64,6 +65,9 @@ def _run(run: Path) -> Iterator[Finding]:
         for place in sorted((run / FOLDER / name).glob(f"*{steps.DAMAGED}*")):
             yield Finding(f"{FOLDER}/{name}/{place.name}", "unknown", "set aside as damaged, and not used")
     if furthest is not None:
+        if config is not None and (changed := differences(furthest.config, config)):
+            text = f"is not what the checkpoints were trained with ({'; '.join(changed)})"
+            yield Finding(CONFIG, "damaged", text)
         yield Finding(FOLDER, "good", f"training goes on from step {furthest.step} of {furthest.phase}")
     elif any(steps.steps(run / FOLDER / name) for name in names):
         yield Finding(FOLDER, "damaged", "none is whole: training has nothing to go on from")

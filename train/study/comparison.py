@@ -91,6 +91,18 @@ def paired(values: Mapping[int, float], base: Mapping[int, float]) -> Paired | N
     return Paired(mean, interval(differences), len(seeds))
 
 
+def curve(result: Result) -> dict[int, float]:
+    """Validation losses by step, those that are numbers."""
+    return {step: loss for step, loss in result["curve"] if is_number(loss)}
+
+
+def curve_differences(results: Sequence[Result], base: Sequence[Result]) -> list[dict[int, float]]:
+    """Of validation losses to `base`'s of the same seed, at the steps that both have; for each seed of both."""
+    known = {result["seed"]: curve(result) for result in base}
+    pairs = [(curve(result), known[result["seed"]]) for result in results if result["seed"] in known]
+    return [{step: own[step] - other[step] for step in own if step in other} for own, other in pairs]
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % confidence interval of the mean of two values or more, by Student's t."""
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))

@@ -1,14 +1,14 @@
 """A study's pictures, as PNG."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.reporting.history import is_number
 from train.reporting.pictures import COLOURS, THEMES, rendered
-from train.study.comparison import Row, interval
+from train.study.comparison import Row, curve, curve_differences, interval
 from train.study.definition import Map
 
 _MARKS = "os^Dv<>Pd*"
@@ -17,8 +17,6 @@ _MARKS = "os^Dv<>Pd*"
 def losses(found: Sequence[Row]) -> bytes:
     """Final losses, seed by seed with their mean, and differences to their baselines with the confidence intervals."""
     shown = list(reversed(found))
-    baselines = {row.baseline for row in found}
-    which = repr(baselines.pop()) if len(baselines) == 1 else "the arm's baseline"
 
     def draw(figure: Figure, theme: str) -> None:
         ink = THEMES[theme]["ink"]
@@ -39,34 +37,48 @@ def losses(found: Sequence[Row]) -> bytes:
         left.set_ylim(-0.5, len(shown) - 0.5)
         left.set_xlabel("loss, nats per token: seeds, mean, 95 % interval")
         right.axvline(0, color=ink, linewidth=0.8)
-        right.set_xlabel(f"difference to {which}, paired by seed, 95 % interval")
+        right.set_xlabel(f"difference to {_compared(found)}, paired by seed, 95 % interval")
 
     return rendered(11, 1.2 + 0.32 * len(shown), draw, "light", background="white")
 
 
 def curves(found: Sequence[Row]) -> bytes:
-    """Validation losses over the steps of the arms' own phases: means over the seeds, with the range between them."""
+    """Validation losses over the steps of the arms' own phases, and differences to their baselines at the same step,
+    paired by seed: means over the seeds, with the range between them."""
+    results = {row.arm: row.results for row in found}
 
     def draw(figure: Figure, theme: str) -> None:
-        axes = figure.add_subplot()
+        left, right = figure.subplots(1, 2)
         for i, row in enumerate(found):
-            by_step: dict[int, list[float]] = {}
-            for result in row.results:
-                for step, loss in result["curve"]:
-                    if is_number(loss):
-                        by_step.setdefault(step, []).append(loss)
-            steps = sorted(by_step)
-            means = [statistics.fmean(by_step[step]) for step in steps]
-            colour, mark = COLOURS[i % len(COLOURS)], _MARKS[i // len(COLOURS) % len(_MARKS)]
-            axes.plot(steps, means, marker=mark, color=colour, linewidth=1.2, label=row.arm)
-            if len(row.results) > 1 and steps:
-                low, high = (np.array([f(by_step[step]) for step in steps]) for f in (min, max))
-                axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.set_xlabel("training step, shared first phase not counted")
-        axes.set_ylabel("validation loss, nats per token")
-        axes.legend(fontsize=8)
+            look = {"color": COLOURS[i % len(COLOURS)], "marker": _MARKS[i // len(COLOURS) % len(_MARKS)]}
+            _band(left, [curve(result) for result in row.results], label=row.arm, **look)
+            if row.arm != row.baseline:
+                _band(right, curve_differences(row.results, results.get(row.baseline, ())), **look)
+        right.axhline(0, color=THEMES[theme]["ink"], linewidth=0.8)
+        for axes in (left, right):
+            axes.set_xlabel("training step, shared first phase not counted")
+        left.set_ylabel("validation loss, nats per token")
+        right.set_ylabel(f"difference to {_compared(found)}, paired by seed")
+        left.legend(fontsize=8)
 
-    return rendered(9, 5, draw, "light", background="white")
+    return rendered(11, 5, draw, "light", background="white")
+
+
+def _band(axes: Axes, seeds: Sequence[Mapping[int, float]], *, color: str, marker: str, label: str = "") -> None:
+    """A line of means, and the range between the seeds."""
+    steps = sorted({step for curve in seeds for step in curve})
+    values = [[curve[step] for curve in seeds if step in curve] for step in steps]
+    axes.plot(steps, [statistics.fmean(v) for v in values], color=color, marker=marker, linewidth=1.2, label=label)
+    if len(seeds) > 1:
+        axes.fill_between(
+            steps, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.12, linewidth=0
+        )
+
+
+def _compared(found: Sequence[Row]) -> str:
+    """What the differences are to."""
+    baselines = {row.baseline for row in found}
+    return repr(baselines.pop()) if len(baselines) == 1 else "the arm's baseline"
 
 
 def maps(found: Sequence[Row], drawn: Sequence[Map]) -> bytes:

@@ -5,11 +5,9 @@ import json
 from pathlib import Path
 
 import chex
-import numpy as np
 import pytest
 import tiny
 from programs import ROOT, call
-from scipy import stats
 from study_results import result
 
 from configs.studies import start, two_arms
@@ -20,7 +18,7 @@ from train.config import Config, OptimConfig, Phase
 from train.steps.state import abstract_params
 from train.study import Arm, Study, changed, measure, running
 from train.study.__main__ import main
-from train.study.comparison import paired, rows
+from train.study.comparison import rows
 from train.study.listing import listing
 from train.study.plan import dealt, fingerprint, make_plan
 from train.study.records import forget, found_elsewhere, read_results, trained_in, write_result, write_study
@@ -160,37 +158,6 @@ def test_runs_are_dealt_out():
     for wrong in ("3/2", "0/2", "1", "a/b", "1/0"):
         with pytest.raises(ConfigError, match="must be I/N"):
             dealt(runs, wrong)
-
-
-def test_intervals_are_those_of_a_paired_t_test():
-    rng = np.random.default_rng(0)
-    ours, base = rng.normal(4, 0.1, 5), rng.normal(4.2, 0.1, 5)
-    found = paired(dict(enumerate(ours)), dict(enumerate(base)))
-    theirs = stats.ttest_rel(ours, base).confidence_interval(0.95)
-    assert found.interval == pytest.approx(theirs)
-    assert found.mean == pytest.approx((ours - base).mean())
-    assert paired({0: 1.0, 1: 3.0}, {1: 1.0, 2: 5.0}).mean == 2.0  # of the seed that both have
-    assert paired({0: 1.0}, {0: 1.5}).interval is None
-    assert paired({0: 1.0}, {1: 1.0}) is None
-    assert paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).interval == (0.0, 0.0)
-
-
-def test_verdicts_come_from_the_interval():
-    losses = {
-        "base": [4.0, 4.1, 4.2],
-        "lower": [3.9, 4.0, 4.101],
-        "higher": [4.1, 4.2, 4.301],
-        "mixed": [3.9, 4.2, 4.2],
-        "broken": [3.0, None, 3.0],
-        "one": [3.0],
-    }
-    results = [result(arm, seed, loss) for arm, own in losses.items() for seed, loss in enumerate(own)]
-    found = {row.arm: row for row in rows(results, dict.fromkeys([*losses, "absent"], "base"))}
-    verdicts = {arm: row.verdict for arm, row in found.items()}
-    expected = ["", "better", "worse", "not separated", "diverged", ""]
-    assert verdicts == dict(zip(losses, expected, strict=True))
-    # Of metrics more is better.
-    assert found["lower"].difference.verdict(higher_is_better=True) == "worse"
 
 
 def test_arms_have_baselines_of_their_own(tmp_path):

@@ -41,6 +41,11 @@ def get_study() -> Study:
                 baseline=_WARM,
             ),
             Arm("ours, from scratch, long warm-up", (OURS_AT_ONCE.config, LONG_WARM_UP), baseline=_WARM),
+            Arm(
+                "ours, wide, attention in order, from scratch, long warm-up",
+                (ours_wide_in_order, from_scratch, LONG_WARM_UP),
+                baseline=_WARM,
+            ),
             Arm("ours, wide, four layers a step, from scratch", (ours_wide(4), from_scratch)),
         ),
     )

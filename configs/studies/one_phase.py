@@ -19,6 +19,9 @@ from train.study import Arm, Study
 
 _WARM = "vanilla, one phase, long warm-up"
 
+# With it three layers have the FLOPs of `ours_wide_in_order`, the routers' included, to one percent.
+_WIDER = {"model.d_ff": 848}
+
 
 def get_study() -> Study:
     return Study(
@@ -38,6 +41,11 @@ def get_study() -> Study:
             Arm(
                 "vanilla of three layers, one phase, long warm-up",
                 (modules(1), VANILLA_AT_ONCE.config, LONG_WARM_UP),
+                baseline=_WARM,
+            ),
+            Arm(
+                "vanilla of three layers, wider FFNs, one phase, long warm-up",
+                (modules(1), _WIDER, VANILLA_AT_ONCE.config, LONG_WARM_UP),
                 baseline=_WARM,
             ),
             Arm("ours, from scratch, long warm-up", (OURS_AT_ONCE.config, LONG_WARM_UP), baseline=_WARM),

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from mom_jax.fields import ConfigError
 from train.config import Config
 from train.flags.experiments import find_experiment
-from train.process import interrupts
+from train.process import interrupts, streams
 from train.steps.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -55,6 +55,7 @@ def run_program(main: Callable[[], int]) -> None:
 
 def prepare_process() -> None:
     """What a program sets for all of its process."""
+    streams.secure()
     keep_freed_memory()
     # Where orbax fails to read or write, its tasks and threads repeat that one by one, with stack traces.
     for name in ("asyncio", "absl"):

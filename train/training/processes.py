@@ -170,7 +170,8 @@ class Stop:
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for each in self._old:  # a second one of either kind
+            signal.signal(each, signal.SIG_DFL)
         if self._together:
             self._interrupted = True
             os.kill(os.getpid(), signal.SIGTERM)

@@ -15,6 +15,7 @@ from programs import call
 from mom_jax.fields import ConfigError
 from train import evaluate, generate
 from train.checkpoints import locate, manager, manifest, steps
+from train.checkpoints.run_config import to_json
 from train.steps.state import init_state
 from train.training.keeping.damage import missing_steps, set_damaged_aside
 from train.verify import __main__ as verify
@@ -106,6 +107,63 @@ def test_training_takes_the_newest_whole_one_and_sets_the_others_aside(run, faul
     assert (phase / "3.damaged.1").is_dir()
 
 
+def test_a_checkpoint_of_another_step_phase_or_run_is_not_taken_for_this_one(run, original, tmp_path):
+    folder, config, phase = run
+    (folder / "config.json").write_bytes(to_json(config))
+    (phase / "3").rename(phase / "7")
+    shutil.copytree(folder / "checkpoints/pretrain/1", phase / "5")
+    with pytest.raises(ConfigError, match=r"is damaged .is of step 3 of 'mom'.; .*mom/2 is whole"):
+        locate.find(folder, field="checkpoint")
+    other = dataclasses.replace(config, seed=5, run=str(tmp_path / "other"))
+    shutil.rmtree(phase / "2")
+    shutil.move(save_steps(tmp_path / "other", other, "mom", [1.0, 2.0]) / "2", phase / "2")
+    lines = set_damaged_aside(config)
+    assert [line.split("is damaged")[1].split(";")[0] for line in lines] == [
+        " (is of step 3 of 'mom')",
+        " (is of step 1 of 'pretrain')",
+        " (is of a run with another configuration (seed: 5 -> 0))",
+    ]
+    assert steps.ordered(phase) == [1]
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(run, monkeypatch, capsys):
+    folder, config, phase = run
+    (folder / "config.json").write_bytes(to_json(config))
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(manifest, "_checked", refused)
+    for read in (lambda: set_damaged_aside(config), lambda: locate.find(folder, field="checkpoint")):
+        with pytest.raises(PermissionError):
+            read()
+    assert steps.ordered(phase) == [3, 2, 1]
+    assert "unknown  checkpoints/mom/3: cannot be read (Permission denied)" in call(capsys, verify.main, folder)[1]
+    assert steps.ordered(phase) == [3, 2, 1]
+
+
+def test_what_training_deletes_meanwhile_is_not_damaged(run, monkeypatch, capsys):
+    folder, config, phase = run
+    (folder / "config.json").write_bytes(to_json(config))
+    checked = manifest._checked
+
+    def deleted(path):
+        step = path.relative_to(phase).parts[0] if path.is_relative_to(phase) else "1"
+        if step != "1" and (phase / step).exists():
+            steps.remove(phase, int(step))
+        return checked(path)
+
+    monkeypatch.setattr(manifest, "_checked", deleted)
+    assert locate.find(folder, field="checkpoint").step == 1
+    out = call(capsys, verify.main, folder)[1]
+    assert "damaged  checkpoints" not in out
+    assert "good     checkpoints/mom/1" in out
+    found = locate.find(folder, field="checkpoint")
+    steps.remove(phase, 1)
+    with pytest.raises(ConfigError, match="mom/1: was removed while it was read"):
+        found.meta()
+
+
 def test_training_stops_once_where_bytes_have_changed(run):
     _, config, phase = run
     inject.flip(inject.largest(phase / "3", "params"), seed=7)
@@ -164,7 +222,10 @@ def test_programs_that_read_name_the_damaged_one_and_the_one_to_take(tmp_path, c
     run = tiny.store(config, "pretrain", "mom")
     mom = run / "checkpoints" / "mom"
     shutil.copytree(mom / "6", mom / "4")
-    assert call(capsys, verify.main, run)[0] == 2  # step 6's meta in step 4's folder
+    assert "damaged  checkpoints/mom/4: is of step 6 of 'mom'" in call(capsys, verify.main, run)[1]
+    meta = mom / "4" / "meta" / "metadata"
+    meta.write_text(meta.read_text().replace('"step": 6', '"step": 4', 1))
+    manifest.seal(mom / "4")
     assert locate.find(run, field="checkpoint").step == 6
     inject.flip(inject.largest(mom / "6", "params"))
     for program, flags in ((evaluate.main, ()), (generate.main, ("--tokens", 2))):

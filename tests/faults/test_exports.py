@@ -1,5 +1,7 @@
 """Models outside of runs: whatever changes in such a file is noticed by whoever reads it."""
 
+import os
+
 import inject
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from small import random_params
 from mom_jax.fields import ConfigError
 from train.checkpoints import formats, models, single_file, weights
 from train.data.tokenizers.spm import SentencePieceTokenizer, train_sentencepiece
+from train.files import whole_file
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +90,19 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(exported):
     with pytest.raises(ConfigError, match="tokenizer beside it is not the one"):
         models.encoding_tokenizer(str(folder), models.open_model(folder, field="checkpoint"), None)
     (folder / "tokenizer.model").write_bytes(kept)
+
+
+def test_of_two_that_write_the_same_new_file_the_second_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "model.safetensors"
+
+    def write(process, meanwhile=()):
+        monkeypatch.setattr(os, "getpid", lambda: process)
+        with whole_file(file, new=True) as partial:
+            partial.write_bytes(b"of %d" % process)
+            for other in meanwhile:
+                write(other)
+
+    with pytest.raises(ConfigError, match="is there already"):
+        write(1, meanwhile=(2,))
+    assert file.read_bytes() == b"of 2"
+    assert list(tmp_path.iterdir()) == [file]

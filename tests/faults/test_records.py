@@ -2,18 +2,23 @@
 
 import json
 
+import inject
+import jax
 import numpy as np
 import pytest
 import tiny
 
 from mom_jax.fields import ConfigError
+from mom_jax.sharding import make_mesh
 from train.data.cache import META, TokenCache
 from train.data.documents import Part, Source
 from train.data.encode import _read_journal
 from train.data.prepared import prepare
 from train.files import CHECKSUM, to_json, with_checksum, without_checksum
+from train.study.packed.running import FINAL, PARAMS, Ran, keep, kept
 from train.study.records import read_results
 from train.tasks import results
+from train.training.initial_state import fresh_params
 
 
 def flipped(content, step=1):
@@ -123,3 +128,25 @@ def test_every_flipped_bit_of_a_result_is_noticed(tmp_path):
     file.write_text(json.dumps(old))
     assert results.read(file) == old
     assert CHECKSUM not in old
+
+
+def test_a_first_phase_that_is_damaged_is_not_used(tmp_path):
+    model, mesh = tiny.config(tmp_path).model_of("pretrain"), make_mesh()
+    params = fresh_params(model, 0, mesh)
+    folder = tmp_path / "first"
+    assert kept(folder, model, mesh) is None
+    keep(folder, Ran(params, {"loss": 4.25, "tokens": 100}, [], 1.0))
+    found, final = kept(folder, model, mesh)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert final == {"loss": 4.25, "tokens": 100}
+    for name in (PARAMS, FINAL):
+        content = (folder / name).read_bytes()
+        for fault, harm in inject.FILE_FAULTS.items():
+            harm(folder / name, seed=1)
+            if (name, fault) == (FINAL, "removed"):
+                assert kept(folder, model, mesh) is None  # it is trained again
+            else:
+                with pytest.raises(ConfigError, match=f"first: {name}: .*the first phase is trained again"):
+                    kept(folder, model, mesh)
+            (folder / name).write_bytes(content)
+    kept(folder, model, mesh)

@@ -1,5 +1,6 @@
 """Whole runs that meet a fault: said, and in the end the same parameters and the same log as without it."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -18,6 +19,8 @@ from train.checkpoints import locate, manager, steps
 from train.config import CheckpointConfig
 from train.training import loop
 from train.training.keeping import saving
+from train.training.phase import PhaseLoop
+from train.training.run import FolderLostError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_steps")]
 
@@ -150,3 +153,51 @@ def test_a_disk_that_is_full_for_a_time_changes_nothing(again, monkeypatch, caps
     monkeypatch.setattr(manager.ocp.CheckpointManager, "save", save)
     train(config)
     assert_same(ends(run), before)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_run_whose_folder_is_moved_writes_nothing_under_its_old_name(finished, tmp_path, monkeypatch, taken):
+    folder, config, _ = finished
+    config = dataclasses.replace(config, run=str(tmp_path / "run"))
+    save = saving.Saver.save
+
+    def moved(self, state, meta, loss):
+        if (meta.phase, meta.step) == ("mom", 4):
+            self.checkpoints.wait()
+            (tmp_path / "run").rename(tmp_path / "moved")
+            if taken:
+                (tmp_path / "run").mkdir()
+        save(self, state, meta, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.Saver, "save", moved)
+        with pytest.raises(FolderLostError, match="run': has been moved or removed while it was trained"):
+            train(config)
+    assert (tmp_path / "run").exists() == taken
+    assert not taken or not any((tmp_path / "run").iterdir())
+    train(dataclasses.replace(config, run=str(tmp_path / "moved")))
+    assert_same(ends(tmp_path / "moved"), ends(folder / "run"))
+
+
+def test_a_run_that_was_killed_at_once_needs_its_source_no_more(finished, tmp_path, monkeypatch):
+    """What it began with may be another run, which is trained on, or deleted, before the same command goes on."""
+    folder, config, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "source")
+    phase = dataclasses.replace(config.phases[1], init_from=str(tmp_path / "source" / locate.FOLDER / "pretrain"))
+    names = ("undisturbed", "killed")
+    runs = [dataclasses.replace(config, phases=(phase,), run=str(tmp_path / name)) for name in names]
+    train(runs[0])
+    log = PhaseLoop._log
+
+    def killed(self, pending, progress):
+        if pending is not None and pending.step == 1:
+            raise KeyboardInterrupt
+        return log(self, pending, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhaseLoop, "_log", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(runs[1])
+    shutil.rmtree(tmp_path / "source")
+    assert "resuming at step 0" in train(runs[1])
+    assert_same(*[ends(tmp_path / name) for name in names])

@@ -25,6 +25,7 @@ from train.training import loop
 from train.training.keeping import saving
 from train.training.keeping.damage import changed_log
 from train.training.keeping.space import check_space
+from train.training.run import FolderLostError, claimed
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -203,6 +204,22 @@ def test_room_is_looked_for_before_the_first_step(config, tmp_path, monkeypatch)
         check_space(config, make_mesh(), said.append)
     (folder / "6").mkdir()  # the run is done
     check_space(config, make_mesh(), said.append)
+
+
+def test_a_folder_that_is_moved_or_replaced_is_not_written_into(tmp_path):
+    config = tiny.config(tmp_path)
+    run = tmp_path / "run"
+    with claimed(config) as claim:
+        claim.check()
+        run.rename(tmp_path / "moved")
+        with pytest.raises(FolderLostError, match="has been moved or removed"):
+            claim.check()
+        run.mkdir()
+        with pytest.raises(FolderLostError):
+            claim.check()
+        run.rmdir()
+        (tmp_path / "moved").rename(run)
+        claim.check()
 
 
 def test_the_program_ends_with_75(tmp_path, monkeypatch, capsys):

@@ -51,6 +51,11 @@ class Found:
         checkpoints = Checkpoints(self.phase, read_only=True)
         try:
             return read(checkpoints)
+        except (ConfigError, OSError):
+            if steps.there(self.phase, self.step):
+                raise
+            why = "was removed while it was read, as training does with those that it needs no more"
+            raise ConfigError(f"{self}: {why}; the same command takes a newer one") from None
         finally:
             checkpoints.close()
 
@@ -74,9 +79,10 @@ def find(path: str | Path, *, field: str, best: bool = False) -> Found:
         run = path.parent if path.name == FOLDER and not is_run else path
         phases = [run / FOLDER / row.name for row in reversed(read_config(run, field).phases)]
     for phase in phases:
-        step = last_step(phase, best=best)
-        if step is not None:
-            return _whole(Found(run, phase, step), field, name, best)
+        while (step := last_step(phase, best=best)) is not None:
+            # Training deletes what it needs no more, perhaps while it is read; then there is a newer one.
+            if steps.problem(phase, step) is None or steps.there(phase, step):
+                return _whole(Found(run, phase, step), field, name, best)
     raise ConfigError(f"{field}={name!r}: has no checkpoint")
 
 

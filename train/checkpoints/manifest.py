@@ -2,6 +2,7 @@
 read: orbax compresses arrays without a checksum of what they hold."""
 
 import dataclasses
+import errno
 import os
 import stat
 import zlib
@@ -52,7 +53,10 @@ def sealed(folder: Path) -> bool:
 
 def problem(folder: Path, *, contents: bool = True) -> Problem | None:
     """What is wrong with a checkpoint on disk; None where nothing is. Of one without a manifest only that its parts are
-    there. contents: whether to read the files, not only their sizes."""
+    there. contents: whether to read the files, not only their sizes.
+
+    Raises OSError where that cannot be known, because this process may not read it, or has too many files open.
+    """
     if not folder.is_dir():
         return Problem("is no folder")
     if not sealed(folder):
@@ -64,7 +68,7 @@ def problem(folder: Path, *, contents: bool = True) -> Problem | None:
         try:
             facts = (folder / name).stat()
         except OSError as error:
-            return Problem(f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {_why(error)}")
+            return _damage(name, error)
         if not stat.S_ISREG(facts.st_mode):
             return Problem(f"{name} is no file")
         if facts.st_size != size:
@@ -91,6 +95,10 @@ def _bare(folder: Path) -> Problem | None:
 
 def _entries(folder: Path) -> dict[str, tuple[int, int]] | Problem:
     """By file, its size and checksum."""
+    try:
+        os.close(os.open(folder / MANIFEST, os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as error:
+        return _damage(MANIFEST, error)
     try:
         record: Any = read_json(folder / MANIFEST, MANIFEST, _MOST)
         if record["version"] != VERSION:
@@ -128,11 +136,16 @@ def _compared(folder: Path, name: str, expected: int) -> Problem | None:
     try:
         _, checksum = _checked(folder / name)
     except OSError as error:
-        return Problem(f"{name}: {_why(error)}", rotten=True)
+        return _damage(name, error)
     if checksum == expected:
         return None
     return Problem(f"{name} has the checksum {checksum:08x}, it was {expected:08x}", rotten=True)
 
 
-def _why(error: OSError) -> str:
-    return f"cannot be read ({error.strerror or error})"
+def _damage(name: str, error: OSError) -> Problem:
+    """What an error says of a checkpoint's file. Raises the error where it is none of the file's own."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Problem(f"{name} is missing")
+    if error.errno in (errno.EIO, errno.ELOOP, errno.ENXIO):
+        return Problem(f"{name}: cannot be read ({error.strerror})", rotten=error.errno == errno.EIO)
+    raise error

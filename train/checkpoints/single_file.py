@@ -37,7 +37,7 @@ def save(path: Path, config: ModelConfig, params: Mapping[Any, Any], tokenizer: 
         CONFIG_KEY: to_json(to_dict(config)).decode().rstrip(),
         TOKENIZER_KEY: tokenizer,
     }
-    with whole_file(path) as partial:
+    with whole_file(path, new=True) as partial:
         save_checked(partial, {dotted(place): array for place, array in flatten(params)}, header)
 
 

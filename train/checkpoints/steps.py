@@ -5,8 +5,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from mom_jax.fields import ConfigError
+from mom_jax.fields import ConfigError, shown
 from train.checkpoints import manifest
 from train.checkpoints.manifest import Problem
 from train.files import read_json
@@ -45,13 +46,38 @@ def ordered(phase: Path, *, best: bool = False) -> list[int]:
     return sorted(latest, key=lambda step: known[step])
 
 
+def described(phase: Path, step: int) -> dict[str, Any]:
+    """What a checkpoint says of itself (`train.checkpoints.manager.Meta`), as JSON; nothing where that cannot be read,
+    which whoever reads the checkpoint says."""
+    try:
+        record = read_json(phase / str(step) / "meta" / "metadata", "meta", old=True)
+    except ConfigError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def problem(phase: Path, step: int) -> Problem | None:
-    """What is wrong with a checkpoint, all of which is read; None where nothing is."""
+    """What is wrong with a checkpoint, all of which is read; None where nothing is. Raises OSError as
+    `manifest.problem` does."""
     folder = phase / str(step)
     state = sorted(_states(folder))
     if folder not in _known or _known[folder][0] != state:
-        _known[folder] = state, manifest.problem(folder)
+        _known[folder] = state, manifest.problem(folder) or _misplaced(phase, step)
     return _known[folder][1]
+
+
+def _misplaced(phase: Path, step: int) -> Problem | None:
+    """Of a checkpoint that lies where another one should."""
+    record = described(phase, step)
+    have = record.get("phase", phase.name), record.get("step", step)
+    if have == (phase.name, step):
+        return None
+    return Problem(f"is of step {shown(have[1])} of {shown(have[0])}")
+
+
+def there(phase: Path, step: int) -> bool:
+    """Whether a checkpoint has not been removed or renamed meanwhile."""
+    return (phase / str(step)).is_dir()
 
 
 def _states(folder: Path) -> Iterator[tuple[str, int, int]]:

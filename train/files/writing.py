@@ -24,19 +24,32 @@ _SYSTEM = tuple(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A file to write aside, renamed into place at the end: whenever the machine stops, the old or the new one is
-    there."""
+    there. new: raise `ConfigError` where one is there by then, of another process."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.unlink(missing_ok=True)  # of another process of this number, which was killed; or a link
         partial.touch(exist_ok=False)
         yield partial
         _sync(partial)
-        partial.replace(path)
+        if new:
+            _put_new(partial, path)
+        else:
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def _put_new(partial: Path, path: Path) -> None:
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise ConfigError(f"output={str(path)!r}: is there already") from None
+    except OSError:  # a file system without links
+        check_new(path)
+        partial.replace(path)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -33,10 +33,9 @@ similarity: of two modules' outputs for the same tokens, the mean over all pairs
 
 def write_table(plan: Plan) -> str:
     """Writes `table.md` and the pictures; returns the text. Without results there are no pictures."""
-    results = read_results(plan.folder)
-    found = rows(results, plan.study.baselines)
-    text = _text(plan, found, read_measure(plan.folder))
-    with locked(plan.folder):
+    with locked(plan.folder):  # what is read, too: another process may be adding its results
+        found = rows(read_results(plan.folder), plan.study.baselines)
+        text = _text(plan, found, read_measure(plan.folder))
         write_whole(plan.folder / TABLE, text.encode())
         if found:
             from train.study import pictures  # and matplotlib, which nothing else needs

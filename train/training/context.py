@@ -1,5 +1,6 @@
 """What the phases of a run share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -21,8 +22,8 @@ from train.training.validation import Evaluation, validate
 class Context:
     """A run's configuration, folder, data and devices, its log, and the signal that may stop it.
 
-    debug_checks: whether every step's values are checked. peak: FLOP/s of all devices together. offsets: by phase, the
-    steps of all phases before it.
+    debug_checks: whether every step's values are checked. guard: to call before files are written by the folder's name;
+    raises FolderLostError. peak: FLOP/s of all devices together. offsets: by phase, the steps of all phases before it.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class Context:
         profile: Profile | None,
         mesh: Mesh,
         debug_checks: bool = False,
+        guard: Callable[[], None] = lambda: None,
     ):
         self.config, self.prepared, self.log, self.mesh = config, prepared, log, mesh
         self.console, self.stop, self.profile, self.debug_checks = console, stop, profile, debug_checks
+        self.guard = guard
         self.run = Path(config.run).expanduser()
         self.peak = mesh_peak(config.model.dtype, mesh)
         self.data = TrainingData(prepared, config.data)
@@ -48,6 +51,7 @@ class Context:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def checkpoints(self, phase: Phase) -> Checkpoints:
+        self.guard()
         return Checkpoints(self.run / FOLDER / phase.name, keep=self.config.checkpoint.keep)
 
     def validate(self, phase: Phase, state: TrainState, limit: int) -> Evaluation:

@@ -78,6 +78,7 @@ def _write_routes(context: Context, phase: Phase, state: TrainState, model: Mode
     text = validation_batches(context.prepared, some, limit=1)
     routes = capture(state.params, model, text, limit=ROUTES_TOKENS, mesh=context.mesh, step=phase.steps)
     if processes.is_first():
+        context.guard()
         pieces = [context.prepared.tokenizer.piece(token) for token in routes.ids_T.tolist()]
         write_routes(context.run, phase.name, explorer_data(routes, pieces, model))
 

@@ -49,15 +49,16 @@ def train(
             steps = sum(phase.steps for phase in config.phases)
             require(profile.last <= steps, "profile", f"{profile.first}:{profile.last}", f"the run has {steps} steps")
     run = Path(config.run).expanduser()
+    guard: Callable[[], None] = lambda: None  # noqa: E731
     with contextlib.ExitStack() as stack:
         with processes.together():
             if first:
-                stack.enter_context(claimed(config))
+                guard = stack.enter_context(claimed(config)).check
                 prepared.tokenizer.save(run)
                 for line in set_damaged_aside(config):
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
         with processes.Stop() as stop, metrics.MetricsLog(run, write=first) as log:
-            context = Context(config, prepared, log, console, stop, profile, mesh, debug_checks)
+            context = Context(config, prepared, log, console, stop, profile, mesh, debug_checks, guard)
             finished = _rewind(context)
             if first:
                 stack.enter_context(WandbLog(config, log, context.offsets, context.notify))
@@ -77,6 +78,7 @@ def train(
         if first:
             from train.reporting.page import write_report  # and matplotlib, which nothing needs before
 
+            guard()
             context.notify(f"report: {write_report(run)}")
         processes.wait_for_all("end of the run")
     return None
@@ -134,6 +136,11 @@ def _teacher(context: Context, phase: Phase) -> Teacher | None:
     return teacher
 
 
+def _from_elsewhere(phase: Phase) -> bool:
+    """Whether a phase begins with another run's parameters, or is taught by its model."""
+    return phase.init_from not in ("scratch", "previous") or phase.distill not in (None, "previous")
+
+
 def _goes_back(
     context: Context,
     phase: Phase,
@@ -154,8 +161,9 @@ def _goes_back(
         watcher = Watcher(context.config.watch, context.mesh, first, start.remembered)
         with SignWatch(context.config, phase, context.log, context.offsets[phase.name]) as signs:
             loop = PhaseLoop(context, phase, checkpoints, step_function, signs, watcher, teacher)
-            if checkpoints.latest() is None and first > 0:
-                # From `resume`: from here on the run stands by itself.
+            if checkpoints.latest() is None and (first > 0 or _from_elsewhere(phase)):
+                # From `resume`, or a folder in which there may be something else tomorrow: from here on the run stands
+                # by itself.
                 loop.save(start.state, first, start.examples_seen, None)
             signs.begin(first, context.notify)
             state = loop.train(start.state, start.examples_seen)

@@ -57,7 +57,7 @@ class PhaseLoop:
     ):
         self.teacher = teacher
         self.context, self.phase, self.step_function = context, phase, step_function
-        self.saver = Saver(checkpoints, context.log, context.notify)
+        self.saver = Saver(checkpoints, context.log, context.notify, guard=context.guard)
         self.signs, self.watcher = signs, watcher
         self.refused: Refused | None = None
         self.config = context.config

@@ -14,6 +14,7 @@ from train.files import check_no_links, locked, write_whole
 from train.numbers import FOLDER as NUMBERS
 from train.reporting.metrics import EVENTS
 from train.reporting.routes import FOLDER as ROUTES
+from train.training.keeping.saving import SavingFailedError
 from train.training.profile import FOLDER as PROFILE
 
 # What may change when a run is resumed: where it lies, how often it reports and saves, and how it computes the same.
@@ -80,8 +81,36 @@ def check_unchanged(config: Config) -> bool:
     return True
 
 
+class FolderLostError(SavingFailedError):
+    """The run's folder is not any more where training began."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A run's folder while this process trains in it. identity: the folder's device and number there."""
+
+    folder: Path
+    identity: tuple[int, int]
+
+    def check(self) -> None:
+        """Raises FolderLostError where another folder, or none, has its name by now: what is written by that name would
+        be lost, or get into another run."""
+        try:
+            same = _identity(self.folder) == self.identity
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        if not same:
+            lost = "has been moved or removed while it was trained, so nothing more is written"
+            raise FolderLostError(f"run={str(self.folder)!r}: {lost}; with --run it goes on from where it is now")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    facts = folder.stat()
+    return facts.st_dev, facts.st_ino
+
+
 @contextlib.contextmanager
-def claimed(config: Config) -> Iterator[Path]:
+def claimed(config: Config) -> Iterator[Claim]:
     """The run's folder, made if need be, for this process alone.
 
     Raises Busy if another process is training in it, ConfigError if it holds another configuration.
@@ -99,4 +128,4 @@ def claimed(config: Config) -> Iterator[Path]:
         # Another process may have begun, and ended, since the first look.
         if not check_unchanged(config):
             write_whole(folder / CONFIG, to_json(config))
-        yield folder
+        yield Claim(folder, _identity(folder))

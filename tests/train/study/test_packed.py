@@ -25,12 +25,14 @@ from train.study.__main__ import main as study_main
 from train.study.definition import load_study
 from train.study.packed.__main__ import main
 from train.study.packed.pack import pack
+from train.study.packed.program import alone
 from train.study.packed.running import kept
 from train.study.packed.sizing import Cost, sized
 from train.study.packed.tokens import batches, held_out_batches, open_tokens, order
 from train.study.plan import make_plan
 from train.study.records import read_results
 from train.training.initial_state import first_state, fresh_params
+from train.training.run import Busy
 
 # What a machine with an accelerator need not have.
 ABSENT = ("tyro", "grain", "tensorflow_datasets", "sentencepiece", "tensorboardX", "scipy", "matplotlib")
@@ -103,6 +105,14 @@ def test_as_many_steps_as_fit(tmp_path):
     assert seconds(0) <= 90 < seconds(10)
     with pytest.raises(ConfigError, match=r"seconds: 5 runs in the 4 s that are left would have 0 steps of pretrain"):
         sized(base, plan.runs, costs, 4.0)
+
+
+def test_one_process_is_at_a_study_at_a_time(tmp_path):
+    plan = make_plan(load_study(str(write_study(tmp_path))), "small", tmp_path)
+    with alone(plan), pytest.raises(Busy, match="another process is at this study"), alone(plan):
+        raise AssertionError
+    with alone(plan):
+        pass
 
 
 def without_times(folder):

@@ -16,7 +16,7 @@ from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
 from train.config import Config, OptimConfig, Phase
 from train.steps.state import abstract_params
-from train.study import Arm, Study, changed, measure, running
+from train.study import Arm, Study, changed, measure, running, table
 from train.study.__main__ import main
 from train.study.comparison import rows
 from train.study.listing import listing
@@ -250,6 +250,21 @@ def test_results_and_tables(tmp_path):
     measured = {"vanilla": {"tokens_per_s": 2000.0, "speed_ratio": 1.0, "peak_bytes": 5_000_000}}
     (plan.folder / "measure.json").write_text(json.dumps({"arms": measured}))
     assert "2,000" in write_table(plan)
+
+
+def test_a_table_has_what_another_process_has_just_added(tmp_path, monkeypatch):
+    """Two parts of a study that end together: whoever writes the table last has read all results."""
+    plan = make_plan(study(), "small", tmp_path)
+    write_result(plan, result("vanilla", 0, 4.5))
+    lock = table.locked
+
+    def locked(folder):
+        write_result(plan, result("K=1", 0, 4.25))
+        return lock(folder)
+
+    monkeypatch.setattr(table, "locked", locked)
+    assert "4.2500" in write_table(plan)
+    assert "4.2500" in (plan.folder / "table.md").read_text()
 
 
 def test_arms_that_are_taught(tmp_path):

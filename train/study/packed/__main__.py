@@ -21,7 +21,7 @@ from train.cli import Parser, notify, run_program
 from train.config import Config
 from train.study.changes import changed
 from train.study.definition import Study, load_study
-from train.study.packed.program import Program, planned
+from train.study.packed.program import Program, alone, planned
 from train.study.packed.sizing import SIZING
 from train.study.packed.tokens import open_tokens
 from train.study.records import forget, keep_programs
@@ -43,14 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kernels = {"model.dispatch": flags.dispatch, "model.attention_kernel": flags.attention_kernel}
     study = _with_kernels(study, size, {name: value for name, value in kernels.items() if value is not None})
     plan = planned(study, size, Path(flags.out).expanduser(), tokens)
-    if flags.fresh:
-        forget(plan, list(plan.configs))
-        (plan.folder / SIZING).unlink(missing_ok=True)
-    keep_programs(plan)
-    notify(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {tokens.describe()}")
-    deadline = None if flags.seconds is None else begin + flags.seconds
-    program = Program(plan, tokens, deadline, notify, lambda line: print(line, flush=True))
-    left = program.run()
+    with alone(plan):
+        if flags.fresh:
+            forget(plan, list(plan.configs))
+            (plan.folder / SIZING).unlink(missing_ok=True)
+        keep_programs(plan)
+        notify(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {tokens.describe()}")
+        deadline = None if flags.seconds is None else begin + flags.seconds
+        program = Program(plan, tokens, deadline, notify, lambda line: print(line, flush=True))
+        left = program.run()
     notify(f"{left} runs are left" if left else f"all runs are finished: {plan.folder}")
     return 1 if left else 0
 

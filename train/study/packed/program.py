@@ -1,8 +1,9 @@
 """A study's runs, one after the other, each result written the moment that it is there."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from mom_jax.fields import ConfigError, require
 from mom_jax.sharding import make_mesh
 from train.config import Config
-from train.files import to_json
+from train.files import locked, to_json, writing
 from train.reporting.history import Record
 from train.steps import timing
 from train.steps.compiled import check_devices
@@ -26,6 +27,7 @@ from train.study.packed.tokens import TokenFile, batches, held_out_batches
 from train.study.plan import Plan, Run, make_plan
 from train.study.records import check_study, key, read_results, write_result, write_study
 from train.study.speeds import Speed, write_measure
+from train.training.run import Busy
 
 ROUNDS = 3  # calls of each arm that are timed
 
@@ -64,6 +66,18 @@ def _check(config: Config, tokens: TokenFile) -> None:
     allowed = f"must be a multiple of data.validation_batches={each}"
     require(whole, "final_batches", config.final_batches, allowed)
     held_out_batches(tokens, config.final_batches, data.batch_size)
+
+
+@contextlib.contextmanager
+def alone(plan: Plan) -> Iterator[None]:
+    """The study for this process alone, which measures how many steps fit. Raises Busy if another one is at it."""
+    with writing(plan.folder):
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    name = f"out={str(plan.root)!r}"
+    with locked(plan.folder / ".packed.lock", name, wait=False) as held:
+        if not held:
+            raise Busy(f"{name}: another process is at this study")
+        yield
 
 
 class Program:

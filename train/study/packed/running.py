@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from jax.sharding import Mesh
 from mom_jax import sharding
 from mom_jax.analysis import routing
 from mom_jax.config import ModelConfig
+from mom_jax.fields import ConfigError
 from train.config import Config
-from train.files import read_json, to_json, whole_file, write_whole
+from train.files import read_record, whole_file, write_record
 from train.numbers import for_json
 from train.reporting.history import Record
 from train.steps.optimizer.names import path_name
@@ -101,23 +103,34 @@ def evaluated(
 
 
 def keep(folder: Path, ran: Ran) -> None:
-    """Writes a first phase: its parameters, and then what it has come to."""
+    """Writes a first phase: its parameters, and then what it has come to, with the parameters' checksum."""
     folder.mkdir(parents=True, exist_ok=True)
     leaves = jax.tree_util.tree_leaves_with_path(ran.params)
     with whole_file(folder / PARAMS) as partial, partial.open("wb") as file:
         arrays: dict[str, Any] = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
         np.savez(file, **arrays)
-    write_whole(folder / FINAL, to_json(ran.final))
+    write_record(folder / FINAL, {"final": ran.final, "params": _checksum(folder / PARAMS)}, indent=None)
+
+
+def _checksum(file: Path) -> int:
+    return zlib.crc32(file.read_bytes())
 
 
 def kept(folder: Path, model: ModelConfig, mesh: Mesh) -> tuple[Any, Record] | None:
-    """(the parameters of a first phase, its final evaluation); None where it is not finished."""
+    """(the parameters of a first phase, its final evaluation); None where it is not finished. Raises ConfigError where
+    they are not what was written."""
     if not (folder / FINAL).is_file():
         return None
+    try:
+        record = read_record(folder / FINAL, FINAL)
+        if _checksum(folder / PARAMS) != record["params"]:
+            raise ConfigError(f"{PARAMS}: does not have the checksum that it was written with")
+    except (ConfigError, OSError) as error:
+        why = error if isinstance(error, ConfigError) else f"{PARAMS}: cannot be read ({error.strerror})"
+        raise ConfigError(f"{folder}: {why}; without this folder, the first phase is trained again") from None
     with np.load(folder / PARAMS) as arrays:
 
         def read(path: tuple, like: jax.ShapeDtypeStruct) -> jax.Array:
             return jax.device_put(jnp.asarray(arrays[path_name(path)]), like.sharding)
 
-        params = jax.tree_util.tree_map_with_path(read, abstract_params(model, mesh))
-    return params, read_json(folder / FINAL, str(folder / FINAL))
+        return jax.tree_util.tree_map_with_path(read, abstract_params(model, mesh)), record["final"]

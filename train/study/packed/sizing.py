@@ -7,7 +7,7 @@ from typing import Any
 
 from mom_jax.fields import ConfigError
 from train.config import Config
-from train.files import read_json, to_json, write_whole
+from train.files import read_record, write_record
 from train.study.packed.programs import CALL
 from train.study.plan import Run
 from train.study.records import locked
@@ -57,7 +57,7 @@ def read_sizing(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        record = read_json(file, str(file))
+        record = read_record(file, str(file), known=("tokens", "steps", "costs"))
         return {"tokens": record["tokens"], "steps": record["steps"], "costs": record["costs"]}
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); --fresh begins anew") from None
@@ -69,4 +69,4 @@ def write_sizing(folder: Path, tokens: str, steps: Mapping[str, Any], costs: Map
     """tokens: the digest of the file of tokens."""
     record = {"tokens": tokens, "steps": steps, "costs": {arm: dataclasses.asdict(cost) for arm, cost in costs.items()}}
     with locked(folder):
-        write_whole(folder / SIZING, to_json(record, indent=1))
+        write_record(folder / SIZING, record, indent=1)

@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mom_jax.fields import ConfigError
+from mom_jax.fields import ConfigError, from_dict
 from train.checkpoints import steps
 from train.checkpoints.locate import FOLDER
 from train.checkpoints.manager import Meta
+from train.checkpoints.manifest import Problem
 from train.config import Config
 from train.reporting.metrics import FILE
+from train.training.run import differences
 
 
 def set_damaged_aside(config: Config) -> list[str]:
@@ -26,7 +28,7 @@ def set_damaged_aside(config: Config) -> list[str]:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"run={config.run!r}: {folder} must be a folder, of the phase's checkpoints")
         for step in steps.ordered(folder):
-            wrong = steps.problem(folder, step)
+            wrong = steps.problem(folder, step) or _foreign(config, folder, step)
             if wrong is None:
                 good = folder / str(step)
                 break
@@ -43,6 +45,16 @@ def set_damaged_aside(config: Config) -> list[str]:
         found = "the disk or the memory may be failing; the same command goes on from"
         raise ConfigError(f"run={config.run!r}: {'; '.join(lines)}; {found} {good}")
     return lines
+
+
+def _foreign(config: Config, phase: Path, step: int) -> Problem | None:
+    """Of a checkpoint that another run has written."""
+    try:
+        theirs = from_dict(Config, steps.described(phase, step).get("config"))
+    except ConfigError:
+        return None  # whoever reads it says what is wrong
+    changed = differences(theirs, config)
+    return Problem(f"is of a run with another configuration ({'; '.join(changed)})") if changed else None
 
 
 def changed_log(run: Path, meta: Meta) -> list[str]:

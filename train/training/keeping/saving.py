@@ -50,7 +50,10 @@ class Saver:
         notify: Callable[[str], None],
         pauses: Sequence[float] = PAUSES,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
+        self.guard = guard  # raises where the folder is not that of the run any more
         self.checkpoints, self.log, self.notify, self.clock = checkpoints, log, notify, clock
         self.pauses = tuple(pauses) if jax.process_count() == 1 else ()
         self._failures = 0  # one after the other
@@ -60,7 +63,8 @@ class Saver:
     def save(self, state: TrainState, meta: Meta, loss: float | None) -> None:
         """Starts to save; `loss` is the validation loss where it was measured at this step.
 
-        Raises SavingFailedError where it was tried for the last time."""
+        Raises SavingFailedError where it was tried for the last time, or the folder is gone."""
+        self.guard()
         self._await()
         self._meta = meta
         if self._again is not None and self.clock() < self._again:
@@ -83,6 +87,7 @@ class Saver:
     def settle(self, state: TrainState, *, stopping: bool) -> None:
         """Returns when what was saved is on disk. What was not is tried again with `state`, if it is the step's for
         which `save` was called last. stopping: whether somebody waits for the run to stop."""
+        self.guard()
         if stopping and self.pauses:
             self.pauses = self.pauses[: self._failures] + LAST_PAUSES
         self._await()

@@ -60,6 +60,8 @@ def _run(run: Path) -> Iterator[Finding]:
     for name in names:
         for step in steps.steps(run / FOLDER / name):
             finding, meta = _checkpoint(run, name, step)
+            if meta is None and not steps.there(run / FOLDER / name, step):
+                continue  # deleted while it was read, as training does with what it needs no more
             furthest = meta or furthest
             yield finding
         for place in sorted((run / FOLDER / name).glob(f"*{steps.DAMAGED}*")):
@@ -80,15 +82,16 @@ def _run(run: Path) -> Iterator[Finding]:
 def _checkpoint(run: Path, phase: str, step: int) -> tuple[Finding, Meta | None]:
     found = Found(run, run / FOLDER / phase, step)
     part = f"{FOLDER}/{phase}/{step}"
-    wrong = manifest.problem(run / FOLDER / phase / str(step))
+    try:
+        wrong = steps.problem(run / FOLDER / phase, step)
+    except OSError as error:
+        return Finding(part, "unknown", f"cannot be read ({error.strerror})"), None
     if wrong is not None:
         return Finding(part, "damaged", str(wrong)), None
     try:
         meta = found.meta()
     except ConfigError as error:
         return Finding(part, "damaged", str(error)), None
-    if (meta.phase, meta.step) != (phase, step):
-        return Finding(part, "damaged", f"is of step {meta.step} of {meta.phase}"), None
     if not manifest.sealed(run / FOLDER / phase / str(step)):
         return Finding(part, "unknown", "has all its parts, but no checksums to compare them with"), meta
     return Finding(part, "good", "all files have their checksums"), meta

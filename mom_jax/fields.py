@@ -21,7 +21,7 @@ INFINITIES = {-math.inf: "-inf", math.inf: "inf"}
 SHOWN = 300
 # JAX counts and measures arrays with 32 bits, integers of Python's own libraries have 64.
 MOST, MOST_SEED = 2**31 - 1, 2**63 - 1
-LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+LARGEST, SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-126  # of float32
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
@@ -87,7 +87,8 @@ def matches(value: Any, hint: Any) -> bool:
 
 def check_types(config: Any, *, infinite: bool = False) -> None:
     """Raises `ConfigError` for the first field of the dataclass `config` whose value has the wrong type, or is one that
-    no field can have: a number that is not finite or has more than 64 bits, a text with a NUL.
+    no field can have: a number that float32 has not, an integer of more than 64 bits, a text with a NUL or halves of
+    characters.
 
     infinite: whether numbers may be infinite.
     """
@@ -97,11 +98,21 @@ def check_types(config: Any, *, infinite: bool = False) -> None:
         require(matches(value, hints[field.name]), field.name, value, f"must be {describe(hints[field.name])}")
         if isinstance(value, int):
             require(abs(value) <= MOST_SEED, field.name, value, f"must be at most {MOST_SEED}")
+            if abs(value) > MOST and _is_float(hints[field.name]):  # what JAX would take for an integer of 32 bits
+                object.__setattr__(config, field.name, float(value))
         elif isinstance(value, float):
             finite = abs(value) <= LARGEST or (infinite and abs(value) == math.inf)
             require(finite, field.name, value, "must be a number" if infinite else "must be finite")
+            require(value == 0 or abs(value) >= SMALLEST, field.name, value, f"must be 0 or at least {SMALLEST:.2g}")
         elif isinstance(value, str):
             require("\0" not in value, field.name, value, "must not have a NUL")
+            require(is_text(value), field.name, value, "must be UTF-8")
+
+
+def _is_float(hint: Any) -> bool:
+    """Whether a field is of floats, and integers pass as such."""
+    kinds = (hint, *typing.get_args(hint))
+    return float in kinds and int not in kinds
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:

@@ -12,7 +12,6 @@ for one run, the folder `analysis` in the run's, and in the working folder for a
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -75,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from train.analysis.opened import TextFlags
     from train.analysis.program import analyse, write_pictures
     from train.analysis.tables import tables
-    from train.tasks.output import Results
+    from train.tasks.output import Results, output_folder
     from train.tasks.results import check_output
 
     require(len(flags.checkpoint) >= 1, "checkpoint", flags.checkpoint, "must name at least one")
     text = TextFlags(flags.data.source, flags.tokenizer, flags.tokens, flags.length, flags.batch_size)
-    output = _output(flags)
+    output = output_folder(flags.output, flags.checkpoint, "analysis", best=flags.best)
     check_output(output)
     mesh = make_mesh(flags.mesh)
     found = analyse(flags.checkpoint, text, best=flags.best, mesh=mesh, curves=flags.prune_curve)
@@ -88,19 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = tables(found)
     Results("analysis", [own.record for own in found], table, table).finish(output, as_json=flags.json)
     return 0
-
-
-def _output(flags: Arguments) -> Path:
-    """The folder to write into."""
-    from train.checkpoint import find
-    from train.checkpoints.formats import is_run
-
-    [first, *more] = flags.checkpoint
-    if flags.output is not None:
-        return Path(flags.output).expanduser()
-    if more or not is_run(first, "checkpoint"):
-        return Path("analysis")
-    return find(first, field="checkpoint", best=flags.best).run / "analysis"
 
 
 if __name__ == "__main__":

@@ -77,6 +77,10 @@ def _unraisable(what: Any) -> None:
         sys.__unraisablehook__(what)
 
 
+# What pathlib raises for ~NAME of nobody, and for links that lead in a circle.
+_NO_PLACE = ("Could not determine home directory", "Symlink loop from")
+
+
 def complaint(error: Exception) -> str | None:
     """What to tell the user of an error that is not the program's: one line, which cannot steer the terminal. None for
     others."""
@@ -86,6 +90,8 @@ def complaint(error: Exception) -> str | None:
         place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         missing = isinstance(error, FileNotFoundError)
         text = f"{place}{'no such file' if missing else f'cannot be read or written ({error.strerror or error})'}"
+    elif isinstance(error, RuntimeError) and str(error).startswith(_NO_PLACE):
+        text = f"a path leads nowhere ({str(error).rstrip('.')})"
     elif isinstance(error, MemoryError | RecursionError):
         text = f"there is not enough memory for it ({type(error).__name__}: {error})"
     elif isinstance(error, UnicodeError):
@@ -157,7 +163,7 @@ def _run(users_code: Callable[[], Any], what: str, file: Path | None) -> Any:
         return users_code()
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if file is not None and Path(frame.filename) == file.absolute()]
         line = getattr(error, "lineno", None) or (own or frames)[-1].lineno

@@ -99,10 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse_flags(Arguments, arguments, prog="python -m train.evaluate", description=__doc__)
     import_modules(flags.imports)
 
+    from train.tasks.output import output_folder
     from train.tasks.results import check_output
 
     task = _check(flags)
-    output = _output(flags)
+    output = output_folder(flags.output, flags.checkpoint, "evaluation", best=flags.best)
     check_output(output)
     {"perplexity": _perplexity, "lm_eval": _lm_eval, "glue": _glue, "xsum": _xsum}[task](flags, output)
     return 0
@@ -128,19 +129,6 @@ def _check(flags: Arguments) -> str:
 def _given(flags: Arguments, name: str) -> bool:
     """Whether a flag has another value than its default."""
     return getattr(flags, name) != getattr(Arguments(()), name)
-
-
-def _output(flags: Arguments) -> Path:
-    """The folder for the tables."""
-    from train.checkpoint import find
-    from train.checkpoints.formats import is_run
-
-    [first, *more] = flags.checkpoint
-    if flags.output is not None:
-        return Path(flags.output).expanduser()
-    if more or not is_run(first, "checkpoint"):
-        return Path("evaluation")
-    return find(first, field="checkpoint", best=flags.best).run / "evaluation"
 
 
 def _perplexity(flags: Arguments, output: Path) -> None:

@@ -1,11 +1,11 @@
 """What a caller asks of generation: checked settings, and the sizes to which requests are rounded up."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from mom_jax.config import ModelConfig
+from mom_jax.fields import LARGEST, SMALLEST
 
 SMALLEST_WIDTH = 32  # prompts are padded to a bucket of at least this
 
@@ -33,8 +33,10 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "repetition_penalty", "length_penalty"):
-            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "must be finite")
+        for name in ("temperature", "repetition_penalty", "length_penalty", "top_p"):
+            value = getattr(self, name) or 0
+            _require(abs(value) <= LARGEST, name, value, "must be finite")
+            _require(value == 0 or abs(value) >= SMALLEST, name, value, f"must be 0 or at least {SMALLEST:.2g}")
         # Beyond these, numbers overflow.
         small = abs(self.length_penalty) <= 100
         _require(small, "length_penalty", self.length_penalty, "must lie between -100 and 100")

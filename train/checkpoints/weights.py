@@ -72,8 +72,8 @@ def _checksums(texts: dict[str, str], file: Path, field: str) -> dict[str, int]:
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Named arrays in files, each read when it is asked for; floats of 16 bits come as float32. Raises ConfigError for
-    one that has NaN or infinite numbers, or not the checksum that the file's header has of it.
+    """Named arrays in files, each read when it is asked for, as float32. Raises ConfigError for one that is not of
+    floats, has NaN or infinite numbers, or not the checksum that the file's header has of it.
 
     shapes, dtypes (as safetensors has them): of all arrays, by name, known without reading them. files: where they are.
     """
@@ -86,6 +86,9 @@ class Weights(Mapping[str, np.ndarray]):
         self._checksums: dict[str, int] = {}
         for file in files:
             read, shapes, dtypes = (_open_safetensors if file.suffix == ".safetensors" else _open_pickled)(file, field)
+            twice = next((name for name in shapes if name in self.shapes), None)
+            if twice is not None:
+                raise ConfigError(f"{field}={str(file)!r}: has {twice!r}, which another file has too")
             self.shapes |= shapes
             self.dtypes |= dtypes
             self._read |= dict.fromkeys(shapes, read)
@@ -103,9 +106,11 @@ class Weights(Mapping[str, np.ndarray]):
         expected = self._checksums.get(name)
         if expected is not None and _crc_of_array(np.ascontiguousarray(array)) != expected:
             raise ConfigError(f"{name!r} does not have the checksum that it was written with")
-        if array.dtype.itemsize == 2 and array.dtype.kind in "fV":
-            array = array.astype(np.float32)
-        bad = count(array) if array.dtype.kind == "f" else 0
+        if array.dtype.kind not in "fV":  # V: bfloat16
+            raise ConfigError(f"{name!r} must be of floats, not {array.dtype}")
+        with np.errstate(over="ignore"):  # what float32 has not is infinite then
+            array = array.astype(np.float32, copy=False)
+        bad = count(array)
         if bad:
             raise ConfigError(complaint(name, bad, array.size))
         return array

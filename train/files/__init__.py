@@ -6,6 +6,7 @@ from train.files.reading import MOST_JSON, parse_json, read_bytes, read_json, re
 from train.files.writing import (
     check_new,
     check_no_links,
+    check_replaceable,
     locked,
     open_own,
     to_json,
@@ -20,6 +21,7 @@ __all__ = [
     "MOST_JSON",
     "check_new",
     "check_no_links",
+    "check_replaceable",
     "locked",
     "open_own",
     "parse_json",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mom_jax.fields import ConfigError
+from mom_jax.fields import ConfigError, require
 
 
 def to_json(value: Any, indent: int | None = None) -> bytes:
@@ -152,6 +152,19 @@ def check_new(output: Path) -> None:
     """Raises `ConfigError` if `output` is there already, other than as an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output={str(output)!r}: is there already")
+
+
+def check_replaceable(output: Path, own: bytes, what: str, field: str = "output") -> None:
+    """Raises `ConfigError` naming `field` where there is something at `output` that is not a file of ours: of those the
+    first bytes have `own` among them. what: what such a file is."""
+    if not os.path.lexists(output):
+        require(output.name != "", field, str(output), f"must name a file, of {what}")
+        return
+    good = output.is_file()
+    if good:
+        with writing(output), output.open("rb") as file:
+            good = own in file.read(4096)
+    require(good, field, str(output), f"is there already, and is not {what}; choose another name")
 
 
 @contextlib.contextmanager

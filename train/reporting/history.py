@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def understood(folder: Path) -> Iterator[None]:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -247,10 +247,19 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(line, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict):
+        if _is_record(record):
             yield line, record
         elif number < len(lines):
-            raise ConfigError(f"{path}, line {number}: must be a JSON object")
+            odd = ", of which kind and phase are texts and step an integer" if isinstance(record, dict) else ""
+            raise ConfigError(f"{path}, line {number}: must be a JSON object{odd}")
+
+
+def _is_record(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and all(isinstance(record.get(name, ""), str) for name in ("kind", "phase"))
+        and type(record.get("step", 0)) is int
+    )
 
 
 def _no_constant(value: str) -> NoReturn:

@@ -143,9 +143,12 @@ def _page(run: Run, routes: dict[str, dict[str, Any]]) -> str:
     return whole_page(run.name, parts)
 
 
+GENERATOR = '<meta name="generator" content="mom_jax">'  # near the start of all pages
+
+
 def whole_page(title: str, parts: Sequence[str]) -> str:
     """An HTML file of these parts, which loads nothing from elsewhere."""
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    head = f'<meta charset="utf-8">{GENERATOR}<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head += '<meta name="viewport" content="width=device-width">'
     head += f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + ("\n</body></html>\n")

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from mom_jax.analysis.cost import forward_flops_per_token, parameter_count
+from mom_jax.fields import ConfigError
+from train.checkpoints import steps
+from train.checkpoints.locate import FOLDER, last_step
 from train.checkpoints.run_config import read_config
 from train.config import Config
 from train.reporting import metrics
 from train.reporting.history import Record, is_number
+from train.reporting.metrics import LogMark
 from train.study.plan import Run, fingerprint
 
 _TAKEN = {"attention": "attn_taken", "ffn": "ffn_taken"}
@@ -21,7 +25,10 @@ def final_record(config: Config) -> Record | None:
     file = Path(config.run) / metrics.FILE
     name = config.phases[-1].name
     records = metrics.read(file) if file.exists() else []
-    return next((r for r in records if r.get("kind") == "final" and r["phase"] == name), None)
+    final = next((r for r in records if r.get("kind") == "final" and r.get("phase") == name), None)
+    if final is not None and not {"loss", "tokens"} <= final.keys():
+        raise ConfigError(f"{file}: the final record of {name} has no loss; delete the run's folder to train it again")
+    return final
 
 
 def steps_done(config: Config) -> int:
@@ -56,6 +63,7 @@ def result_of(run: Run, whole: Config, root: Path) -> dict[str, Any]:
     """
     final = final_record(run.config)
     assert final is not None
+    _check_log(run)
     records = metrics.read(run.folder / metrics.FILE)
     name = run.config.phases[-1].name
     # A vanilla model's analysis has none.
@@ -70,6 +78,15 @@ def result_of(run: Run, whole: Config, root: Path) -> dict[str, Any]:
         _similarity(run.config, records),
     )
     return line(run, whole, root, outcome)
+
+
+def _check_log(run: Run) -> None:
+    """Raises ConfigError where a run's log is not what it was when its last checkpoint was saved."""
+    folder = run.folder / FOLDER / run.config.phases[-1].name
+    step = last_step(folder)
+    if step is not None and not LogMark(**steps.described(folder, step).get("log", {})).fits(run.folder / metrics.FILE):
+        why = f"has changed since step {step} was saved; delete the run's folder to train it again"
+        raise ConfigError(f"{run.folder / metrics.FILE}: {why}")
 
 
 def line(run: Run, whole: Config, root: Path, outcome: Outcome) -> dict[str, Any]:
@@ -140,7 +157,12 @@ def _seconds(records: list[Record]) -> float | None:
 def _routers(summary: Record, churn: float | None) -> dict[str, Any]:
     """Of one side."""
     return {
-        "entropy": statistics.fmean(summary["entropy"]),
+        "entropy": _mean(summary["entropy"]),
         **{name: summary[name] for name in _SUMMARY},
         "churn": churn,
     }
+
+
+def _mean(values: list[Any]) -> float | None:
+    """None where one is no number, as in a model that has diverged."""
+    return statistics.fmean(values) if values and all(map(is_number, values)) else None

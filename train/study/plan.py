@@ -127,6 +127,6 @@ def dealt(runs: Sequence[Run], shard: str | None) -> list[Run]:
     if shard is None:
         return list(runs)
     i, _, n = shard.partition("/")
-    good = i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)
+    good = i.isdecimal() and n.isdecimal() and len(n) < 19 and len(i) <= len(n) and 1 <= int(i) <= int(n)
     require(good, "shard", shard, "must be I/N with I from 1 to N")
     return list(runs[int(i) - 1 :: int(n)])

@@ -4,13 +4,13 @@ import contextlib
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mom_jax.fields import ConfigError, from_dict, to_dict
+from mom_jax.fields import MOST_SEED, ConfigError, from_dict, to_dict
 from train import files
 from train.config import Config
 from train.files import (
@@ -20,10 +20,12 @@ from train.files import (
     to_json,
     with_checksum,
     without_checksum,
+    write_record,
     write_whole,
     writing,
 )
 from train.reporting import metrics
+from train.reporting.history import is_number
 from train.study.plan import Plan, Run, fingerprint
 from train.training.run import Busy, differences
 
@@ -31,12 +33,43 @@ STUDY, RESULTS = "study.json", "results.jsonl"
 
 Result = dict[str, Any]
 
+# What `study.json` has, without a checksum where an older version wrote it.
+_STUDY = ("name", "question", "size", "baseline", "baselines", "seeds", "first_phase_seeded", "arms")
 # What results have that older versions wrote, without checksums.
 _BARE = (
     *("arm", "seed", "fingerprint", "loss", "evaluated_tokens", "curve", "parameters", "active_parameters"),
     *("flops_per_token", "steps", "tokens", "own_tokens", "seconds", "routers", "exchanged", "similarity"),
     *("first_phase", "run", "after"),
 )
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and abs(value) <= MOST_SEED
+
+
+def _loss(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def _pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+
+
+# What must be true of a result's fields, also where it has no checksum; and what those are that one may lack.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "arm": lambda value: isinstance(value, str),
+    "seed": _whole,
+    "loss": _loss,
+    **dict.fromkeys(("evaluated_tokens", "parameters", "active_parameters", "tokens", "own_tokens"), _whole),
+    "flops_per_token": is_number,
+    "seconds": _loss,
+    "curve": lambda value: _pairs(value) and all(_whole(step) and _loss(loss) for step, loss in value),
+    "routers": lambda value: isinstance(value, dict) and all(isinstance(side, dict) for side in value.values()),
+    "after": lambda value: isinstance(value, dict) and all(isinstance(done, dict) for done in value.values()),
+    "similarity": lambda value: isinstance(value, dict) and all(map(_pairs, value.values())),
+    "first_phase": lambda value: isinstance(value, list) and all("run" in phase for phase in value),
+}
+_ABSENT: dict[str, Any] = {"similarity": {}, "first_phase": []}
 
 
 def key(result: Result) -> tuple[str, int]:
@@ -56,7 +89,7 @@ def locked(folder: Path) -> Iterator[None]:
 def read_results(folder: Path) -> list[Result]:
     """Raises ConfigError for a file that is no list of results."""
     file = folder / RESULTS
-    if not file.is_file():
+    if not os.path.lexists(file):
         return []
     results = []
     for i, line in enumerate(read_bytes(file, str(file), metrics.MOST).splitlines(), 1):
@@ -77,8 +110,9 @@ def _result(line: bytes) -> Result:
     if not isinstance(record, dict):
         raise ValueError("is no whole result of a study")
     result = without_checksum(record, _BARE)
-    if not {"arm", "seed", "loss"} <= set(result):
-        raise ValueError("is no result of a study")
+    odd = next((name for name, good in _FIELDS.items() if not good(result.get(name, _ABSENT.get(name)))), None)
+    if odd is not None:
+        raise ValueError(f"is no result of a study (its {odd})")
     return result
 
 
@@ -161,15 +195,20 @@ def write_study(plan: Plan) -> None:
             "first_phase_seeded": plan.study.first_phase_seeded,
             "arms": arms,
         }
-        write_whole(plan.folder / STUDY, to_json(record, indent=1))
+        write_record(plan.folder / STUDY, record, indent=1)
 
 
 def _read_study(folder: Path) -> dict[str, Any]:
     file = folder / STUDY
-    if not file.is_file():
+    if not os.path.lexists(file):
         return {}
-    record = read_json(file, str(file), old=True)
-    return record if isinstance(record, dict) and {"arms", "first_phase_seeded"} <= set(record) else {}
+    try:
+        record = without_checksum(read_json(file, str(file), old=True), _STUDY)
+        if not isinstance(record.get("arms"), dict) or "first_phase_seeded" not in record:
+            raise ValueError("does not say what the arms were")
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}; delete it if the arms are what they were") from None
+    return record
 
 
 def keep_programs(plan: Plan) -> None:

@@ -1,6 +1,7 @@
 """What was measured of each arm's train step: `measure.json`."""
 
 import dataclasses
+import os
 import platform
 import statistics
 from collections.abc import Mapping
@@ -10,12 +11,15 @@ from typing import Any
 import jax
 
 from mom_jax.fields import ConfigError
-from train.files import read_json, to_json, write_whole
+from train.files import read_record, write_record
+from train.reporting.history import is_number
 from train.steps import timing
 from train.study.plan import Plan
 from train.study.records import locked
 
 MEASURE = "measure.json"
+# What it has, without a checksum where an older version wrote it.
+_KNOWN = ("baseline", "rounds", "device", "devices", "machine", "jax", "arms")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +60,23 @@ def write_measure(plan: Plan, speeds: Mapping[str, Speed]) -> None:
         "jax": jax.__version__,
     }
     with locked(plan.folder):
-        write_whole(plan.folder / MEASURE, to_json({**about, "arms": found}, indent=1))
+        write_record(plan.folder / MEASURE, {**about, "arms": found}, indent=1)
 
 
 def read_measure(folder: Path) -> dict[str, dict[str, Any]]:
     """By arm what was measured; nothing where that has not been done."""
     file = folder / MEASURE
-    if not file.is_file():
+    if not os.path.lexists(file):
         return {}
     try:
-        arms: dict[str, dict[str, Any]] = read_json(file, str(file))["arms"]
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); delete it and measure again") from None
+        arms: Any = read_record(file, str(file), _KNOWN).get("arms")
+        if not isinstance(arms, dict) or not all(map(_is_speed, arms.values())):
+            raise ConfigError(f"{file}: must have the speeds of arms")
     except ConfigError as error:
         raise ConfigError(f"{error}; delete it and measure again") from None
     return arms
+
+
+def _is_speed(value: Any) -> bool:
+    numbers = ("tokens_per_s", "speed_ratio", "peak_bytes")
+    return isinstance(value, dict) and all(is_number(value.get(name)) and value[name] > 0 for name in numbers)

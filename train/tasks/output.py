@@ -3,11 +3,28 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.files import to_json, write_whole, writing
+from train.checkpoints.formats import is_run
+from train.checkpoints.locate import find
+from train.files import check_no_links, to_json, write_whole, writing
 from train.numbers import for_json
+
+
+def output_folder(given: str | None, checkpoints: Sequence[str], name: str, *, best: bool) -> Path:
+    """Where a program writes: what the user has given, or the folder `name` of the run whose checkpoint it reads, or,
+    of several and of other models, in the current one. Raises ConfigError where that folder of a run, which may be a
+    stranger's, is a link."""
+    if given is not None:
+        return Path(given).expanduser()
+    [first, *more] = checkpoints
+    if more or not is_run(first, "checkpoint"):
+        return Path(name)
+    run = find(first, field="checkpoint", best=best).run
+    check_no_links(run, (name,), f"checkpoint={first!r}")
+    return run / name
 
 
 @dataclasses.dataclass(frozen=True)

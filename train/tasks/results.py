@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mom_jax.fields import ConfigError, require
+from mom_jax.fields import ConfigError, require, shown
 from train.files import read_json, without_checksum, write_record, writing
 
 VERSION = 2
@@ -28,6 +28,23 @@ def read(file: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{error}; delete it to do that part again") from None
     except ValueError as error:
         raise ConfigError(f"{file}: {error}; delete it to do that part again") from None
+
+
+def read_own(file: Path, digest: str, **fields: Any) -> dict[str, Any] | None:
+    """The same of a result that is to be of the model with that digest, and to have these fields. Raises ConfigError
+    for another one's, which was copied there."""
+    record = read(file)
+    if record is None:
+        return None
+    model = record.get("model")
+    have = {**record, "model": model.get("digest") if isinstance(model, dict) else None}
+    for name, value in {"model": digest, **fields}.items():
+        if have.get(name) != value:
+            other = f"is of {name} {shown(have.get(name))}, not {shown(value)}"
+            raise ConfigError(f"{file}: {other}; delete it to do that part again")
+    if not isinstance(record.get("settings"), dict):
+        raise ConfigError(f"{file}: has no settings; delete it to do that part again")
+    return record
 
 
 def write(file: Path, record: Mapping[str, Any]) -> None:

@@ -100,7 +100,7 @@ def _rewind(context: Context) -> set[str]:
     records = metrics.read(file) if file.exists() else []
     for line in [*changed, *missing_steps(context.config, records, phase.name, latest or 0)]:
         context.notify(line)
-    done = {record["phase"] for record in records if record.get("kind") == "final"}
+    done = {record.get("phase") for record in records if record.get("kind") == "final"}
     # One process cuts the file; what the others read of it may be older.
     known = processes.of_first([name in done for name in names])
     return {name for name, is_done in zip(names, known, strict=True) if is_done}

@@ -60,14 +60,19 @@ class Files:
         except OSError as error:
             raise self.error(f"cannot read {path} ({error.strerror})") from None
 
+    def _content(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise self.error(f"cannot read {path} ({error.strerror})") from None
+
     def fingerprint(self, files: Sequence[tuple[str, Path]], size: int | None = None) -> dict[str, Any]:
         """What identifies the files: sha256 of names and contents or, of many bytes, of names, sizes and times."""
         size = sum(self.size(path) for _, path in files) if size is None else size
         digest = hashlib.sha256()
         for name, path in files:
             if size <= _HASHED:
-                with self.opened(path) as file:
-                    content = file.read()
+                content = self._content(path)
             else:
                 stat = self._stat(path)
                 content = f"{stat.st_size} {stat.st_mtime_ns}".encode()

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mom_jax.config import SIDES
-from train.files import write_whole, writing
+from train.files import check_replaceable, write_whole, writing
 from train.reporting.comparison import pictures as drawn
 from train.reporting.comparison.figures import (
     HELD_OUT,
@@ -23,7 +23,7 @@ from train.reporting.comparison.figures import (
 )
 from train.reporting.history import latest_usage, router_value, understood
 from train.reporting.numbers import COUNTS
-from train.reporting.page import COLUMNS, whole_page
+from train.reporting.page import COLUMNS, GENERATOR, whole_page
 from train.reporting.pictures import SIDE_NAMES, embedded, heat_maps
 from train.reporting.tables import Column, as_html, columns_as_html
 
@@ -75,8 +75,11 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
 def write_comparison(folders: Sequence[Path], output: Path | None = None) -> Path:
     """Writes the page of several runs, by default `comparison.html` in the first one's folder; returns its path.
 
-    The page is replaced atomically. Raises FileNotFoundError or ConfigError where a run has no readable metrics.
+    The page is replaced atomically. Raises FileNotFoundError or ConfigError where a run has no readable metrics, and
+    ConfigError where another file than such a page is at `output`.
     """
+    if output is not None:
+        check_replaceable(output, GENERATOR.encode(), "a page of this program")
     runs = opened(folders)
     with understood(folders[0]):
         page = _page(runs).encode(errors="backslashreplace")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from mom_jax.fields import require
+from mom_jax.fields import MOST, require
 from train.cli import Parser, notify, run_program
 from train.config import Config
 from train.study.changes import changed
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _pack(flags: argparse.Namespace, config: Config) -> int:
     from train.study.packed.pack import pack  # and sentencepiece, which the other machine does not need
 
+    require(0 < flags.megabytes < MOST / 1e6, "megabytes", flags.megabytes, f"must lie between 0 and {MOST / 1e6:.0f}")
     data = config.data if flags.source is None else dataclasses.replace(config.data, source=flags.source)
     file = Path(flags.pack).expanduser()
     found = pack(data, int(flags.megabytes * 1e6), file, notify)

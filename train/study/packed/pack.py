@@ -9,7 +9,8 @@ from mom_jax.fields import ConfigError, require
 from train.config import DataConfig
 from train.data.cache import TokenCache
 from train.data.prepared import prepare
-from train.study.packed.tokens import DTYPE, HEADER, TokenFile, open_tokens, write_tokens
+from train.files import check_replaceable
+from train.study.packed.tokens import DTYPE, FORMAT, HEADER, TokenFile, open_tokens, write_tokens
 
 
 def pack(data: DataConfig, limit: int, file: Path, say: Callable[[str], None]) -> TokenFile:
@@ -18,6 +19,7 @@ def pack(data: DataConfig, limit: int, file: Path, say: Callable[[str], None]) -
 
     Raises ConfigError for data that cannot be, or of which there is too little.
     """
+    check_replaceable(file, FORMAT.encode(), "a file of tokens", "pack")
     require(data.packing == "concatenate", "data.packing", data.packing, "must be 'concatenate' to be packed")
     prepared = prepare(data, say)
     size, most = prepared.tokenizer.vocab_size, 2 ** (8 * DTYPE.itemsize)

@@ -6,14 +6,15 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mom_jax.fields import ConfigError
-from train.files import whole_file, writing
+from mom_jax.fields import MOST, ConfigError
+from train.files import parse_json, to_json, whole_file, writing
 
 HEADER = 4096
 FORMAT = "mom_jax tokens 1"
@@ -57,6 +58,7 @@ def write_tokens(file: Path, held_out: np.ndarray, training: np.ndarray, vocab_s
         "sha256": _digest(*rows),
         "source": source,
     }
+    header["checked"] = _crc(header)
     text = json.dumps(header).encode().ljust(HEADER)
     if len(text) > HEADER:
         raise ConfigError(f"data.source: is described by {len(text)} bytes; the file has room for {HEADER}")
@@ -69,19 +71,34 @@ def write_tokens(file: Path, held_out: np.ndarray, training: np.ndarray, vocab_s
 def open_tokens(file: Path) -> TokenFile:
     """Raises ConfigError for a file that is none, or not whole."""
     try:
+        if not file.is_file():  # a pipe would make the program wait for ever
+            raise OSError("no regular file")
         with file.open("rb") as opened:
-            header = json.loads(opened.read(HEADER))
+            header = parse_json(opened.read(HEADER), "its header")
         if header["format"] != FORMAT:
             raise ValueError("another format")
-        shape = header["held_out"] + header["training"], header["length"]
-        rows = np.memmap(file, DTYPE, mode="r", offset=HEADER, shape=shape)
-        if _digest(rows) != header["sha256"]:
+        counts = [header[name] for name in ("held_out", "training", "length", "vocab_size")]
+        if not all(type(count) is int and 1 <= count <= MOST for count in counts):
+            raise ValueError("its header has no counts of at least 1")
+        held_out, training, length, vocab_size = counts
+        size = HEADER + (held_out + training) * length * DTYPE.itemsize
+        if file.stat().st_size != size:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes, its header says {size:,}")
+        rows = np.memmap(file, DTYPE, mode="r", offset=HEADER, shape=(held_out + training, length))
+        if _digest(rows) != header["sha256"] or int(rows.max()) >= vocab_size:
             raise ValueError("its tokens are not those that were written")
+        if header.get("checked", _crc(header)) != _crc(header):
+            raise ValueError("its header is not what was written")
+        return TokenFile(rows, held_out, vocab_size, header["sha256"], header["source"])
     except OSError as error:
         raise ConfigError(f"tokens={str(file)!r}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ConfigError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"tokens={str(file)!r}: is no whole file of `--pack` ({error})") from None
-    return TokenFile(rows, header["held_out"], header["vocab_size"], header["sha256"], header["source"])
+
+
+def _crc(header: Mapping[str, Any]) -> int:
+    """Of all that a header says but for this."""
+    return zlib.crc32(to_json(sorted((name, value) for name, value in header.items() if name != "checked")))
 
 
 def _digest(*parts: np.ndarray) -> str:

@@ -66,6 +66,11 @@ def result_file(output: Path, model: Model, task: Task, seed: int) -> Path:
     return output / "results" / model.folder / task.name / f"seed-{seed}.json"
 
 
+def _read(output: Path, model: Model, task: Task, seed: int) -> dict[str, Any] | None:
+    """The result of one fine-tuning, if there is one."""
+    return results.read_own(result_file(output, model, task, seed), model.digest, task=task.name, seed=seed)
+
+
 def _builder(task: Task, config: GlueConfig) -> Any:
     if config.download:
         download_tfds(task.source, notify)
@@ -81,7 +86,7 @@ def _unfinished(
         seeds = []
         for seed in config.seeds:
             file = result_file(output, model, task, seed)
-            record = results.read(file)
+            record = _read(output, model, task, seed)
             if record is not None:
                 results.check_same(file, record["settings"], config.settings(), "glue")
             if record is None or (with_diagnostics and DIAGNOSTICS.submission[0] not in record["test"]):
@@ -97,7 +102,7 @@ def _finished(model: Model, config: GlueConfig, output: Path) -> dict[str, list[
     found = {}
     settings = json.loads(json.dumps(config.settings()))
     for task in TASKS.values():
-        records = [results.read(result_file(output, model, task, seed)) for seed in config.seeds]
+        records = [_read(output, model, task, seed) for seed in config.seeds]
         whole = [record for record in records if record is not None and record["settings"] == settings]
         if len(whole) == len(config.seeds):
             found[task.name] = whole

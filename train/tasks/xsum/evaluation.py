@@ -84,6 +84,11 @@ def model_folder(output: Path, model: Model, seed: int) -> Path:
     return output / "models" / model.folder / "xsum" / f"seed-{seed}"
 
 
+def _read(output: Path, model: Model, seed: int) -> dict[str, Any] | None:
+    """The result of one fine-tuning, if there is one."""
+    return results.read_own(result_file(output, model, seed), model.digest, seed=seed)
+
+
 def _format(model: Model, config: XsumConfig) -> Format:
     return Format(model.tokenizer, config.separator, config.length, config.summary_length)
 
@@ -92,7 +97,7 @@ def _is_done(model: Model, seed: int, config: XsumConfig, output: Path) -> bool:
     """Whether there is a result of these settings. Raises ConfigError for another fine-tuning."""
     tuned = results.read(model_folder(output, model, seed) / _RECIPE)
     file = result_file(output, model, seed)
-    record = results.read(file)
+    record = _read(output, model, seed)
     if tuned is not None:
         results.check_same(model_folder(output, model, seed), tuned["recipe"], config.recipe(), "xsum")
     if record is not None:
@@ -182,7 +187,7 @@ def _report(models: Sequence[Model], config: XsumConfig, output: Path) -> dict[s
     """The table as JSON, from the files."""
     rows = {}
     for model in models:
-        records = [results.read(result_file(output, model, seed)) for seed in config.seeds]
+        records = [_read(output, model, seed) for seed in config.seeds]
         whole = [record for record in records if record is not None]
         rows[model.name] = {
             "checkpoint": model.path,

@@ -73,14 +73,18 @@ def missing_steps(config: Config, records: Iterable[dict[str, Any]], phase: str,
             logged[record["phase"]].add(record["step"])
     names = [row.name for row in config.phases]
     due = [(row.name, row.steps) for row in config.phases[: names.index(phase)]] + [(phase, step)]
-    gaps = []
+    lost, begin = 0, None
     for name, last in due:
         first = 1
         if config.resume is not None:  # another run has what came before
             first = min(logged[name], default=last + 1)
-        gaps += [f"step {number} of {name}" for number in range(first, last + 1) if number not in logged[name]]
-    if not gaps:
+        there = {number for number in logged[name] if first <= number <= last}
+        missing = max(last + 1 - first, 0) - len(there)
+        if missing and begin is None:
+            begin = f"step {next(number for number in range(first, last + 1) if number not in there)} of {name}"
+        lost += missing
+    if begin is None:
         return []
     whole = sum(last for _, last in due)
-    text = f"the log {FILE} has lost {len(gaps)} of {whole} steps, the first is {gaps[0]}"
+    text = f"the log {FILE} has lost {lost} of {whole} steps, the first is {begin}"
     return [f"{text}; training goes on from its checkpoint, but the log, its report and signs stay incomplete"]

@@ -106,3 +106,27 @@ def test_of_two_that_write_the_same_new_file_the_second_is_refused(tmp_path, mon
         write(1, meanwhile=(2,))
     assert file.read_bytes() == b"of 2"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (np.array([1.0, 1e300]), "x has 1 of 2 numbers that are NaN or infinite"),
+        (np.array([1 + 2j], np.complex64), "'x' must be of floats, not complex64"),
+        (np.array([1, 2]), "'x' must be of floats, not int64"),
+        (np.array([True]), "'x' must be of floats, not bool"),
+    ],
+)
+def test_weights_are_numbers_that_float32_has(tmp_path, value, problem):
+    save_file({"x": value}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=problem):
+        weights.open_weights(tmp_path, "input")["x"]
+    save_file({"x": np.array([0.1, 2.0])}, tmp_path / "model.safetensors")
+    assert weights.open_weights(tmp_path, "input")["x"].dtype == np.float32
+
+
+def test_an_array_is_in_one_shard(tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file({"x": np.zeros(2, np.float32)}, tmp_path / name)
+    with pytest.raises(ConfigError, match=r"b\.safetensors': has 'x', which another file has too"):
+        weights.Weights([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], "input")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from study_results import result
 
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
@@ -15,8 +16,12 @@ from train.data.documents import Part, Source
 from train.data.encode import _read_journal
 from train.data.prepared import prepare
 from train.files import CHECKSUM, to_json, with_checksum, without_checksum
+from train.reporting import metrics
+from train.study.definition import load_study
 from train.study.packed.running import FINAL, PARAMS, Ran, keep, kept
-from train.study.records import read_results
+from train.study.plan import make_plan
+from train.study.records import check_study, read_results, write_study
+from train.study.speeds import MEASURE, read_measure
 from train.tasks import results
 from train.training.initial_state import fresh_params
 
@@ -101,11 +106,11 @@ def test_a_journal_with_a_flipped_bit_is_not_believed(tmp_path):
 
 def test_every_flipped_bit_of_a_study_s_result_is_noticed(tmp_path):
     file = tmp_path / "results.jsonl"
-    rows = [{"arm": arm, "seed": 0, "loss": 4.25} for arm in ("vanilla", "ours")]
+    rows = [result(arm, 0, 4.25) for arm in ("vanilla", "ours")]
     content = b"".join(to_json(with_checksum(row)) for row in rows)
     file.write_bytes(content)
     assert read_results(tmp_path) == rows
-    for changed in flipped(content):
+    for changed in flipped(content, step=2):
         file.write_bytes(changed)
         with pytest.raises(ConfigError, match=r"line [12]: "):
             read_results(tmp_path)
@@ -150,3 +155,72 @@ def test_a_first_phase_that_is_damaged_is_not_used(tmp_path):
                     kept(folder, model, mesh)
             (folder / name).write_bytes(content)
     kept(folder, model, mesh)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"evaluated_tokens": None},
+        {"loss": "4"},
+        {"loss": 10**400},
+        {"curve": [[1]]},
+        {"routers": []},
+        {"after": [1]},
+        {"first_phase": [1]},
+        {"similarity": {"ffn": [1]}},
+    ],
+)
+def test_an_older_result_has_the_shape_of_one(tmp_path, odd):
+    file = tmp_path / "results.jsonl"
+    file.write_text(json.dumps(result("vanilla", 0, 4.25)) + "\n")
+    assert len(read_results(tmp_path)) == 1
+    file.write_text(json.dumps(result("vanilla", 0, 4.25) | odd) + "\n")
+    with pytest.raises(ConfigError, match=f"line 1: is no result of a study .its {next(iter(odd))}"):
+        read_results(tmp_path)
+
+
+def test_what_a_study_keeps_is_there_or_refused(tmp_path):
+    plan = make_plan(load_study("studies/two_arms"), "small", tmp_path)
+    plan.folder.mkdir()
+    write_study(plan)
+    kept = (plan.folder / "study.json").read_bytes()
+    for changed in (b"{}", b"[]", kept.replace(b"first_phase_seeded", b"first_phase_seedad"), kept[:50]):
+        (plan.folder / "study.json").write_bytes(changed)
+        with pytest.raises(ConfigError, match=r"study\.json"):
+            check_study(plan)
+    (plan.folder / "study.json").write_bytes(kept)
+    check_study(plan)
+    speed = {"tokens_per_s": 1.0, "speed_ratio": 1.0, "peak_bytes": 1}
+    for arms in ([1], {"vanilla": 7}, {"vanilla": speed | {"tokens_per_s": 0}}, {"vanilla": {}}):
+        (plan.folder / MEASURE).write_text(json.dumps({"arms": arms}))
+        with pytest.raises(ConfigError, match="must have the speeds of arms; delete it"):
+            read_measure(plan.folder)
+    (plan.folder / MEASURE).write_text(json.dumps({"arms": {"vanilla": speed}}))
+    assert read_measure(plan.folder) == {"vanilla": speed}
+    # A disk that is not mounted.
+    (plan.folder / "results.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"results\.jsonl: cannot be read"):
+        read_results(plan.folder)
+
+
+def test_a_result_that_was_copied_to_another_place_does_not_count(tmp_path):
+    file = tmp_path / "seed-1.json"
+    assert results.read_own(file, "abc", task="rte", seed=1) is None
+    record = {"model": {"digest": "abc"}, "task": "rte", "seed": 1, "settings": {}}
+    results.write(file, record)
+    assert results.read_own(file, "abc", task="rte", seed=1)["seed"] == 1
+    for wanted in (("abd", "rte", 1), ("abc", "wnli", 1), ("abc", "rte", 2)):
+        with pytest.raises(ConfigError, match=r"is of (model|task|seed) .*, not .*; delete it to do that part again"):
+            results.read_own(file, wanted[0], task=wanted[1], seed=wanted[2])
+    results.write(file, {name: value for name, value in record.items() if name != "settings"})
+    with pytest.raises(ConfigError, match="has no settings"):
+        results.read_own(file, "abc", task="rte", seed=1)
+
+
+@pytest.mark.parametrize("odd", [{"step": "1"}, {"step": None}, {"phase": ["x"]}, {"kind": 1}, {"step": True}])
+def test_a_record_of_a_log_has_the_types_of_one(tmp_path, odd):
+    good = {"kind": "train", "phase": "mom", "step": 1, "loss": 2.0}
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (good, good | odd, good)))
+    with pytest.raises(ConfigError, match="line 2: must be a JSON object, of which kind and phase are texts"):
+        metrics.read(file)

@@ -42,6 +42,7 @@ def complaint(make, *args, **kwargs):
         (ModelConfig, {"z_loss": -0.5}, "z_loss=-0.5: must be at least 0"),
         (ModelConfig, {"exchange_room": 0.0}, "exchange_room=0.0: must be positive"),
         (ModelConfig, {"exchange_room": math.inf}, "exchange_room=inf: must be finite"),
+        (ModelConfig, {"z_loss": 1e-50}, "z_loss=1e-50: must be 0 or at least 1.2e-38"),
         (ModelConfig, {"d_ff": 0}, "d_ff=0: must be at least 1"),
         (ModelConfig, {"num_classes": 0}, "num_classes=0: must be at least 1"),
         (ModelConfig, {"module_d_ff": 0}, "module_d_ff=0: must be at least 1"),
@@ -505,3 +506,17 @@ def test_derived_sizes():
 
 def test_an_exchange_may_have_less_room_than_an_even_share():
     assert ModelConfig(exchange_room=0.3).exchange_room == 0.3
+
+
+def test_a_large_integer_is_a_float_where_floats_are_wanted():
+    """JAX would take it for an integer of 32 bits."""
+    assert type(ModelConfig(z_loss=10**10).z_loss) is float
+    assert type(ModelConfig(z_loss=1).z_loss) is int
+    with pytest.raises(ConfigError, match=r"z_loss=1000.*: must be at most"):
+        ModelConfig(z_loss=10**40)
+
+
+def test_a_text_is_of_whole_characters():
+    """Of a command line that is no UTF-8 Python makes halves."""
+    with pytest.raises(ConfigError, match=r"run='q\\udcff': must be UTF-8"):
+        Config(run="q\udcff")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import tiny
 from programs import call
 from small_tasks import write_gpt2
 
-from train import evaluate
+from train import analyse, evaluate
 from train.checkpoints import single_file
 
 
@@ -133,3 +134,22 @@ def test_a_checkpoint_without_a_tokenizer(gpt2, corpus, tmp_path, capsys):
     assert err.count("\n") == 1
     assert call(capsys, evaluate.main, *flags, "--tokenizer", gpt2, "--limit", 1)[0] == 0
     assert (tmp_path / "out" / "perplexity.md").is_file()
+
+
+def test_a_strangers_link_leads_no_output_elsewhere(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluation"))
+    (tmp_path / "other").mkdir()
+    for name, program in (("evaluation", evaluate.main), ("analysis", analyse.main)):
+        (copy / name).symlink_to(tmp_path / "other")
+        code, _, err = call(capsys, program, "--checkpoint", copy)
+        assert code == 2
+        assert f"{name}' must be a folder of its own, not a link" in err
+    assert not any((tmp_path / "other").iterdir())
+
+
+def test_paths_that_lead_nowhere(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in ("~nobody-of-that-name/run", tmp_path / "loop"):
+        code, _, err = call(capsys, evaluate.main, "--checkpoint", path)
+        assert code == 2
+        assert len(err.splitlines()) == 1

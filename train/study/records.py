@@ -55,6 +55,10 @@ def _pairs(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
 
 
+def _is_phase(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("run"), str)
+
+
 # What must be true of a result's fields, also where it has no checksum; and what those are that one may lack.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "arm": lambda value: isinstance(value, str),
@@ -67,7 +71,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "routers": lambda value: isinstance(value, dict) and all(isinstance(side, dict) for side in value.values()),
     "after": lambda value: isinstance(value, dict) and all(isinstance(done, dict) for done in value.values()),
     "similarity": lambda value: isinstance(value, dict) and all(map(_pairs, value.values())),
-    "first_phase": lambda value: isinstance(value, list) and all("run" in phase for phase in value),
+    "first_phase": lambda value: isinstance(value, list) and all(map(_is_phase, value)),
 }
 _ABSENT: dict[str, Any] = {"similarity": {}, "first_phase": []}
 

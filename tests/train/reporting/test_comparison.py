@@ -146,17 +146,23 @@ def test_the_program(runs, tmp_path, capsys):
     assert not (runs[0] / "comparison.html").exists()
     code, out, _ = call(capsys, main, *runs, "--output", tmp_path / "page.html")
     assert (code, out) == (0, f"{tmp_path}/page.html\n")
+    assert call(capsys, main, *runs, "--output", tmp_path / "page.html")[0] == 0  # replaced
+    log = (runs[0] / "metrics.jsonl").read_bytes()
     for arguments, expected in (
         ((runs[0], runs[0]), f"run='{runs[0]}': is there twice"),
         ((*runs[:2], "--against", runs[2]), "is for the report of one run"),
         ((runs[0], "--output", "x.html"), "is for several runs"),
         ((runs[0], tmp_path / "none"), f"{tmp_path}/none/metrics.jsonl: no such file"),
         ((*runs, "--output", tmp_path / "no" / "page.html"), "cannot be written"),
+        ((*runs, "--output", ""), "is there already, and is not a page of this program"),
+        ((*runs, "--output", runs[0] / "metrics.jsonl"), "is there already, and is not a page of this program"),
+        ((*runs, "--output", runs[0]), "is there already, and is not a page of this program"),
     ):
         code, _, err = call(capsys, main, *arguments)
         assert code == 2
         assert expected in err
         assert err.count("\n") == 1
+    assert (runs[0] / "metrics.jsonl").read_bytes() == log
     # Two folders of one name.
     (tmp_path / "a").mkdir()
     again = make(tmp_path / "a" / "one")

@@ -28,7 +28,7 @@ from train.study.packed.pack import pack
 from train.study.packed.program import alone
 from train.study.packed.running import kept
 from train.study.packed.sizing import Cost, sized
-from train.study.packed.tokens import batches, held_out_batches, open_tokens, order
+from train.study.packed.tokens import HEADER, batches, held_out_batches, open_tokens, order
 from train.study.plan import make_plan
 from train.study.records import read_results
 from train.training.initial_state import first_state, fresh_params
@@ -58,6 +58,12 @@ def small_file(folder: Path, **fields):
     return data, pack(data, 20_000, folder / "tokens.bin", lambda text: None)
 
 
+def with_header(content, **fields):
+    """The file with another header."""
+    header = json.loads(content[:HEADER]) | fields
+    return json.dumps(header).encode().ljust(HEADER) + content[HEADER:]
+
+
 def test_a_file_has_windows_of_both_sides(tmp_path):
     data, found = small_file(tmp_path)
     assert (tmp_path / "tokens.bin").stat().st_size <= 20_000
@@ -85,10 +91,25 @@ def test_a_file_has_windows_of_both_sides(tmp_path):
         (content[:-1], "is no whole file"),
         (content[:-2] + b"\0\0", "its tokens are not those that were written"),
         (b"tokens", "is no whole file"),
+        (with_header(content, vocab_size=200), "its tokens are not those|its header is not what"),
+        (with_header(content, vocab_size=301), "its header is not what was written"),
+        (with_header(content, held_out=found.held_out + 1, training=found.training - 1), "its header is not what"),
+        (with_header(content, training=0), "its header has no counts of at least 1"),
+        (with_header(content, training=10**30), "its header has no counts"),
+        (with_header(content, training=found.training + 1), "bytes, its header says"),
+        (with_header(content, source=None), "its header is not what was written"),
     ):
         (tmp_path / "tokens.bin").write_bytes(damaged)
         with pytest.raises(ConfigError, match=problem):
             open_tokens(tmp_path / "tokens.bin")
+    older = json.loads(content[:HEADER])
+    del older["checked"]
+    (tmp_path / "tokens.bin").write_bytes(json.dumps(older).encode().ljust(HEADER) + content[HEADER:])
+    assert open_tokens(tmp_path / "tokens.bin").digest == found.digest
+    (tmp_path / "program.py").write_text("precious")
+    with pytest.raises(ConfigError, match=r"pack='.*program.py': is there already, and is not a file of tokens"):
+        pack(data, 20_000, tmp_path / "program.py", lambda text: None)
+    assert (tmp_path / "program.py").read_text() == "precious"
 
 
 def test_as_many_steps_as_fit(tmp_path):

@@ -103,7 +103,7 @@ def check_types(config: Any, *, infinite: bool = False) -> None:
         elif isinstance(value, float):
             finite = abs(value) <= LARGEST or (infinite and abs(value) == math.inf)
             require(finite, field.name, value, "must be a number" if infinite else "must be finite")
-            require(value == 0 or abs(value) >= SMALLEST, field.name, value, f"must be 0 or at least {SMALLEST:.2g}")
+            require(value == 0 or abs(value) >= SMALLEST, field.name, value, f"is 0 in float32, which has nothing below {SMALLEST:.2g}")
         elif isinstance(value, str):
             require("\0" not in value, field.name, value, "must not have a NUL")
             require(is_text(value), field.name, value, "must be UTF-8")

@@ -42,7 +42,7 @@ def complaint(make, *args, **kwargs):
         (ModelConfig, {"z_loss": -0.5}, "z_loss=-0.5: must be at least 0"),
         (ModelConfig, {"exchange_room": 0.0}, "exchange_room=0.0: must be positive"),
         (ModelConfig, {"exchange_room": math.inf}, "exchange_room=inf: must be finite"),
-        (ModelConfig, {"z_loss": 1e-50}, "z_loss=1e-50: must be 0 or at least 1.2e-38"),
+        (ModelConfig, {"z_loss": 1e-50}, "z_loss=1e-50: is 0 in float32, which has nothing below 1.2e-38"),
         (ModelConfig, {"d_ff": 0}, "d_ff=0: must be at least 1"),
         (ModelConfig, {"num_classes": 0}, "num_classes=0: must be at least 1"),
         (ModelConfig, {"module_d_ff": 0}, "module_d_ff=0: must be at least 1"),

@@ -22,6 +22,7 @@ SHOWN = 300
 # JAX counts and measures arrays with 32 bits, integers of Python's own libraries have 64.
 MOST, MOST_SEED = 2**31 - 1, 2**63 - 1
 LARGEST, SMALLEST = (2 - 2**-23) * 2.0**127, 2.0**-126  # of float32
+TOO_SMALL = f"is 0 in float32, which has nothing below {SMALLEST:.2g}"
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
@@ -103,7 +104,7 @@ def check_types(config: Any, *, infinite: bool = False) -> None:
         elif isinstance(value, float):
             finite = abs(value) <= LARGEST or (infinite and abs(value) == math.inf)
             require(finite, field.name, value, "must be a number" if infinite else "must be finite")
-            require(value == 0 or abs(value) >= SMALLEST, field.name, value, f"is 0 in float32, which has nothing below {SMALLEST:.2g}")
+            require(value == 0 or abs(value) >= SMALLEST, field.name, value, TOO_SMALL)
         elif isinstance(value, str):
             require("\0" not in value, field.name, value, "must not have a NUL")
             require(is_text(value), field.name, value, "must be UTF-8")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mom_jax.config import ModelConfig
-from mom_jax.fields import LARGEST, SMALLEST
+from mom_jax.fields import LARGEST, SMALLEST, TOO_SMALL
 
 SMALLEST_WIDTH = 32  # prompts are padded to a bucket of at least this
 
@@ -36,7 +36,7 @@ class Settings:
         for name in ("temperature", "repetition_penalty", "length_penalty", "top_p"):
             value = getattr(self, name) or 0
             _require(abs(value) <= LARGEST, name, value, "must be finite")
-            _require(value == 0 or abs(value) >= SMALLEST, name, value, f"is 0 in float32, which has nothing below {SMALLEST:.2g}")
+            _require(value == 0 or abs(value) >= SMALLEST, name, value, TOO_SMALL)
         # Beyond these, numbers overflow.
         small = abs(self.length_penalty) <= 100
         _require(small, "length_penalty", self.length_penalty, "must lie between -100 and 100")

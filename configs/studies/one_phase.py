@@ -56,4 +56,5 @@ def get_study() -> Study:
             ),
             Arm("ours, wide, four layers a step, from scratch", (ours_wide(4), from_scratch)),
         ),
+        seeds=(0, 1, 2, 3, 4),
     )

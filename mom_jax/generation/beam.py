@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mom_jax.generation.sampling import penalise
-from mom_jax.generation.settings import Settings
+from mom_jax.generation.settings import LogitsError, Settings
 
 NEVER = np.float32(-1e9)  # the score of what cannot be chosen
 
@@ -76,6 +76,8 @@ class Search:
         for i, prompt in enumerate(self.prompts):
             if prompt.done:
                 continue
+            if np.isnan(scores[i]).any():
+                raise LogitsError
             origin, token = flat[i] // vocabulary, flat[i] % vocabulary
             candidates = [[*prompt.running[o], t] for o, t in zip(origin.tolist(), token.tolist(), strict=True)]
             ends = np.array([self._ends(candidate) for candidate in candidates])

@@ -9,7 +9,7 @@ import numpy as np
 
 from mom_jax.generation import programs, sampling
 from mom_jax.generation.beam import Search
-from mom_jax.generation.settings import SMALLEST_WIDTH, Settings, bucket, check_prompts
+from mom_jax.generation.settings import SMALLEST_WIDTH, LogitsError, Settings, bucket, check_prompts
 from mom_jax.model import Cache, MoM, parameters
 
 Stop = Callable[[list[int]], bool]
@@ -43,7 +43,7 @@ class Decoder:
 
         stop: gets a row's new tokens after each step and ends the row when true; they are part of the result. settings:
         the fields of `Settings`. Raises ValueError for an empty prompt, for prompt and new tokens that exceed the
-        model's context, and for impossible settings.
+        model's context, and for impossible settings; LogitsError where the model's logits are no numbers.
         """
         rows: list[list[int]] = [[] for _ in prompts]
         for tokens in self.stream(prompts, max_new_tokens, eos_id=eos_id, stop=stop, **settings):
@@ -97,6 +97,8 @@ class Decoder:
             taken = np.asarray(tokens).tolist()
             out: list[int | None] = [None] * len(prompts)
             for row in np.flatnonzero(active).tolist():
+                if taken[row] < 0:
+                    raise LogitsError
                 if taken[row] == eos_id:
                     active[row] = False
                     continue

@@ -87,11 +87,13 @@ def choose(
     greedy: bool,
     count: int | None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Each row's next token [B] from its logits [B, V], and the tokens that it then has.
+    """Each row's next token [B] from its logits [B, V], or -1 where these are no numbers, and the tokens that it then
+    has.
 
     seen: [B, V] bool, the tokens that a row has; None without a penalty. count: of `candidates`.
     """
     rows = jnp.arange(logits.shape[0], dtype=jnp.int32)
+    good = jnp.isfinite(logits.max(-1))  # NaN is the largest of all
     if seen is not None:
         logits = penalise(logits, seen, values.repetition_penalty)
     if greedy:
@@ -101,6 +103,7 @@ def choose(
         if count is not None:
             logits = restrict(logits, count, values)
         tokens = jax.vmap(jax.random.categorical)(row_keys(key, step, rows), logits).astype(jnp.int32)
+    tokens = jnp.where(good, tokens, -1)
     return tokens, None if seen is None else seen.at[rows, tokens].set(True)
 
 

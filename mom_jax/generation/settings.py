@@ -10,6 +10,15 @@ from mom_jax.fields import LARGEST, SMALLEST, TOO_SMALL
 SMALLEST_WIDTH = 32  # prompts are padded to a bucket of at least this
 
 
+class LogitsError(ArithmeticError):
+    """Logits that are no numbers, so that there is no next token."""
+
+    exit_code = 3  # of a program
+
+    def __init__(self) -> None:
+        super().__init__("the logits of the next token are no numbers: the model's weights are too large, or damaged")
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How tokens are chosen, with the names and meanings of `transformers`.

@@ -11,8 +11,8 @@ from small import quick
 
 import mom_jax as mom
 from mom_jax.generation import programs, sampling
-from mom_jax.generation.settings import Settings, bucket
-from mom_jax.model import parameters
+from mom_jax.generation.settings import LogitsError, Settings, bucket
+from mom_jax.model import parameters, with_parameters
 
 CONFIG = mom.ModelConfig(
     vocab_size=50,
@@ -214,6 +214,13 @@ def test_wrong_input(decoder, prompts, settings, message):
     """By the call, also where nothing is asked for yet."""
     with pytest.raises(ValueError, match=message):
         decoder.stream(prompts, **({"max_new_tokens": 4} | settings))
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 3}, {"num_beams": 2}])
+def test_logits_that_are_no_numbers_end_it(model, settings):
+    huge = with_parameters(CONFIG, jax.tree.map(lambda leaf: jnp.full_like(leaf, 3e38), parameters(model)))
+    with pytest.raises(LogitsError, match="the logits of the next token are no numbers"):
+        mom.generate(huge, [[1, 2]], 3, **settings)
 
 
 def test_sizes_are_few():

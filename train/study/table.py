@@ -48,9 +48,10 @@ def write_table(plan: Plan) -> str:
 
 
 def against(plan: Plan, arm: str) -> str:
-    """The table with differences to another arm than the study's baseline; nothing is written. Without speeds, which
-    were measured over the baseline's. Raises ConfigError where there is no such arm."""
-    other = dataclasses.replace(plan, study=dataclasses.replace(plan.study, baseline=arm))
+    """The table with differences of all arms to another one than their baselines; nothing is written. Without speeds,
+    which were measured over the baselines'. Raises ConfigError where there is no such arm."""
+    arms = tuple(dataclasses.replace(own, baseline="") for own in plan.study.arms)
+    other = dataclasses.replace(plan, study=dataclasses.replace(plan.study, arms=arms, baseline=arm))
     return _text(other, rows(read_results(plan.folder), other.study.baselines), {})
 
 

@@ -179,6 +179,14 @@ def test_arms_have_baselines_of_their_own(tmp_path):
     assert differences == {"vanilla, fr": None, "K=1, fr": 0.375, "vanilla, de": None, "K=1, de": -0.625}
     text = write_table(plan)
     assert "baselines: 'vanilla, fr' of 'K=1, fr'; 'vanilla, de' of 'K=1, de'." in text
+    other = against(plan, "K=1, fr")
+    assert "baseline: K=1, fr." in other
+    assert [line.split("|")[4].strip() for line in other.splitlines() if line.startswith(("| K", "| v"))][:4] == [
+        "-0.3750",
+        "-",
+        "-2.6250",
+        "-3.2500",
+    ]
     # What was done after the runs is in the table of any study of that name, and compared alike.
     task = " ".join(text[text.index("| rating") :].split())
     assert "| 48.75 ± 5.30 | +3.75 |" in task

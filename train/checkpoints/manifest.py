@@ -96,16 +96,12 @@ def _bare(folder: Path) -> Problem | None:
 def _entries(folder: Path) -> dict[str, tuple[int, int]] | Problem:
     """By file, its size and checksum."""
     try:
-        os.close(os.open(folder / MANIFEST, os.O_RDONLY | os.O_NONBLOCK))
-    except OSError as error:
-        return _damage(MANIFEST, error)
-    try:
         record: Any = read_json(folder / MANIFEST, MANIFEST, _MOST)
         if record["version"] != VERSION:
             return Problem(f"{MANIFEST} has version {shown(record['version'])}, this program reads {VERSION}")
         entries = {name: (size, checksum) for name, (size, checksum) in record["files"].items()}
     except ConfigError as error:
-        return Problem(str(error))
+        return _damage(MANIFEST, error.__cause__) if isinstance(error.__cause__, OSError) else Problem(str(error))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return Problem(f"{MANIFEST} cannot be read ({type(error).__name__})")
     numbers = all(type(n) is int for entry in entries.values() for n in entry)

@@ -18,10 +18,12 @@ def write_record(path: Path, facts: Mapping[str, Any], indent: int | None = 2) -
     write_whole(path, to_json(with_checksum(facts), indent))
 
 
-def read_record(path: Path, name: str, known: Collection[str] | None = None, most: int = MOST_JSON) -> dict[str, Any]:
+def read_record(
+    path: Path, name: str, known: Collection[str] | None = None, most: int = MOST_JSON, *, old: bool = False
+) -> dict[str, Any]:
     """What `write_record` wrote. Raises `ConfigError` beginning with `name` where it is not that; known: see
-    `without_checksum`."""
-    record = read_json(path, name, most)
+    `without_checksum`. old: see `parse_json`."""
+    record = read_json(path, name, most, old=old)
     try:
         return without_checksum(record, known)
     except ValueError as error:

@@ -37,7 +37,7 @@ def read_bytes(path: Path, name: str, most: int = MOST_JSON) -> bytes:
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ConfigError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ConfigError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if len(content) > most:
         raise ConfigError(f"{name}: has more than {most:,} bytes")
     return content

@@ -7,13 +7,11 @@ from typing import Any
 
 from mom_jax.analysis.cost import forward_flops_per_token, parameter_count
 from mom_jax.fields import ConfigError
-from train.checkpoints import steps
-from train.checkpoints.locate import FOLDER, last_step
+from train.checkpoints.locate import FOLDER, Found, last_step
 from train.checkpoints.run_config import read_config
 from train.config import Config
 from train.reporting import metrics
 from train.reporting.history import Record, is_number
-from train.reporting.metrics import LogMark
 from train.study.plan import Run, fingerprint
 
 _TAKEN = {"attention": "attn_taken", "ffn": "ffn_taken"}
@@ -84,7 +82,7 @@ def _check_log(run: Run) -> None:
     """Raises ConfigError where a run's log is not what it was when its last checkpoint was saved."""
     folder = run.folder / FOLDER / run.config.phases[-1].name
     step = last_step(folder)
-    if step is not None and not LogMark(**steps.described(folder, step).get("log", {})).fits(run.folder / metrics.FILE):
+    if step is not None and not Found(run.folder, folder, step).meta().log.fits(run.folder / metrics.FILE):
         why = f"has changed since step {step} was saved; delete the run's folder to train it again"
         raise ConfigError(f"{run.folder / metrics.FILE}: {why}")
 

@@ -66,8 +66,8 @@ def curves(found: Sequence[Row]) -> bytes:
 
 def _band(axes: Axes, seeds: Sequence[Mapping[int, float]], *, color: str, marker: str, label: str = "") -> None:
     """A line of means, and the range between the seeds."""
-    steps = sorted({step for curve in seeds for step in curve})
-    values = [[curve[step] for curve in seeds if step in curve] for step in steps]
+    steps = sorted({step for own in seeds for step in own})
+    values = [[own[step] for own in seeds if step in own] for step in steps]
     axes.plot(steps, [statistics.fmean(v) for v in values], color=color, marker=marker, linewidth=1.2, label=label)
     if len(seeds) > 1:
         axes.fill_between(

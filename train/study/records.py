@@ -16,7 +16,7 @@ from train.config import Config
 from train.files import (
     parse_json,
     read_bytes,
-    read_json,
+    read_record,
     to_json,
     with_checksum,
     without_checksum,
@@ -35,12 +35,6 @@ Result = dict[str, Any]
 
 # What `study.json` has, without a checksum where an older version wrote it.
 _STUDY = ("name", "question", "size", "baseline", "baselines", "seeds", "first_phase_seeded", "arms")
-# What results have that older versions wrote, without checksums.
-_BARE = (
-    *("arm", "seed", "fingerprint", "loss", "evaluated_tokens", "curve", "parameters", "active_parameters"),
-    *("flops_per_token", "steps", "tokens", "own_tokens", "seconds", "routers", "exchanged", "similarity"),
-    *("first_phase", "run", "after"),
-)
 
 
 def _whole(value: Any) -> bool:
@@ -74,6 +68,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "first_phase": lambda value: isinstance(value, list) and all(map(_is_phase, value)),
 }
 _ABSENT: dict[str, Any] = {"similarity": {}, "first_phase": []}
+# What results have that older versions wrote, without checksums.
+_BARE = (*_FIELDS, "fingerprint", "steps", "exchanged", "run")
 
 
 def key(result: Result) -> tuple[str, int]:
@@ -207,11 +203,11 @@ def _read_study(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(file):
         return {}
     try:
-        record = without_checksum(read_json(file, str(file), old=True), _STUDY)
+        record = read_record(file, str(file), _STUDY, old=True)
         if not isinstance(record.get("arms"), dict) or "first_phase_seeded" not in record:
-            raise ValueError("does not say what the arms were")
-    except ValueError as error:
-        raise ConfigError(f"{file}: {error}; delete it if the arms are what they were") from None
+            raise ConfigError(f"{file}: does not say what the arms were")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; delete it if the arms are what they were") from None
     return record
 
 

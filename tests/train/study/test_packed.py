@@ -17,6 +17,7 @@ from programs import call, environment
 from mom_jax.fields import ConfigError
 from mom_jax.sharding import make_mesh
 from train.data.prepared import prepare
+from train.files import CHECKSUM
 from train.steps.evaluation_step import evaluation_step
 from train.steps.optimizer import make_optimizer
 from train.steps.train_step import jit_train_step
@@ -103,7 +104,7 @@ def test_a_file_has_windows_of_both_sides(tmp_path):
         with pytest.raises(ConfigError, match=problem):
             open_tokens(tmp_path / "tokens.bin")
     older = json.loads(content[:HEADER])
-    del older["checked"]
+    del older[CHECKSUM]
     (tmp_path / "tokens.bin").write_bytes(json.dumps(older).encode().ljust(HEADER) + content[HEADER:])
     assert open_tokens(tmp_path / "tokens.bin").digest == found.digest
     (tmp_path / "program.py").write_text("precious")

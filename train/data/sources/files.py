@@ -4,11 +4,12 @@ A file is named by its place below the source's folder, so that the same files g
 held-out ones, wherever they lie.
 """
 
+import contextlib
 import glob
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,23 +49,20 @@ class Files:
     def size(self, path: Path) -> int:
         return self._stat(path).st_size
 
-    def _stat(self, path: Path) -> os.stat_result:
+    @contextlib.contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
         try:
-            return path.stat()
+            yield
         except OSError as error:
             raise self.error(f"cannot read {path} ({error.strerror})") from None
+
+    def _stat(self, path: Path) -> os.stat_result:
+        with self._reading(path):
+            return path.stat()
 
     def opened(self, path: Path) -> IO[bytes]:
-        try:
+        with self._reading(path):
             return path.open("rb")
-        except OSError as error:
-            raise self.error(f"cannot read {path} ({error.strerror})") from None
-
-    def _content(self, path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise self.error(f"cannot read {path} ({error.strerror})") from None
 
     def fingerprint(self, files: Sequence[tuple[str, Path]], size: int | None = None) -> dict[str, Any]:
         """What identifies the files: sha256 of names and contents or, of many bytes, of names, sizes and times."""
@@ -72,7 +70,8 @@ class Files:
         digest = hashlib.sha256()
         for name, path in files:
             if size <= _HASHED:
-                content = self._content(path)
+                with self._reading(path):
+                    content = path.read_bytes()
             else:
                 stat = self._stat(path)
                 content = f"{stat.st_size} {stat.st_mtime_ns}".encode()

@@ -6,19 +6,20 @@
 import dataclasses
 import hashlib
 import json
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mom_jax.fields import MOST, ConfigError
-from train.files import parse_json, to_json, whole_file, writing
+from train.files import parse_json, whole_file, with_checksum, without_checksum, writing
 
 HEADER = 4096
 FORMAT = "mom_jax tokens 1"
 DTYPE = np.dtype("<u2")
+# What the header has, without a checksum where an older version wrote it.
+_HEADER = ("format", "held_out", "training", "length", "vocab_size", "sha256", "source")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,8 +59,7 @@ def write_tokens(file: Path, held_out: np.ndarray, training: np.ndarray, vocab_s
         "sha256": _digest(*rows),
         "source": source,
     }
-    header["checked"] = _crc(header)
-    text = json.dumps(header).encode().ljust(HEADER)
+    text = json.dumps(with_checksum(header)).encode().ljust(HEADER)
     if len(text) > HEADER:
         raise ConfigError(f"data.source: is described by {len(text)} bytes; the file has room for {HEADER}")
     with writing(file), whole_file(file) as partial, partial.open("wb") as out:
@@ -87,18 +87,15 @@ def open_tokens(file: Path) -> TokenFile:
         rows = np.memmap(file, DTYPE, mode="r", offset=HEADER, shape=(held_out + training, length))
         if _digest(rows) != header["sha256"] or int(rows.max()) >= vocab_size:
             raise ValueError("its tokens are not those that were written")
-        if header.get("checked", _crc(header)) != _crc(header):
-            raise ValueError("its header is not what was written")
+        try:
+            without_checksum(header, _HEADER)
+        except ValueError:
+            raise ValueError("its header is not what was written") from None
         return TokenFile(rows, held_out, vocab_size, header["sha256"], header["source"])
     except OSError as error:
         raise ConfigError(f"tokens={str(file)!r}: cannot be read ({error.strerror or error})") from None
     except (ConfigError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"tokens={str(file)!r}: is no whole file of `--pack` ({error})") from None
-
-
-def _crc(header: Mapping[str, Any]) -> int:
-    """Of all that a header says but for this."""
-    return zlib.crc32(to_json(sorted((name, value) for name, value in header.items() if name != "checked")))
 
 
 def _digest(*parts: np.ndarray) -> str:

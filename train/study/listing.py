@@ -1,5 +1,6 @@
 """What a study has to do: its runs, and how long they may take."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ def listing(plan: Plan, runs: Sequence[Run]) -> str:
     """The runs as a table, the first phases among them, with a sentence about all. Nothing is trained or written."""
     results = read_results(plan.folder)
     speeds = _speeds(plan, results)
-    lines, left, hours, unknown = [], 0, 0.0, 0
+    lines, left, hours, whole = [], 0, 0.0, 0.0
     states = [_state(plan, run, results) for run in runs]
     # A first phase is only trained for runs that are.
     needing = [run for run, (_, to_train) in zip(runs, states, strict=True) if to_train]
@@ -28,25 +29,37 @@ def listing(plan: Plan, runs: Sequence[Run]) -> str:
         there = final_record(start) is not None
         work.append((Path(start.run).name, str(start.seed), start, "finished" if there else _begun(start), not there))
     work += [(run.arm, str(run.seed), run.config, *state) for run, state in zip(runs, states, strict=True)]
+    # A first phase is the vanilla model's, which is what a study compares with.
+    usual = speeds.get(plan.study.baseline, statistics.fmean(speeds.values()) if speeds else math.nan)
     for name, seed, config, state, to_train in work:
-        steps = sum(phase.steps for phase in config.phases)
-        per_step = config.data.batch_size * config.data.length
-        speed = speeds.get(name, statistics.fmean(speeds.values()) if speeds else None)
-        estimate = "-" if speed is None else f"{steps * per_step / speed / 3600:.2f}"
-        lines.append([name, seed, f"{steps:,}", f"{steps * per_step:,}", estimate, state])
+        steps = _steps(config)
+        speed = speeds.get(name, usual) / _tokens(config)  # steps a second
+        estimate = "-" if math.isnan(speed) else f"{steps / speed / 3600:.2f}"
+        lines.append([name, seed, f"{steps:,}", f"{steps * _tokens(config):,}", estimate, state])
+        whole += steps / speed / 3600
         if to_train:
             left += 1
-            rest = (steps - steps_done(config)) * per_step
-            if speed is None:
-                unknown += 1
-            else:
-                hours += rest / speed / 3600
+            hours += (steps - steps_done(config)) / speed / 3600
+    unneeded = {run.start.run: run.start for run in runs if run.start is not None and run.start.run not in starts}
+    whole += sum(_steps(start) * _tokens(start) for start in unneeded.values()) / usual / 3600
     table = markdown(["run", "seed", "steps", "tokens", "hours", "state"], lines)
-    if unknown:
-        estimate = "how long they take is not known before `--measure` or a finished run"
-    else:
-        estimate = f"about {hours:.2f} hours of training steps, compiling and evaluations not counted"
-    return f"{table}\n{left} of {len(work)} runs to train: {estimate}." if left else f"{table}\nAll runs are finished."
+    counted = "hours of training steps, compiling and evaluations not counted"
+    if not left:
+        again = "" if math.isnan(whole) else f" From nothing they would take about {whole:.2f} {counted}."
+        return f"{table}\nAll runs are finished.{again}"
+    estimate = "how long they take is not known before `--measure` or a finished run"
+    if not math.isnan(whole):
+        estimate = f"about {hours:.2f} of {whole:.2f} {counted}"
+    return f"{table}\n{left} of {len(work)} runs to train: {estimate}."
+
+
+def _steps(config: Config) -> int:
+    return sum(phase.steps for phase in config.phases)
+
+
+def _tokens(config: Config) -> int:
+    """Of a step."""
+    return config.data.batch_size * config.data.length
 
 
 def _state(plan: Plan, run: Run, results: Sequence[Result]) -> tuple[str, bool]:
@@ -64,10 +77,11 @@ def _begun(config: Config) -> str:
 
 
 def _speeds(plan: Plan, results: Sequence[Result]) -> dict[str, float]:
-    """Tokens per second by arm, of finished runs, else as measured."""
-    speeds = {name: float(own["tokens_per_s"]) for name, own in read_measure(plan.folder).items()}
+    """Tokens per second by arm: as measured, which is side by side, else of finished runs, on whatever trained them and
+    beside whatever it did meanwhile."""
+    measured = {name: float(own["tokens_per_s"]) for name, own in read_measure(plan.folder).items()}
     finished: dict[str, list[float]] = {}
     for result in results:
         if is_number(result.get("seconds")) and result["seconds"] > 0:
             finished.setdefault(result["arm"], []).append(result["own_tokens"] / result["seconds"])
-    return speeds | {name: statistics.fmean(values) for name, values in finished.items()}
+    return {name: statistics.fmean(values) for name, values in finished.items()} | measured

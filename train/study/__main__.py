@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not flags.fresh:
         check_study(plan)
     if flags.dry_run:
+        if study.after:
+            check_needs(study)  # whether a task is done is told by what its file has
         print(listing(plan, runs))
         return 0
     check_needs(study)

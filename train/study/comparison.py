@@ -56,7 +56,7 @@ class Row:
 def rows(results: Sequence[Result], baselines: Mapping[str, str]) -> list[Row]:
     """A row for each arm that has results, in the order of `baselines`: by arm the one that it is compared with."""
     own = {arm: tuple(sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"])) for arm in baselines}
-    losses = {arm: _by_seed(found, "loss") for arm, found in own.items()}
+    losses = {arm: losses_by_seed(found) for arm, found in own.items()}
     return [
         Row(arm, baseline, own[arm], None if arm == baseline else paired(losses[arm], losses[baseline]))
         for arm, baseline in baselines.items()
@@ -64,8 +64,9 @@ def rows(results: Sequence[Result], baselines: Mapping[str, str]) -> list[Row]:
     ]
 
 
-def _by_seed(results: Sequence[Result], key: str) -> dict[int, float]:
-    return {r["seed"]: r[key] for r in results if is_number(r[key])}
+def losses_by_seed(results: Sequence[Result]) -> dict[int, float]:
+    """Final losses, those that are numbers."""
+    return {r["seed"]: r["loss"] for r in results if is_number(r["loss"])}
 
 
 def metrics_of(result: Result, task: str) -> Mapping[str, Any]:
@@ -77,6 +78,16 @@ def metric_by_seed(results: Sequence[Result], task: str, metric: str) -> dict[in
     """One metric of what was done after the runs."""
     found: dict[int, Any] = {result["seed"]: metrics_of(result, task).get(metric) for result in results}
     return {seed: value for seed, value in found.items() if is_number(value)}
+
+
+def worth_of_choices(result: Result) -> float | None:
+    """How much higher the final loss is where each token gets another one's choices, nats per token (the exchange test,
+    docs/analysis.md); None where it was not made or is no number."""
+    made = result.get("exchanged") or {}
+    normal, exchanged = (made.get(name, ()) for name in ("normal", "exchanged"))
+    if not normal or not exchanged or not all(map(is_number, (*normal, *exchanged))):
+        return None
+    return statistics.fmean(exchanged) - statistics.fmean(normal)
 
 
 def paired(values: Mapping[int, float], base: Mapping[int, float]) -> Paired | None:

@@ -53,6 +53,12 @@ def _is_phase(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("run"), str)
 
 
+def _exchange(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(losses, list) and all(map(_loss, losses)) for losses in value.values()
+    )
+
+
 # What must be true of a result's fields, also where it has no checksum; and what those are that one may lack.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "arm": lambda value: isinstance(value, str),
@@ -64,12 +70,13 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "curve": lambda value: _pairs(value) and all(_whole(step) and _loss(loss) for step, loss in value),
     "routers": lambda value: isinstance(value, dict) and all(isinstance(side, dict) for side in value.values()),
     "after": lambda value: isinstance(value, dict) and all(isinstance(done, dict) for done in value.values()),
+    "exchanged": _exchange,
     "similarity": lambda value: isinstance(value, dict) and all(map(_pairs, value.values())),
     "first_phase": lambda value: isinstance(value, list) and all(map(_is_phase, value)),
 }
-_ABSENT: dict[str, Any] = {"similarity": {}, "first_phase": []}
+_ABSENT: dict[str, Any] = {"exchanged": {}, "similarity": {}, "first_phase": []}
 # What results have that older versions wrote, without checksums.
-_BARE = (*_FIELDS, "fingerprint", "steps", "exchanged", "run")
+_BARE = (*_FIELDS, "fingerprint", "steps", "run")
 
 
 def key(result: Result) -> tuple[str, int]:

@@ -9,7 +9,16 @@ from mom_jax.config import SIDES
 from train.files import write_whole
 from train.reporting.history import is_number
 from train.reporting.tables import markdown, spread_of
-from train.study.comparison import Paired, Row, metric_by_seed, metrics_of, paired, rows
+from train.study.comparison import (
+    Paired,
+    Row,
+    losses_by_seed,
+    metric_by_seed,
+    metrics_of,
+    paired,
+    rows,
+    worth_of_choices,
+)
 from train.study.definition import Map
 from train.study.plan import Plan
 from train.study.records import locked, read_results
@@ -23,7 +32,8 @@ baseline, paired by seed, with its 95 % confidence interval (Student's t); `bett
 on one side of 0. active: parameters that a token is multiplied with, counted each time. MFLOPs/token: of the forward
 pass, with the choices of the final evaluation (SKIP counts nothing, routers count). tokens: that the model was trained
 on, the first phase included. tokens/s and memory: of the train step, measured side by side (`--measure`): the speed
-over the baseline's, and the compiled step's peak on a device.
+over the baseline's, and the compiled step's peak on a device. exchanged: how much higher the loss is where each token
+gets the choices of another one (docs/analysis.md).
 """
 _ALIKE = """
 similarity: of two modules' outputs for the same tokens, the mean over all pairs, from the first analysis to the last
@@ -67,6 +77,7 @@ def _text(plan: Plan, found: Sequence[Row], measured: Mapping[str, dict[str, Any
     header = ["arm", "seeds", "loss", "difference", "95 % interval", "verdict", "parameters", "active", "MFLOPs/token"]
     header += ["tokens", *(["tokens/s", "speed", "memory, MB"] if measured else [])]
     parts.append(markdown(header, [_cells(row, measured) for row in found]))
+    parts.append(_by_seed(found))
     parts += [_map(found, own) for own in study.maps]
     if any(r["routers"] for row in found for r in row.results):
         parts.append(_routers(found))
@@ -121,7 +132,7 @@ def _map(found: Sequence[Row], own: Map) -> str:
 
 
 def _routers(found: Sequence[Row]) -> str:
-    """What the routers do, means over the seeds, attention / FFN."""
+    """What the routers do, means over the seeds, attention / FFN; and what their choices are worth."""
 
     def pair(row: Row, key: str, form: str) -> str:
         def one(side: str) -> str:
@@ -132,13 +143,38 @@ def _routers(found: Sequence[Row]) -> str:
         return f"{one('attention')} / {one('ffn')}"
 
     columns = (("off_diagonal", ".1%"), ("skip", ".1%"), ("taken", ".2f"), ("entropy", ".3f"), ("churn", ".1%"))
-    header = ["attention / FFN", "off the diagonal", "SKIP", "modules per step", "entropy, nats", "churn"]
-    lines = [
-        [row.arm, *(pair(row, key, form) for key, form in columns)]
-        for row in found
-        if any(r["routers"] for r in row.results)
+    header = [
+        "attention / FFN",
+        "off the diagonal",
+        "SKIP",
+        "modules per step",
+        "entropy, nats",
+        "churn",
+        "exchanged, nats",
     ]
+    lines = []
+    for row in found:
+        if any(r["routers"] for r in row.results):
+            worth = [value for value in map(worth_of_choices, row.results) if value is not None]
+            lines.append([row.arm, *(pair(row, key, form) for key, form in columns), spread_of(worth, 3)])
     return markdown(header, lines)
+
+
+def _by_seed(found: Sequence[Row]) -> str:
+    """Losses with their differences to the baseline's, seed by seed; nothing of a single seed."""
+    losses = {row.arm: losses_by_seed(row.results) for row in found}
+    seeds = sorted({seed for own in losses.values() for seed in own})
+    if len(seeds) < 2:
+        return ""
+
+    def cell(row: Row, seed: int) -> str:
+        own, base = losses[row.arm].get(seed), losses.get(row.baseline, {}).get(seed)
+        if own is None:
+            return "-"
+        return f"{own:.4f}" if base is None or row.arm == row.baseline else f"{own:.4f} ({own - base:+.4f})"
+
+    header = ["loss (difference) by seed", *map(str, seeds)]
+    return markdown(header, [[row.arm, *(cell(row, seed) for seed in seeds)] for row in found])
 
 
 def _similarity(found: Sequence[Row]) -> str:

@@ -40,6 +40,7 @@ def test_every_flipped_bit_of_a_study_s_result_is_noticed(tmp_path):
         {"routers": []},
         {"after": [1]},
         {"first_phase": [1]},
+        {"exchanged": {"normal": 4.0}},
         {"similarity": {"ffn": [1]}},
     ],
 )

@@ -1,10 +1,12 @@
 """What `--dry-run` says of the time that a study takes."""
 
 import pytest
+from programs import ROOT, call
 from study_results import result
 
 from train.config import Config, Phase
 from train.study import Arm, Study
+from train.study.__main__ import main
 from train.study.listing import listing
 from train.study.plan import fingerprint, make_plan
 from train.study.records import write_result
@@ -56,3 +58,12 @@ def test_what_was_measured_side_by_side_counts_more_than_how_long_runs_took(plan
     speeds = {"vanilla": Speed([0.1], tokens, 1, 1, True), "one": Speed([0.4], tokens, 1, 1, True)}
     write_measure(plan, speeds)
     assert f" about {2 * 0.05 + seeds * (0.05 + 0.2):.2f} hours" in last_line(plan)
+
+
+def test_what_a_task_needs_is_said_before_its_runs_are_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = ROOT / "configs" / "studies" / "ratings" / "main.py"
+    code, output, error = call(capsys, main, file, "--dry-run")
+    assert (code, output, error.count("\n")) == (2, "", 1)
+    assert "is not there, and study 'main' needs it; run: pip download" in error
+    assert not list(tmp_path.iterdir())

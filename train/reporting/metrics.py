@@ -4,13 +4,10 @@ The file is the record of the run: on resume it is cut back to the checkpoint, s
 TensorBoard's events cannot be cut; there a purge mark hides the repeated steps.
 """
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
-import sys
-import time
 import types
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,14 +16,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mom_jax.fields import ConfigError
-from train.files import open_own, read_bytes, to_json, write_whole
+from train.files import CHECKSUM, open_own, read_bytes, to_json, with_checksum, without_checksum, write_whole
 from train.numbers import for_json
-from train.reporting.patient import PatientFile
+from train.reporting.patient import PatientFile, event_writer
 
 FILE = "metrics.jsonl"
 MOST = 2**33  # bytes of a log that is read
 EVENTS = "tensorboard"  # in a run's folder
-_PATIENT = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
+# What the last record of a phase has, without a checksum where an older version wrote it.
+_FINAL = ("kind", "phase", "step", "loss", "perplexity", "tokens", "routers", "exchanged", "prompt", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +71,12 @@ class MetricsLog:
         self._mark = LogMark()
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
 
-    def truncate(self, phase_order: list[str], phase: str, step: int, *, offset: int = 0) -> None:
+    def truncate(self, phase_order: list[str], phase: str, step: int, *, offset: int = 0) -> list[str]:
         """Goes back to the point of training after `step` steps of `phase`; training continues from there.
 
         Keeps all lines of earlier phases, those of `phase` up to and including `step`, and those of phases that
-        `phase_order` does not name. A half-written last line is dropped. The file is replaced atomically.
+        `phase_order` does not name. A half-written last line is dropped, and so are a last one that is no record and
+        final records that have changed since they were written: a sentence about each of these is returned. The file is replaced atomically.
 
         Args:
             phase_order: the names of all phases, first to last.
@@ -90,7 +89,7 @@ class MetricsLog:
         self.close()
         self._purge_step = offset + step + 1
         if not self._path.exists() or not self._writes:
-            return
+            return []
         later = set(phase_order[phase_order.index(phase) + 1 :])
 
         def keep(record: dict[str, Any]) -> bool:
@@ -98,15 +97,18 @@ class MetricsLog:
                 return record.get("step", 0) <= step
             return record.get("phase") not in later
 
-        self._rewrite(keep)
+        return self._rewrite(keep)
 
-    def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        lines = [line + "\n" for line, record in _lines(self._path) if keep(record)]
+    def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> list[str]:
+        changed: list[str] = []
+        lines = [line + "\n" for line, record in _lines(self._path, changed) if keep(record)]
         write_whole(self._path, "".join(lines).encode())
         self._mark = LogMark()
+        return changed
 
     def write(self, record: dict[str, Any], *, offset: int = 0) -> None:
-        """Appends `record`, as `for_json` makes it.
+        """Appends `record`, as `for_json` makes it; the final one of a phase, for which no checkpoint vouches, with a
+        checksum.
 
         offset: steps of all earlier phases, so that TensorBoard's steps count across phases.
         """
@@ -115,7 +117,8 @@ class MetricsLog:
         if self._file is None:
             self._file = PatientFile(self._open)
         record = for_json(record)
-        self._file.write(to_json(record))  # at once, for whoever watches
+        line = with_checksum(record) if record.get("kind") == "final" else record
+        self._file.write(to_json(line))  # at once, for whoever watches
         self._write_scalars(record, offset)
         for listener in self.listeners:
             listener(record)
@@ -171,13 +174,7 @@ class MetricsLog:
         if not isinstance(record.get("step"), int):
             return
         if self._board is None:
-            # TensorBoard reads event files in the order of their names; without the suffix two within one second
-            # would be one, the later overwriting the earlier.
-            self._board = _summary_writer()(
-                f"{_PATIENT}:{self._folder / EVENTS}",
-                purge_step=self._purge_step,
-                filename_suffix=f".{time.time_ns()}",
-            )
+            self._board = event_writer(self._folder / EVENTS, self._purge_step)
         step = offset + record["step"]
         for name, value in scalars(record).items():
             self._board.add_scalar(name, value, step)
@@ -185,61 +182,27 @@ class MetricsLog:
                 self._board.add_text(name, record["text"], step)
 
 
-def _summary_writer() -> Any:
-    """tensorboardX's class. It would import PyTorch where that is installed, which takes seconds and serves its images
-    and graphs: of numbers it needs nothing."""
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        from tensorboardX import SummaryWriter
-        from tensorboardX.record_writer import register_writer_factory
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    register_writer_factory(_PATIENT, _Events)
-    return SummaryWriter
-
-
-class _Events:
-    """How tensorboardX opens its files. Its own would end the thread that writes, and then wait for it for ever, when a
-    disk is full."""
-
-    @staticmethod
-    def directory_check(path: str) -> None:
-        with contextlib.suppress(OSError):
-            os.makedirs(path.removeprefix(f"{_PATIENT}:"), exist_ok=True)
-
-    @staticmethod
-    def open(path: str) -> "_EventFile":
-        return _EventFile(path.removeprefix(f"{_PATIENT}:"))
-
-
-class _EventFile(PatientFile):
-    """The log has the same numbers: events that cannot be written stop nothing."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(lambda: FileIO(path, "ab"), most=2**24)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            super().flush()
-
-
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of the file `path`; a half-written last line is left out.
+    """The records of the file `path`; a half-written last line, which has no end, is left out.
 
-    Raises FileNotFoundError, and ValueError if a line before the last is not a JSON object.
+    Raises FileNotFoundError, and ConfigError if a line is not a JSON object, or if a final record has changed since it
+    was written.
     """
-    return [record for _, record in _lines(Path(path))]
+    changed: list[str] = []
+    records = [record for _, record in _lines(Path(path), changed)]
+    if changed:
+        raise ConfigError(f"{changed[0]}; training the run again makes it again where that can be")
+    return records
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The complete lines of the file, without their ends, each with its record."""
+def _lines(path: Path, changed: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The complete lines of the file, without their ends, each with its record, its checksum aside. changed: gets a
+    sentence about what is left out because it has changed: final records, and a last line that is no record."""
     # Bytes that are no UTF-8 can only come from a write that was cut off; the replaced line is no JSON, or is not last.
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    lines = read_bytes(path, str(path), MOST).decode("utf-8", errors="replace").split("\n")
+    text = read_bytes(path, str(path), MOST).decode("utf-8", errors="replace")
+    lines, torn = text.split("\n"), not text.endswith("\n")
     while lines and not lines[-1]:
         lines.pop()
     for number, line in enumerate(lines, start=1):
@@ -247,11 +210,21 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(line, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             record = None
-        if _is_record(record):
-            yield line, record
-        elif number < len(lines):
+        if not _is_record(record):
             odd = ", of which kind and phase are texts and step an integer" if isinstance(record, dict) else ""
-            raise ConfigError(f"{path}, line {number}: must be a JSON object{odd}")
+            wrong = f"{path}, line {number}: must be a JSON object{odd}"
+            if number < len(lines):
+                raise ConfigError(wrong)
+            if not torn:
+                changed.append(wrong)
+            continue
+        if record.get("kind") == "final" or CHECKSUM in record:
+            try:
+                record = without_checksum(record, _FINAL)
+            except ValueError as error:
+                changed.append(f"{path}, line {number}: the final record {error}")
+                continue
+        yield line, record
 
 
 def _is_record(record: Any) -> bool:

@@ -1,9 +1,15 @@
-"""A file that is appended to, also while the disk is full for a time."""
+"""Files that are appended to, also while the disk is full for a time: the log, and TensorBoard's events."""
 
 import contextlib
 import os
+import sys
+import time
 from collections.abc import Callable
 from io import FileIO
+from pathlib import Path
+from typing import Any
+
+_PATIENT = "patient"  # before a folder's name: tensorboardX writes there by `_Events`
 
 
 class PatientFile:
@@ -45,3 +51,50 @@ class PatientFile:
             if self._file is None:
                 self._file = self._open_file()
             del self._pending[: self._file.write(self._pending)]
+
+
+def event_writer(folder: Path, purge_step: int | None) -> Any:
+    """tensorboardX's, with patient files. purge_step: from where on TensorBoard hides what earlier files have.
+
+    tensorboardX would import PyTorch where that is installed, which takes seconds and serves its images and graphs: of
+    numbers it needs nothing.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+        from tensorboardX.record_writer import register_writer_factory
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    register_writer_factory(_PATIENT, _Events)
+    # TensorBoard reads event files in the order of their names; without the suffix two within one second would be one,
+    # the later overwriting the earlier.
+    suffix = f".{time.time_ns()}"
+    return SummaryWriter(f"{_PATIENT}:{folder}", purge_step=purge_step, filename_suffix=suffix)
+
+
+class _Events:
+    """How tensorboardX opens its files. Its own would end the thread that writes, and then wait for it for ever, when a
+    disk is full."""
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        with contextlib.suppress(OSError):
+            os.makedirs(path.removeprefix(f"{_PATIENT}:"), exist_ok=True)
+
+    @staticmethod
+    def open(path: str) -> "_EventFile":
+        return _EventFile(path.removeprefix(f"{_PATIENT}:"))
+
+
+class _EventFile(PatientFile):
+    """The log has the same numbers: events that cannot be written stop nothing."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(lambda: FileIO(path, "ab"), most=2**24)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()

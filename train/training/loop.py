@@ -91,17 +91,21 @@ def _rewind(context: Context) -> set[str]:
         latest = last_step(context.run / FOLDER / phase.name)
         if latest is not None:
             break
-    changed = []
+    changed: list[str] = []
     if latest is not None:  # all processes read it, as orbax wants
         changed = changed_log(context.run, Found(context.run, context.run / FOLDER / phase.name, latest).meta())
     names = [row.name for row in context.config.phases]
-    context.log.truncate(names, phase.name, latest or 0, offset=context.offsets[phase.name])
+    left_out = context.log.truncate(names, phase.name, latest or 0, offset=context.offsets[phase.name])
+    changed += [f"{line}; it is left out" for line in left_out]
     file = context.run / metrics.FILE
-    records = metrics.read(file) if file.exists() else []
-    for line in [*changed, *missing_steps(context.config, records, phase.name, latest or 0)]:
-        context.notify(line)
-    done = {record.get("phase") for record in records if record.get("kind") == "final"}
     # One process cuts the file; what the others read of it may be older.
+    records = metrics.read(file) if processes.is_first() and file.exists() else []
+    if processes.is_first():
+        for line in [*changed, *missing_steps(context.config, records, phase.name, latest or 0)]:
+            context.notify(line)
+    # A phase begins when those before it are finished, whatever has become of their records since.
+    done = {record.get("phase") for record in records if record.get("kind") == "final"}
+    done |= set(names[: names.index(phase.name)]) if latest is not None else set()
     known = processes.of_first([name in done for name in names])
     return {name for name, is_done in zip(names, known, strict=True) if is_done}
 

@@ -178,6 +178,8 @@ def test_the_fingerprint_does_not_depend_on_where_the_files_lie(tmp_path):
         ("a.txt.gz", gzip.compress(bytes(range(100)), mtime=0)[:-20], "a.txt.gz is damaged or cut off"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: must be a JSON object with a text"),
         ("a.txt.gz", b"no gzip", "a.txt.gz is damaged or cut off"),
+        ("a.txt.gz", b"", "a.txt.gz is empty, which no compressed file is"),
+        ("a.jsonl.gz", b"", "a.jsonl.gz is empty, which no compressed file is"),
         ("a.txt.xz", lzma.compress(bytes(range(100)))[:-20], "a.txt.xz is damaged or cut off"),
         ("a.txt.xz", b"no xz", "a.txt.xz is damaged or cut off"),
         ("a.txt.zst", zstd.compress(bytes(range(100)))[:-20], "a.txt.zst is damaged or cut off"),
@@ -191,6 +193,16 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, monkeypatch, name, content, e
         documents(f"{tmp_path}/*")
     assert str(error.value).startswith(f"data.source='text:{tmp_path}/*': {tmp_path}/{expected}")
     assert "\n" not in str(error.value)
+
+
+def test_a_link_to_what_is_not_there(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "disk" / "b.txt")
+    (tmp_path / "c").symlink_to(tmp_path / "disk")
+    with pytest.raises(ConfigError, match=r"data\.source=.*b\.txt' is a link to what is not there"):
+        open_source(f"text:{tmp_path}/*.txt")
+    (tmp_path / "b.txt").unlink()
+    assert open_source(f"text:{tmp_path}/*.txt").facts["files"] == 1
 
 
 def test_a_file_that_cannot_be_read(tmp_path):

@@ -141,6 +141,37 @@ def test_a_last_line_that_only_lacks_its_end_is_kept(tmp_path):
     assert points(path) == [("mom", 1), ("mom", 2), ("mom", 3)]
 
 
+def test_every_change_of_a_final_record_is_noticed(tmp_path):
+    final = {"kind": "final", "phase": "mom", "step": 2, "loss": 4.25, "perplexity": 70.0, "tokens": 100}
+    path = write(tmp_path, [record("mom", 1), record("mom", 2), final])
+    whole = path.read_bytes()
+    assert read(path)[-1] == final  # its checksum is the file's own matter
+    begin = whole[:-1].rindex(b"\n") + 1
+    for place in range(begin, len(whole) - 1):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 7
+        path.write_bytes(changed)
+        with pytest.raises(ConfigError, match=r"line [34]: "):
+            read(path)
+        if changed.count(b"\n") == whole.count(b"\n"):
+            [told] = MetricsLog(tmp_path).truncate(PHASES, "mom", 2)
+            assert ", line 3: " in told
+            assert path.read_bytes() == whole[:begin]
+    # One of an older version has no checksum.
+    path.write_bytes(whole[:begin] + json.dumps(final).encode() + b"\n")
+    assert read(path)[-1] == final
+
+
+def test_a_last_line_that_is_whole_and_no_record_is_noticed(tmp_path):
+    path = write(tmp_path, [record("mom", 1)])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"{broken\n")
+    with pytest.raises(ConfigError, match="line 2: must be a JSON object"):
+        read(path)
+    assert len(MetricsLog(tmp_path).truncate(PHASES, "mom", 2)) == 1
+    assert path.read_bytes() == whole
+
+
 def test_damage_in_the_middle_is_named_and_left_alone(tmp_path):
     path = write(tmp_path, [record("mom", 1)])
     path.write_bytes(b"{broken\n" + path.read_bytes())

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from programs import call
 
 from mom_jax.analysis import explorer
 from mom_jax.analysis.signs import SignsConfig
@@ -20,6 +21,7 @@ from train.analysis import watch
 from train.checkpoints import locate, manager, run_config
 from train.config import AnalysisConfig, OptimConfig, Phase
 from train.data.prepared import prepare
+from train.report import main as report
 from train.reporting import metrics
 from train.steps.optimizer import make_optimizer
 from train.steps.state import init_state
@@ -225,6 +227,35 @@ def test_a_finished_run_is_left_alone(finished):
     log = (folder / "run" / "metrics.jsonl").read_bytes()
     assert loop.train(config) is None
     assert (folder / "run" / "metrics.jsonl").read_bytes() == log
+
+
+def without_times(run):
+    return [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in metrics.read(run / "metrics.jsonl")]
+
+
+def test_a_last_word_that_has_changed_is_said_again(finished, tmp_path, capsys):
+    """That of the last phase. A first phase is not trained again for it: the next one has begun with its end."""
+    folder, config, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    before = without_times(run)
+    less = [r for r in before if (r["kind"], r["phase"]) != ("final", "pretrain")]
+    again = dataclasses.replace(config, run=str(run))
+    for phase, expected in (("mom", before), ("pretrain", less)):
+        lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        kinds = [(r["kind"], r["phase"]) for r in map(json.loads, lines)]
+        at = kinds.index(("final", phase))
+        lines[at] = lines[at].replace('"loss": ', '"loss": 1')
+        (run / "metrics.jsonl").write_text("".join(lines))
+        told = f"line {at + 1}: the final record does not have the checksum"
+        code, _, error = call(capsys, report, run)
+        assert (code, error.count("\n")) == (2, 1)
+        assert told in error
+        assert loop.train(again) is None
+        assert f"{told} that it was written with; it is left out" in capsys.readouterr().err
+        assert without_times(run) == expected
+        assert call(capsys, report, run)[0] == 0
+        assert_same(final_params(run, "mom"), final_params(folder / "run", "mom"))
 
 
 @pytest.mark.parametrize(

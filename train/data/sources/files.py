@@ -32,6 +32,8 @@ def matching(source: str, pattern: str, example: str) -> list[tuple[str, Path]]:
     root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folders))
     require(bool(pattern) and root.is_dir(), "data.source", source, f"there is no folder {str(root)!r}")
     found = [Path(match) for match in glob.glob(str(expanded), recursive=True)]
+    for path in found:
+        require(path.exists(), "data.source", source, f"{str(path)!r} is a link to what is not there")
     files = sorted((path.relative_to(root).as_posix(), path) for path in found if path.is_file())
     require(bool(files), "data.source", source, f"no file matches (for a whole folder: {example})")
     return files

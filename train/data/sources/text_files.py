@@ -168,6 +168,8 @@ class _Reader(Files):
             raise _Unreadable(_DAMAGED, f"{path} is damaged or cut off ({error}); replace it") from None
         except OSError as error:
             raise self.error(f"cannot read {path} ({error.strerror or error})") from None
+        if not block and path.suffix.lower() in _OPENERS and self.size(path) == 0:
+            raise _Unreadable(_DAMAGED, f"{path} is empty, which no compressed file is; replace it")
         unpacked = 0 if isinstance(stream, io.BufferedReader) else stream.tell()
         if unpacked > _ROOM and unpacked > _ROOM + _RATIO * self.size(path):
             raise _Unreadable(_DAMAGED, f"{path} unpacks to more than {_RATIO} times its size: it is no text")

@@ -96,11 +96,12 @@ class Saver:
             self.save(state, self._meta, None)
             self._await()
 
-    def insist(self, write: Callable[[], None]) -> None:
+    def insist(self, write: Callable[[], object]) -> None:
         """Calls `write` as often as saving is tried, until it raises no OSError."""
         for pause in (*self.pauses, None):
             try:
-                return write()
+                write()
+                return
             except OSError as error:
                 self.notify(f"{_why(error)}{'' if pause is None else f'; trying again in {pause:.0f} s'}")
                 if pause is None:

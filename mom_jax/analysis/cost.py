@@ -180,12 +180,18 @@ def train_flops_per_token(
 
 
 def training_memory_bytes(
-    config: ModelConfig, batch: int, length: int, *, logits_tokens: int | None = None
+    config: ModelConfig,
+    batch: int,
+    length: int,
+    *,
+    logits_tokens: int | None = None,
+    optimizer_bytes: int | None = None,
 ) -> dict[str, int]:
     """An estimate of the bytes that training on `batch` sequences of `length` tokens needs at its peak, one device.
 
-    Returns {parameters, gradients, optimizer, activations, logits, total}: float32 parameters, gradients and two Adam
-    moments are exact. Activations are what the backward pass keeps, in `dtype` (router states and scores in float32):
+    Returns {parameters, gradients, optimizer, activations, logits, total}: float32 parameters, gradients and the
+    optimizer's state are exact. Activations are what the backward pass keeps, in `dtype` (router states and scores in
+    float32):
 
     - `none`: inputs of all nonlinear operations and products: for a plain layer 8·D + 2·F numbers a token (Korthikanti
       et al., arXiv 2205.05198, section 4.1, without dropout), and with `plain` attention heads·length probabilities.
@@ -197,6 +203,7 @@ def training_memory_bytes(
 
     Args:
         logits_tokens: tokens whose logits exist at a time; default: as many as the loss takes at once on accelerators.
+        optimizer_bytes: of the optimizer's state; default: two float32 moments, Adam's.
     """
     tokens, d, v = batch * length, config.d_model, config.vocab_size
     width = 2 if config.dtype == "bfloat16" else 4
@@ -234,7 +241,7 @@ def training_memory_bytes(
     result = {
         "parameters": parameters,
         "gradients": parameters,
-        "optimizer": 2 * parameters,
+        "optimizer": 2 * parameters if optimizer_bytes is None else optimizer_bytes,
         "activations": activations,
         "logits": logits,
     }

@@ -76,7 +76,8 @@ class MetricsLog:
 
         Keeps all lines of earlier phases, those of `phase` up to and including `step`, and those of phases that
         `phase_order` does not name. A half-written last line is dropped, and so are a last one that is no record and
-        final records that have changed since they were written: a sentence about each of these is returned. The file is replaced atomically.
+        final records that have changed since they were written: a sentence about each of these is returned. The file
+        is replaced atomically.
 
         Args:
             phase_order: the names of all phases, first to last.

@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from mom_jax import sharding
 from mom_jax.config import ModelConfig
 from mom_jax.model import MoM, parameters
+from train.config import OptimConfig
+from train.steps.optimizer import make_optimizer
 from train.steps.placement import WHOLE, placed
 
 
@@ -57,6 +59,12 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
         return placed(leaf, mesh, spec if leaf.shape == shape else WHOLE)
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def optimizer_bytes(config: ModelConfig, optim: OptimConfig, steps: int) -> int:
+    """Of the optimizer's state for all parameters, its counters aside."""
+    state = jax.eval_shape(make_optimizer(optim, steps).init, abstract_params(config))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if leaf.ndim)
 
 
 def init_state(params: dict[Any, Any], optimizer: optax.GradientTransformation) -> TrainState:

@@ -11,6 +11,7 @@ from train.checkpoints.teacher import teacher_model
 from train.config import Config
 from train.data.pipeline import TrainingData
 from train.steps.compiled import compiled_memory, trace_step
+from train.steps.state import optimizer_bytes
 from train.training import processes
 from train.training.preparation import make_ready
 
@@ -35,7 +36,8 @@ def dry_run(config: Config) -> None:
         flops = train_flops_per_token(model, data.length)
         table.add_row("training FLOPs per token, nothing skipped", f"{flops:.3g}")
         micro = data.batch_size // phase.optim.accumulation // mesh.size
-        for name, size in training_memory_bytes(model, micro, data.length).items():
+        moments = optimizer_bytes(model, phase.optim, phase.steps)
+        for name, size in training_memory_bytes(model, micro, data.length, optimizer_bytes=moments).items():
             table.add_row(f"memory estimate with whole parameters, {name}", f"{size / 2**20:,.1f} MiB")
         size = compiled_memory(
             trace_step(config, phase, mesh, teacher_model(config, phase)).lower().compile(), mesh

@@ -18,7 +18,7 @@ from train.checkpoints.manager import Checkpoints, Meta
 from train.config import Config, DataConfig, OptimConfig, Phase
 from train.steps.optimizer import check_patterns, is_decayed, make_optimizer
 from train.steps.optimizer.names import path_name
-from train.steps.state import TrainState, abstract_state, init_state
+from train.steps.state import TrainState, abstract_state, init_state, optimizer_bytes
 
 MODEL = mom.ModelConfig(
     vocab_size=7,
@@ -220,6 +220,20 @@ def test_a_run_that_was_interrupted_goes_on_exactly(rule, tmp_path):
     finally:
         checkpoints.close()
     chex.assert_trees_all_equal(step(step(state, gradients(2)), gradients(3)), states[4])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_bytes_of_a_state_are_those_that_it_has(rule):
+    state = compiled(rule)[0].init(PARAMS)
+    counted = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert optimizer_bytes(MODEL, RULES[rule], 100) == counted
+    two = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(PARAMS))
+    if rule in ("adamw", "waiting"):
+        assert counted == two
+    elif rule == "lion":
+        assert counted == two // 2
+    else:
+        assert counted != two
 
 
 # Configurations.

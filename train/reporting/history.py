@@ -10,6 +10,7 @@ from typing import Any
 from mom_jax.analysis.cost import parameter_count
 from mom_jax.config import SIDES, ModelConfig
 from mom_jax.fields import MOST, ConfigError, from_dict
+from train.cli import notify
 from train.config import Config
 from train.files import read_json
 from train.reporting.metrics import FILE, read
@@ -18,14 +19,15 @@ Record = dict[str, Any]
 
 
 class Run:
-    """The records by phase, in the order of training, and where each phase starts.
+    """The records by phase, in the order of training, and where each phase starts. What has changed since it was
+    written, and so is left out, is told.
 
     Raises FileNotFoundError or ConfigError where the folder has no readable metrics.
     """
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.resolve().name
-        self.records = [r for r in read(folder / FILE) if type(r.get("step")) is int and 0 <= r["step"] <= MOST]
+        self.records = [r for r in read(folder / FILE, notify) if type(r.get("step")) is int and 0 <= r["step"] <= MOST]
         if not self.records:
             raise ConfigError(f"{folder / FILE}: has no records")
         path = folder / "config.json"

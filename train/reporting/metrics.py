@@ -183,16 +183,18 @@ class MetricsLog:
                 self._board.add_text(name, record["text"], step)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path, say: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The records of the file `path`; a half-written last line, which has no end, is left out.
 
     Raises FileNotFoundError, and ConfigError if a line is not a JSON object, or if a final record has changed since it
-    was written.
+    was written. With `say` the last line, where it is none, and such records are left out instead: it is told.
     """
     changed: list[str] = []
     records = [record for _, record in _lines(Path(path), changed)]
-    if changed:
-        raise ConfigError(f"{changed[0]}; training the run again makes it again where that can be")
+    for line in changed:
+        if say is None:
+            raise ConfigError(f"{line}; training the run again makes it again where that can be")
+        say(f"{line}; it is left out")
     return records
 
 

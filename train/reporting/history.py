@@ -10,7 +10,6 @@ from typing import Any
 from mom_jax.analysis.cost import parameter_count
 from mom_jax.config import SIDES, ModelConfig
 from mom_jax.fields import MOST, ConfigError, from_dict
-from train.cli import notify
 from train.config import Config
 from train.files import read_json
 from train.reporting.metrics import FILE, read
@@ -27,7 +26,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.name = folder.resolve().name
-        self.records = [r for r in read(folder / FILE, notify) if type(r.get("step")) is int and 0 <= r["step"] <= MOST]
+        self.records = [r for r in read(folder / FILE, _say) if type(r.get("step")) is int and 0 <= r["step"] <= MOST]
         if not self.records:
             raise ConfigError(f"{folder / FILE}: has no records")
         path = folder / "config.json"
@@ -105,3 +104,7 @@ def latest_usage(routed: Sequence[Record]) -> Record | None:
     steadier than one training batch's."""
     known = [r for r in routed if any(router_value(r, side, "usage") for side in SIDES)]
     return next(reversed([r for r in known if r.get("kind") == "validation"] or known), None)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -13,7 +13,6 @@ from train.reporting import insight_pictures, pictures
 from train.reporting.history import Record, Run, is_number, router_value
 from train.reporting.pictures import SIDE_NAMES
 from train.reporting.tables import as_html
-from train.steps.state import optimizer_bytes
 
 
 def signs(run: Run) -> list[str]:
@@ -35,7 +34,7 @@ def cost(run: Run) -> list[str]:
     """What the model costs beside its vanilla counterpart: with all modules that tokens may take, and as measured."""
     if run.config is None or not run.config.model.routed_sides:
         return []
-    model, data, last = run.config.model, run.config.data, run.config.phases[-1]
+    model, data = run.config.model, run.config.data
     rows: list[tuple[str, ModelConfig, dict[Side, float]]] = [
         ("vanilla", model.vanilla(), {}),
         ("MoM, all that tokens may take", model, {}),
@@ -51,8 +50,7 @@ def cost(run: Run) -> list[str]:
         flops = forward_flops_per_token(
             config, data.length, attn_taken=taken.get("attention"), ffn_taken=taken.get("ffn")
         )
-        moments = optimizer_bytes(config, last.optim, last.steps)
-        memory = training_memory_bytes(config, data.batch_size, data.length, optimizer_bytes=moments)["total"]
+        memory = training_memory_bytes(config, data.batch_size, data.length)["total"]
         # What is taken changes the work, not what must be there; how many parameters it makes active is in the FLOPs.
         values: list[float | None] = [count.total, None if taken else count.active, flops, memory]
         known = [value or 0.0 for value in values]
@@ -64,8 +62,9 @@ def cost(run: Run) -> list[str]:
         table.append([name, *cells])
     header = ["Model", "Parameters", "Active\nper token", "Forward pass\nper token", "Training memory\nestimate"]
     caption = (
-        f"Sequences of {data.length} tokens; memory of {data.batch_size} of them on one device, without what the "
-        "compiler adds. In brackets: times vanilla's. Active parameters count again each time that they are used."
+        f"Sequences of {data.length} tokens; memory of {data.batch_size} of them on one device, with AdamW's moments, "
+        "without what the compiler adds. In brackets: times vanilla's. Active parameters count again each time that they "
+        "are used."
     )
     return ["<h2>Cost</h2>", as_html(header, table), f"<p>{html.escape(caption)}</p>"]
 

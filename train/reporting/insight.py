@@ -63,8 +63,8 @@ def cost(run: Run) -> list[str]:
     header = ["Model", "Parameters", "Active\nper token", "Forward pass\nper token", "Training memory\nestimate"]
     caption = (
         f"Sequences of {data.length} tokens; memory of {data.batch_size} of them on one device, with AdamW's moments, "
-        "without what the compiler adds. In brackets: times vanilla's. Active parameters count again each time that they "
-        "are used."
+        "without what the compiler adds. In brackets: times vanilla's. Active parameters count again each time that "
+        "they are used."
     )
     return ["<h2>Cost</h2>", as_html(header, table), f"<p>{html.escape(caption)}</p>"]
 

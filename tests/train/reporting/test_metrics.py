@@ -183,6 +183,18 @@ def test_damage_in_the_middle_is_named_and_left_alone(tmp_path):
     assert path.read_bytes() == damaged
 
 
+def test_a_pipe_in_the_log_s_place_is_refused_at_once(tmp_path):
+    path = write(tmp_path, [record("mom", 1)])
+    with MetricsLog(tmp_path) as log:
+        mark = log.mark()
+    assert mark.fits(path)
+    path.unlink()
+    os.mkfifo(path)
+    assert not mark.fits(path)
+    with pytest.raises(ConfigError, match=r"cannot be read \(no regular file\)"):
+        MetricsLog(tmp_path).truncate(PHASES, "mom", 1)
+
+
 def test_truncating_what_is_not_there(tmp_path):
     MetricsLog(tmp_path).truncate(PHASES, "mom", 3)
     assert list(tmp_path.iterdir()) == []

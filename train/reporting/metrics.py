@@ -42,19 +42,16 @@ class LogMark:
 def _marked(path: Path, before: LogMark, size: int | None = None) -> LogMark:
     """`before` and what follows it in the file, up to `size` bytes in all."""
     at, checksum = before.size, before.crc32
+    if not path.is_file():  # to open a pipe would be to wait for its writer; whoever reads the records refuses it
+        return LogMark()
     try:
-        with open(path, "rb", buffering=0, opener=_at_once) as file:
+        with path.open("rb", buffering=0) as file:
             file.seek(at)
             while block := file.read(2**20 if size is None else min(2**20, size - at)):
                 at, checksum = at + len(block), zlib.crc32(block, checksum)
     except FileNotFoundError:
         return LogMark()
     return LogMark(at, checksum)
-
-
-def _at_once(path: str, flags: int) -> int:
-    """A descriptor, without waiting for a writer where it is a pipe; whoever reads the records refuses that."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class MetricsLog:

@@ -19,47 +19,48 @@ def listing(plan: Plan, runs: Sequence[Run]) -> str:
     """The runs as a table, the first phases among them, with a sentence about all. Nothing is trained or written."""
     results = read_results(plan.folder)
     speeds = _speeds(plan, results)
-    lines, left, hours, whole = [], 0, 0.0, 0.0
+    # A first phase is the vanilla model's, which is what a study compares with.
+    usual = speeds.get(plan.study.baseline, statistics.fmean(speeds.values()) if speeds else math.nan)
+
+    def hours(name: str, config: Config, done: int = 0) -> float:
+        """Of the steps that are left after so many; not a number where no speed is known."""
+        tokens = (_steps(config) - done) * config.data.batch_size * config.data.length
+        return tokens / speeds.get(name, usual) / 3600
+
     states = [_state(plan, run, results) for run in runs]
+    starts = {run.start.run: run.start for run in runs if run.start is not None}
+    whole = sum(hours(run.arm, run.config) for run in runs) + sum(hours("", start) for start in starts.values())
     # A first phase is only trained for runs that are.
     needing = [run for run, (_, to_train) in zip(runs, states, strict=True) if to_train]
-    starts = {run.start.run: run.start for run in needing if run.start is not None}
+    needed = {run.start.run for run in needing if run.start is not None}
     work: list[tuple[str, str, Config, str, bool]] = []
-    for start in starts.values():
+    for start in (start for start in starts.values() if start.run in needed):
         there = final_record(start) is not None
         work.append((Path(start.run).name, str(start.seed), start, "finished" if there else _begun(start), not there))
     work += [(run.arm, str(run.seed), run.config, *state) for run, state in zip(runs, states, strict=True)]
-    # A first phase is the vanilla model's, which is what a study compares with.
-    usual = speeds.get(plan.study.baseline, statistics.fmean(speeds.values()) if speeds else math.nan)
+    lines, left, rest = [], 0, 0.0
     for name, seed, config, state, to_train in work:
-        steps = _steps(config)
-        speed = speeds.get(name, usual) / _tokens(config)  # steps a second
-        estimate = "-" if math.isnan(speed) else f"{steps / speed / 3600:.2f}"
-        lines.append([name, seed, f"{steps:,}", f"{steps * _tokens(config):,}", estimate, state])
-        whole += steps / speed / 3600
+        steps, estimate = _steps(config), hours(name, config)
+        tokens = steps * config.data.batch_size * config.data.length
+        lines.append(
+            [name, seed, f"{steps:,}", f"{tokens:,}", "-" if math.isnan(estimate) else f"{estimate:.2f}", state]
+        )
         if to_train:
             left += 1
-            hours += (steps - steps_done(config)) / speed / 3600
-    unneeded = {run.start.run: run.start for run in runs if run.start is not None and run.start.run not in starts}
-    whole += sum(_steps(start) * _tokens(start) for start in unneeded.values()) / usual / 3600
+            rest += hours(name, config, steps_done(config))
     table = markdown(["run", "seed", "steps", "tokens", "hours", "state"], lines)
     counted = "hours of training steps, compiling and evaluations not counted"
     if not left:
         again = "" if math.isnan(whole) else f" From nothing they would take about {whole:.2f} {counted}."
         return f"{table}\nAll runs are finished.{again}"
-    estimate = "how long they take is not known before `--measure` or a finished run"
-    if not math.isnan(whole):
-        estimate = f"about {hours:.2f} of {whole:.2f} {counted}"
-    return f"{table}\n{left} of {len(work)} runs to train: {estimate}."
+    known = not math.isnan(whole)
+    unknown = "how long they take is not known before `--measure` or a finished run"
+    about = f"about {rest:.2f} of {whole:.2f} {counted}" if known else unknown
+    return f"{table}\n{left} of {len(work)} runs to train: {about}."
 
 
 def _steps(config: Config) -> int:
     return sum(phase.steps for phase in config.phases)
-
-
-def _tokens(config: Config) -> int:
-    """Of a step."""
-    return config.data.batch_size * config.data.length
 
 
 def _state(plan: Plan, run: Run, results: Sequence[Result]) -> tuple[str, bool]:

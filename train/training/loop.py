@@ -97,15 +97,14 @@ def _rewind(context: Context) -> set[str]:
     names = [row.name for row in context.config.phases]
     left_out = context.log.truncate(names, phase.name, latest or 0, offset=context.offsets[phase.name])
     changed += [f"{line}; it is left out" for line in left_out]
-    file = context.run / metrics.FILE
-    # One process cuts the file; what the others read of it may be older.
-    records = metrics.read(file) if processes.is_first() and file.exists() else []
-    if processes.is_first():
+    # A phase begins when those before it are finished, whatever has become of their records since.
+    done: set[str | None] = set() if latest is None else set(names[: names.index(phase.name)])
+    if processes.is_first():  # it has cut the file, of which the others may still read more
+        file = context.run / metrics.FILE
+        records = metrics.read(file) if file.exists() else []
         for line in [*changed, *missing_steps(context.config, records, phase.name, latest or 0)]:
             context.notify(line)
-    # A phase begins when those before it are finished, whatever has become of their records since.
-    done = {record.get("phase") for record in records if record.get("kind") == "final"}
-    done |= set(names[: names.index(phase.name)]) if latest is not None else set()
+        done |= {record.get("phase") for record in records if record.get("kind") == "final"}
     known = processes.of_first([name in done for name in names])
     return {name for name, is_done in zip(names, known, strict=True) if is_done}
 

@@ -56,7 +56,7 @@ def ends(run, phase="mom"):
     """(parameters, the log without times) of a run."""
     found = locate.find(run / locate.FOLDER / phase, field="run")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return found.arrays(found.meta().model), [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in records]
+    return found.arrays(found.meta().model), tiny.without_times(records)
 
 
 def assert_same(one, other):

@@ -18,6 +18,13 @@ from train.steps.optimizer.names import path_name
 VOCABULARY = 300
 # What differs in the log of a run that is repeated: all else is the same.
 TIMES = ("seconds", "tokens_per_s", "mfu", "data_wait")
+
+
+def without_times(records):
+    """Records of a log, without what differs between two runs that do the same."""
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+
+
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 
 

@@ -119,7 +119,7 @@ def end_of(run: Path, phases: Sequence[str] = PHASES) -> End:
     for record in log:
         if record["kind"] == "train":
             data.setdefault((record["phase"], record["step"]), []).append(record["examples_seen"])
-    return End(arrays, [{k: v for k, v in record.items() if k not in tiny.TIMES} for record in log], data)
+    return End(arrays, tiny.without_times(log), data)
 
 
 def _checksum(folder: Path) -> str:

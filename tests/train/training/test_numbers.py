@@ -109,7 +109,7 @@ def ends_alike_when_killed(experiment, tmp_path, monkeypatch, *at, **watch):
 
 
 def comparable(folder):
-    return [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in metrics.read(folder / "metrics.jsonl")]
+    return tiny.without_times(metrics.read(folder / "metrics.jsonl"))
 
 
 @pytest.mark.slow

@@ -35,6 +35,10 @@ def final_params(run, phase):
     return found.params(found.meta().model)
 
 
+def without_times(run):
+    return tiny.without_times(metrics.read(run / "metrics.jsonl"))
+
+
 def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
@@ -183,7 +187,7 @@ def test_an_interrupted_run_ends_alike(finished, tmp_path, monkeypatch, step):
     theirs = metrics.read(folder / "run" / "metrics.jsonl")
 
     def comparable(records):
-        return [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in records if r["kind"] in ("train", "sign")]
+        return tiny.without_times(r for r in records if r["kind"] in ("train", "sign"))
 
     assert comparable(ours) == comparable(theirs)
     said = {(r["sign"], r["side"]): r["step"] for r in theirs if r["kind"] == "sign"}
@@ -215,8 +219,7 @@ def test_a_signal_in_the_last_evaluation_of_a_phase(finished, tmp_path, monkeypa
     assert loop.train(again) is None
 
     def last_words(run):
-        records = metrics.read(run / "metrics.jsonl")
-        return [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in records if r["kind"] == "final"]
+        return [r for r in without_times(run) if r["kind"] == "final"]
 
     assert last_words(tmp_path / "run") == last_words(folder / "run")
     assert_same(final_params(tmp_path / "run", "mom"), final_params(folder / "run", "mom"))
@@ -227,10 +230,6 @@ def test_a_finished_run_is_left_alone(finished):
     log = (folder / "run" / "metrics.jsonl").read_bytes()
     assert loop.train(config) is None
     assert (folder / "run" / "metrics.jsonl").read_bytes() == log
-
-
-def without_times(run):
-    return [{k: v for k, v in r.items() if k not in tiny.TIMES} for r in metrics.read(run / "metrics.jsonl")]
 
 
 def test_a_last_word_that_has_changed_is_said_again(finished, tmp_path, capsys):
